@@ -1,0 +1,68 @@
+"""Every error this project raises on purpose, drawn once; the CLI maps it to exit codes, the server to HTTP.
+
+    GptOssError                      exit 1    the root: catch this
+    ├── InvalidRequest               exit 2    an option, prompt or token id that cannot be served
+    │   └── ContextOverflow          exit 2    prompt and answer do not fit the context length
+    ├── ArtifactError                exit 4    the artifact folder is missing, damaged or not one
+    ├── BackendError                 exit 6    onnxruntime-genai is missing, too old, or failed
+    │   └── BackendUnavailable       exit 6    the package or execution provider is not installed
+    ├── ResourceError                exit 7    memory or disk would not suffice
+    └── ConversionError              exit 3    (gptoss_convert.errors) everything the converter raises
+
+Every error says what is wrong (its text) and what to do about it (``remedy``). It knows nothing of where it is shown.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GptOssError(Exception):
+    """The root of the tree.
+
+    Args:
+        message: what is wrong, naming the file, option or value.
+        remedy: what the user can do about it; shown on a line of its own.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.message if self.remedy is None else f"{self.message}\n{self.remedy}"
+
+
+class InvalidRequest(GptOssError):
+    """An option, a prompt or a token id that cannot be served; nothing was generated."""
+
+    exit_code = 2
+
+
+class ContextOverflow(InvalidRequest):
+    """The prompt leaves no room for an answer in the context length."""
+
+
+class ArtifactError(GptOssError):
+    """The folder is not an artifact, or is damaged, or is not safe to load."""
+
+    exit_code = 4
+
+
+class BackendError(GptOssError):
+    """onnxruntime-genai raised; the text says what it said."""
+
+    exit_code = 6
+
+
+class BackendUnavailable(BackendError):
+    """The package or execution provider asked for is not installed."""
+
+
+class ResourceError(GptOssError):
+    """Memory or disk space would not suffice."""
+
+    exit_code = 7
