@@ -1,0 +1,139 @@
+"""The decoding loop, for engines that can say "the logits after these tokens".
+
+``LogitsEngine`` turns one method, ``_advance``, into a whole ``Engine``: checks, sampling, stop tokens, cancel, usage
+and timings are written once, here. Knows nothing of how logits are computed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, Timings, Usage
+from gptoss_runtime.options import GenerationOptions, check_token_ids
+from gptoss_runtime.sampling import Sampler
+
+
+class Cancelled(Exception):  # noqa: N818 - not an error: the way out of a prefill that is no longer wanted
+    """Raised by ``_advance`` when its ``cancelled`` said so; never leaves this package."""
+
+
+class LogitsEngine(Engine):
+    """An engine over ``_advance``; one generation advances at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _advance(
+        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
+    ) -> tuple[NDArray[np.float32], int]:
+        """Makes the KV cache hold exactly ``tokens``; called with the lock held.
+
+        Args:
+            tokens: the whole sequence so far; not to be kept.
+            owner: the same object for all calls of one generation, whose sequence only ever grows.
+            room: positions that this generation may come to need in all, a hint for allocating.
+            cancelled: to be asked between pieces of long work; when true, raise ``Cancelled``.
+
+        Returns:
+            The next token's logits, float32 ``[vocab]``, and how many of ``tokens`` were already in the cache.
+        """
+
+    def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:
+        """See ``Engine.generate``."""
+        info = self.info
+        prompt = check_token_ids(token_ids, vocab_size=info.vocab_size, context_length=info.context_length)
+        return LogitsGeneration(self, prompt, options or GenerationOptions())
+
+
+class LogitsGeneration(Generation):
+    """One pass through the loop: advance, sample, yield, stop."""
+
+    def __init__(self, engine: LogitsEngine, prompt: list[int], options: GenerationOptions) -> None:
+        super().__init__()
+        self._engine = engine
+        self._tokens = list(prompt)
+        self._prompt_tokens = len(prompt)
+        self._sampler = Sampler(options, prompt)
+        stops = engine.info.eos_token_ids if options.stop_token_ids is None else options.stop_token_ids
+        self._stops = frozenset(stops)
+        room = engine.info.context_length - len(prompt)
+        self._limit = room if options.max_new_tokens is None else min(room, options.max_new_tokens)
+        self._owner = object()
+        self._cached = 0
+        self._started = self._first = self._last = 0.0
+        self._result: GenerationResult | None = None
+        self._steps = self._loop()
+
+    def __next__(self) -> int:
+        return next(self._steps)
+
+    @property
+    def result(self) -> GenerationResult:
+        """See ``Generation.result``."""
+        if self._result is None:
+            raise RuntimeError("the generation has not ended: iterate it to its end, or close it")
+        return self._result
+
+    def close(self) -> None:
+        """See ``Generation.close``."""
+        self.cancel()
+        self._steps.close()
+        if self._result is None:  # never started, so the loop's own ending did not run
+            self._end(FinishReason.CANCELLED)
+
+    def _loop(self) -> Generator[int]:
+        self._started = time.perf_counter()
+        ending: tuple[FinishReason, int | None] = (FinishReason.CANCELLED, None)
+        try:
+            ending = yield from self._decode()
+        except (Cancelled, GeneratorExit):
+            pass
+        self._end(*ending)
+
+    def _decode(self) -> Generator[int, None, tuple[FinishReason, int | None]]:
+        while not self._cancel.is_set():
+            token = self._step()
+            yield token
+            if token in self._stops:
+                return FinishReason.STOP, token
+            if len(self._tokens) - self._prompt_tokens >= self._limit:
+                return FinishReason.LENGTH, None
+        return FinishReason.CANCELLED, None
+
+    def _step(self) -> int:
+        with self._engine._lock:
+            logits, cached = self._engine._advance(
+                self._tokens,
+                owner=self._owner,
+                room=self._prompt_tokens + self._limit,
+                cancelled=self._cancel.is_set,
+            )
+        token = self._sampler.choose(logits)
+        now = time.perf_counter()
+        if not self._first:
+            self._first, self._cached = now, cached
+        self._last = now
+        self._tokens.append(token)
+        return token
+
+    def _end(self, reason: FinishReason, stop: int | None = None) -> None:
+        new = len(self._tokens) - self._prompt_tokens
+        prefill = self._first - self._started if self._first else 0.0
+        decode = self._last - self._first
+        computed = self._prompt_tokens - self._cached
+        timings = Timings(
+            time_to_first_token=prefill,
+            prefill_seconds=prefill,
+            decode_seconds=decode,
+            prefill_rate=computed / prefill if prefill else 0.0,
+            decode_rate=(new - 1) / decode if decode else 0.0,
+        )
+        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=self._cached)
+        self._result = GenerationResult(reason, stop, usage, timings)

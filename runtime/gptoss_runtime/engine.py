@@ -1,0 +1,195 @@
+"""The seam: token ids in, token ids out, with cancel, an honest finish reason, usage and timings.
+
+``Engine`` is what the rest of the runtime is written against; ``Engine.load`` picks the implementation. Knows nothing
+of text, tokenisation or harmony, and nothing of onnxruntime-genai.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_runtime.options import GenerationOptions
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"  # the model produced a stop token
+    LENGTH = "length"  # max_new_tokens, or the context is full
+    CANCELLED = "cancelled"  # cancel() or close() was called
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one generation; ``cached_tokens`` of the prompt were still in the KV cache and cost nothing."""
+
+    prompt_tokens: int
+    new_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of one generation; rates are tokens a second, 0 where nothing was measured."""
+
+    time_to_first_token: float
+    prefill_seconds: float
+    decode_seconds: float
+    prefill_rate: float
+    decode_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """How a generation went; ``stop_token`` is the id that ended it when ``finish_reason`` is "stop"."""
+
+    finish_reason: FinishReason
+    stop_token: int | None
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What an engine says of the model it serves.
+
+    Args:
+        name: the artifact's name.
+        target: what it was converted for ("cpu", "directml", …), or "unknown".
+        provider: the execution provider it runs on.
+        context_length: positions, prompt and answer together.
+        vocab_size: rows of the logits.
+        eos_token_ids: the artifact's stop tokens, the default of ``stop_token_ids``.
+    """
+
+    name: str
+    target: str
+    provider: str
+    context_length: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+class Generation(ABC, Iterator[int]):
+    """A running generation: iterate for the token ids, the stop token included, each as soon as it is known.
+
+    ``cancel`` may be called from any thread, also while the prompt is being read; iteration then ends within one token
+    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended.
+    """
+
+    def __init__(self) -> None:
+        self._cancel = threading.Event()
+
+    def cancel(self) -> None:
+        """Asks the generation to end; thread-safe, returns at once."""
+        self._cancel.set()
+
+    @property
+    @abstractmethod
+    def result(self) -> GenerationResult:
+        """How it went.
+
+        Raises:
+            RuntimeError: iteration has not ended yet.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the generation now; ``result`` says "cancelled" if it had not ended by itself."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class Engine(ABC):
+    """A loaded model.
+
+    Safe to use from several threads; generations that run at once take turns and do not disturb each other's tokens,
+    but they share one KV cache, so each turn costs a prefill: queue them instead.
+    """
+
+    info: ModelInfo
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        provider: str = "cpu",
+        device: int | None = None,
+        threads: int | None = None,
+        context_length: int | None = None,
+        verify: bool = False,
+    ) -> Engine:
+        """Opens an artifact and makes it ready to generate.
+
+        Args:
+            path: the artifact folder.
+            provider: the execution provider: "cpu", "directml", "cuda", "webgpu" or a name onnxruntime knows.
+            device: the adapter's index, for providers that have several.
+            threads: intra-op threads; ``None``: one a physical core.
+            context_length: at most this many positions, to spend less memory; ``None``: the artifact's.
+            verify: check every file against the manifest's sha256 first.
+
+        Raises:
+            ArtifactError: the folder is missing, damaged or unsafe.
+            BackendUnavailable: onnxruntime-genai or the provider is not installed.
+            BackendError: it could not load the model.
+            ResourceError: there is not enough memory.
+            InvalidRequest: an option out of its range.
+        """
+        from gptoss_runtime.artifact import Artifact
+        from gptoss_runtime.genai import GenaiEngine
+
+        artifact = Artifact.open(path, verify=verify)
+        return GenaiEngine(
+            artifact, provider=provider, device=device, threads=threads, context_length=context_length
+        )
+
+    @abstractmethod
+    def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:
+        """Starts a generation; the work is done as the result is iterated.
+
+        Args:
+            token_ids: the prompt, at least one id.
+            options: ``None``: the defaults.
+
+        Raises:
+            InvalidRequest: the prompt or an option cannot be served; nothing was started.
+            ContextOverflow: the prompt leaves no room for an answer.
+        """
+
+    @abstractmethod
+    def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
+        """The logits after every token, for tests of parity.
+
+        Args:
+            token_ids: the sequence, at least one id.
+            stepwise: feed the tokens one by one through the KV cache, as decoding does, and not in one prefill.
+
+        Returns:
+            float32 ``[tokens, vocab]``; row i follows token i.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives the model's memory back; the engine cannot be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

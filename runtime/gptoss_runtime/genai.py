@@ -1,0 +1,269 @@
+"""The engine on onnxruntime-genai; the only module that imports it.
+
+Written on the part of its API that 0.13.1 (the last with DirectML for everyone) and 0.18 share. genai runs the graph
+and keeps the KV cache; tokens are chosen by ``sampling``. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_runtime import hardware
+from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.decoding import Cancelled, LogitsEngine
+from gptoss_runtime.engine import ModelInfo
+from gptoss_runtime.errors import BackendError, BackendUnavailable, InvalidRequest, ResourceError
+from gptoss_runtime.options import check_token_ids
+
+# our name -> (genai's name, or None for the CPU, which is what is left when no provider is named; the pip extra)
+PROVIDERS: dict[str, tuple[str | None, str]] = {
+    "cpu": (None, "cpu"),
+    "directml": ("dml", "directml"),
+    "cuda": ("cuda", "cuda"),
+    "webgpu": ("webgpu", "webgpu"),
+}
+# Devices on whose KV cache genai appends to a sequence it has begun (generators.cpp, SupportsContinuousDecoding)
+_APPENDABLE = frozenset({"CPU", "CUDA", "WEBGPU"})
+# genai holds the interpreter's lock while it computes, so a prompt is read in pieces: between them others run, and
+# cancel takes effect. It also bounds the logits that a graph with a full lm_head gives: 0.8 MB a token.
+_CHUNK = {"CPU": 128}
+_CHUNK_ELSEWHERE = 1024
+_FIRST_ROOM = 2048  # positions allocated at first; doubled when a sequence outgrows them
+_ANSWER_ROOM = 1024  # positions an answer is given at first when its length is open
+_COMMIT = np.float32(1e4)  # a logit that wins against any other
+
+_MEMORY = re.compile(r"allocat|out of memory|bad_alloc|E_OUTOFMEMORY|8007000E", re.IGNORECASE)
+_MISSING = re.compile(r"not been built with|Unknown provider|not (?:available|supported) in this build", re.IGNORECASE)
+
+
+def import_genai() -> ModuleType:
+    """onnxruntime-genai, with its telemetry off.
+
+    Raises:
+        BackendUnavailable: it is not installed, or its libraries do not load.
+    """
+    try:
+        import onnxruntime_genai
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"onnxruntime-genai cannot be imported: {error}",
+            remedy='Install one build of it: pip install "gptoss-windows[cpu]" (or [directml], [cuda], [webgpu]).',
+        ) from error
+    silence = getattr(onnxruntime_genai, "disable_telemetry_events", None)  # since 0.14
+    if silence is not None:
+        silence()
+    return onnxruntime_genai  # type: ignore[no-any-return]
+
+
+@contextmanager
+def native_errors(doing: str) -> Iterator[None]:
+    """Turns what genai raises into this project's errors.
+
+    Args:
+        doing: what was being done, for the message: "loading the model".
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise _memory_error(doing, "not enough memory") from error
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if _MEMORY.search(text):
+            raise _memory_error(doing, text) from error
+        if _MISSING.search(text):
+            raise BackendUnavailable(f"{doing}: {text}", remedy="Install the build for this provider.") from error
+        raise BackendError(f"{doing}: {text}", remedy="Try --provider cpu; gptoss inspect checks the folder.") from error
+
+
+def _memory_error(doing: str, text: str) -> ResourceError:
+    return ResourceError(f"{doing}: {text}", remedy="Close other programs, or load with a smaller context_length.")
+
+
+class GenaiEngine(LogitsEngine):
+    """A model in onnxruntime-genai, with one live generator whose KV cache consecutive requests share.
+
+    Args: as ``Engine.load``; ``prefill_chunk`` is the number of prompt tokens computed at a time.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        provider: str = "cpu",
+        device: int | None = None,
+        threads: int | None = None,
+        context_length: int | None = None,
+        prefill_chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_load_options(device, threads, context_length, prefill_chunk)
+        self._genai = import_genai()
+        with native_errors(f"loading {artifact.path}"):
+            config = _configured(self._genai, artifact, provider, device, threads)
+            self._model: Any = self._genai.Model(config)
+        kind = str(self._model.device_type).upper()
+        self._appendable = kind in _APPENDABLE
+        self._chunk = prefill_chunk or _CHUNK.get(kind, _CHUNK_ELSEWHERE)
+        self.info = ModelInfo(
+            name=artifact.name,
+            target=artifact.target,
+            provider=provider,
+            context_length=min(context_length or artifact.context_length, artifact.context_length),
+            vocab_size=artifact.vocab_size,
+            eos_token_ids=artifact.eos_token_ids,
+        )
+        self._sequence: _Sequence | None = None
+
+    def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
+        """See ``Engine.logits``; a graph that only gives the last position's is fed token by token."""
+        limit = self.info.context_length
+        tokens = check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit + 1)
+        with self._lock, native_errors("computing logits"):
+            if not stepwise:
+                sequence = _Sequence(self, len(tokens))
+                sequence.append(tokens)
+                rows = np.asarray(sequence.generator.get_output("logits"), dtype=np.float32)
+                rows = rows.reshape(-1, rows.shape[-1])
+                if len(rows) == len(tokens):
+                    return rows
+            sequence = _Sequence(self, len(tokens))
+            result = np.empty((len(tokens), self.info.vocab_size), np.float32)
+            for position, token in enumerate(tokens):
+                sequence.append([token])
+                result[position] = sequence.logits()
+            return result
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        with self._lock:
+            self._sequence = None
+            self._model = None
+
+    def _advance(
+        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
+    ) -> tuple[NDArray[np.float32], int]:
+        if self._model is None:
+            raise BackendError("the engine is closed", remedy="Load it again.")
+        sequence, self._sequence = self._sequence, None  # lost if anything below fails: the next call starts afresh
+        with native_errors("generating"):
+            if sequence is None or not sequence.continues(tokens, owner):
+                sequence = self._matched(sequence, tokens, room)
+            sequence.owner = owner
+            cached = len(sequence.tokens)
+            step = self._chunk if self._appendable else len(tokens)
+            while len(sequence.tokens) < len(tokens):
+                if cancelled():
+                    self._sequence = sequence  # what was read of the prompt stays in the cache
+                    raise Cancelled
+                done = len(sequence.tokens)
+                sequence.append(tokens[done : done + step])
+            logits = sequence.logits()
+        self._sequence = sequence
+        return logits, cached
+
+    def _matched(self, sequence: _Sequence | None, tokens: list[int], room: int) -> _Sequence:
+        """The live sequence cut back to what it shares with ``tokens``, or an empty one where that cannot be."""
+        if sequence is not None and self._appendable and len(tokens) <= sequence.room:
+            # One token is always fed again: after a rewind genai's logits are still those of the longer sequence.
+            shared = min(_common_prefix(sequence.tokens, tokens), len(tokens) - 1)
+            if shared and sequence.rewind(shared):
+                return sequence
+        needed = min(room, len(tokens) + _ANSWER_ROOM)
+        power = 1 << max(needed - 1, _FIRST_ROOM - 1).bit_length()
+        del sequence  # its KV cache is freed before another is allocated
+        return _Sequence(self, min(power, self.info.context_length))
+
+
+class _Sequence:
+    """A genai Generator and the tokens in its KV cache."""
+
+    def __init__(self, engine: GenaiEngine, room: int) -> None:
+        genai, model = engine._genai, engine._model
+        params = genai.GeneratorParams(model)
+        params.set_search_options(max_length=room, do_sample=False, batch_size=1, num_beams=1)
+        self.generator = genai.Generator(model, params)
+        self.room = room
+        self.tokens: list[int] = []
+        self.owner: object = None
+        self._appendable = engine._appendable
+
+    def continues(self, tokens: list[int], owner: object) -> bool:
+        """Whether ``tokens`` are this sequence and more: sure by ownership, so nothing is compared."""
+        return self.owner is owner and len(self.tokens) < len(tokens) <= self.room
+
+    def append(self, tokens: list[int]) -> None:
+        """Computes ``tokens`` on top of the cache."""
+        if self.tokens and not self._appendable:
+            self._commit(tokens)
+        else:
+            self.generator.append_tokens(np.asarray(tokens, dtype=np.int32))
+        self.tokens.extend(tokens)
+
+    def _commit(self, tokens: list[int]) -> None:
+        """The way round for DirectML, which takes no second append: make genai's greedy search pick our token."""
+        for token in tokens:
+            chosen = np.zeros((1, 1, self.generator.get_logits().shape[-1]), np.float32)
+            chosen[..., token] = _COMMIT
+            self.generator.set_logits(chosen)
+            self.generator.generate_next_token()
+
+    def logits(self) -> NDArray[np.float32]:
+        """The next token's logits, float32 ``[vocab]``."""
+        logits: NDArray[np.float32] = np.asarray(self.generator.get_logits(), dtype=np.float32)
+        return logits.reshape(-1, logits.shape[-1])[-1]
+
+    def rewind(self, length: int) -> bool:
+        """Cuts the sequence back; False where genai has dropped what is needed (a sliding-window cache)."""
+        self.owner = None
+        if length == len(self.tokens):
+            return True
+        try:
+            self.generator.rewind_to(length)
+        except RuntimeError:
+            return False
+        del self.tokens[length:]
+        return True
+
+
+def _common_prefix(one: list[int], other: list[int]) -> int:
+    length = min(len(one), len(other))
+    different = np.flatnonzero(np.asarray(one[:length]) != np.asarray(other[:length]))
+    return int(different[0]) if different.size else length
+
+
+def _check_load_options(
+    device: int | None, threads: int | None, context_length: int | None, prefill_chunk: int | None
+) -> None:
+    lowest = {"device": (device, 0), "threads": (threads, 1), "context_length": (context_length, 2)}
+    for name, (value, low) in {**lowest, "prefill_chunk": (prefill_chunk, 1)}.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            raise InvalidRequest(f"{name} is {value!r}", remedy=f"Set {name} to a whole number of {low} or more.")
+
+
+def _configured(genai: ModuleType, artifact: Artifact, provider: str, device: int | None, threads: int | None) -> Any:
+    """A genai Config for one execution provider, whatever provider the folder itself names."""
+    name, extra = PROVIDERS.get(provider.lower(), (provider, "cpu"))
+    config = genai.Config(str(artifact.path))
+    config.clear_providers()
+    if name is not None:
+        available = getattr(genai, f"is_{name}_available", None)
+        if available is not None and not available():
+            raise BackendUnavailable(
+                f"this onnxruntime-genai has no {provider} execution provider",
+                remedy=f'Install the build that has it: pip install "gptoss-windows[{extra}]", or use --provider cpu.',
+            )
+        config.append_provider(name)
+        if device is not None:
+            config.set_provider_option(name, "device_id", str(device))
+    if name is None or threads is not None:
+        session = {"intra_op_num_threads": threads or hardware.cpu().physical_cores}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+    return config

@@ -1,0 +1,42 @@
+"""What the machine has: today the processor and its memory.
+
+Adapters (DXGI) get a module of their own beside this one. Knows the operating system through psutil; knows nothing of
+models.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The processor this process may use; memory in bytes."""
+
+    physical_cores: int
+    logical_cores: int
+    memory_total: int
+    memory_available: int
+
+
+def cpu() -> Cpu:
+    """Reads the processor's figures now; never more cores than this process is allowed to use."""
+    logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    physical = min(psutil.cpu_count(logical=False) or logical, logical)
+    memory = psutil.virtual_memory()
+    return Cpu(physical, logical, memory.total, memory.available)
+
+
+def peak_memory() -> int:
+    """The most resident memory this process has had, in bytes."""
+    info = psutil.Process().memory_info()
+    peak = getattr(info, "peak_wset", 0)  # Windows
+    if not peak and os.name == "posix":
+        import resource  # absent on Windows
+
+        scale = 1 if os.uname().sysname == "Darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return int(peak or info.rss)
