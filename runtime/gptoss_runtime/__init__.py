@@ -4,6 +4,19 @@
 onnxruntime-genai and openai-harmony are imported when something is loaded.
 """
 
+from gptoss_runtime.chat import Chat, Reply
+from gptoss_runtime.conversation import (
+    ContentDelta,
+    Event,
+    Finish,
+    Message,
+    MessageEnd,
+    ReasoningDelta,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+)
 from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, ModelInfo, Timings, Usage
 from gptoss_runtime.errors import (
     ArtifactError,
@@ -20,16 +33,28 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "BackendUnavailable",
+    "Chat",
+    "ContentDelta",
     "ContextOverflow",
     "Engine",
+    "Event",
+    "Finish",
     "FinishReason",
     "Generation",
     "GenerationOptions",
     "GenerationResult",
     "GptOssError",
     "InvalidRequest",
+    "Message",
+    "MessageEnd",
     "ModelInfo",
+    "ReasoningDelta",
+    "Reply",
     "ResourceError",
     "Timings",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolResult",
     "Usage",
 ]

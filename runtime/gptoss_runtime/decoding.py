@@ -6,6 +6,7 @@ and timings are written once, here. Knows nothing of how logits are computed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from abc import abstractmethod
@@ -91,10 +92,8 @@ class LogitsGeneration(Generation):
     def _loop(self) -> Generator[int]:
         self._started = time.perf_counter()
         ending: tuple[FinishReason, int | None] = (FinishReason.CANCELLED, None)
-        try:
+        with contextlib.suppress(Cancelled, GeneratorExit):
             ending = yield from self._decode()
-        except (Cancelled, GeneratorExit):
-            pass
         self._end(*ending)
 
     def _decode(self) -> Generator[int, None, tuple[FinishReason, int | None]]:

@@ -155,9 +155,7 @@ class Engine(ABC):
         from gptoss_runtime.genai import GenaiEngine
 
         artifact = Artifact.open(path, verify=verify)
-        return GenaiEngine(
-            artifact, provider=provider, device=device, threads=threads, context_length=context_length
-        )
+        return GenaiEngine(artifact, provider=provider, device=device, threads=threads, context_length=context_length)
 
     @abstractmethod
     def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:

@@ -80,7 +80,9 @@ def native_errors(doing: str) -> Iterator[None]:
             raise _memory_error(doing, text) from error
         if _MISSING.search(text):
             raise BackendUnavailable(f"{doing}: {text}", remedy="Install the build for this provider.") from error
-        raise BackendError(f"{doing}: {text}", remedy="Try --provider cpu; gptoss inspect checks the folder.") from error
+        raise BackendError(
+            f"{doing}: {text}", remedy="Try --provider cpu; gptoss inspect checks the folder."
+        ) from error
 
 
 def _memory_error(doing: str, text: str) -> ResourceError:
@@ -218,7 +220,8 @@ class _Sequence:
     def logits(self) -> NDArray[np.float32]:
         """The next token's logits, float32 ``[vocab]``."""
         logits: NDArray[np.float32] = np.asarray(self.generator.get_logits(), dtype=np.float32)
-        return logits.reshape(-1, logits.shape[-1])[-1]
+        last: NDArray[np.float32] = logits.reshape(-1, logits.shape[-1])[-1]
+        return last
 
     def rewind(self, length: int) -> bool:
         """Cuts the sequence back; False where genai has dropped what is needed (a sliding-window cache)."""

@@ -7,7 +7,6 @@ value is checked here, before anything native sees it. Knows numbers and ranges;
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -111,32 +110,30 @@ def check_token_ids(token_ids: Iterable[int], *, vocab_size: int, context_length
         )
     checked: list[int] = []
     for position, token in enumerate(ids):
-        if not _is_integer(token) or not 0 <= token < vocab_size:
+        number = _as_integer(token)
+        if number is None or not 0 <= number < vocab_size:
             raise InvalidRequest(
                 f"prompt token {token!r} at position {position} is not an id of the vocabulary",
                 remedy=f"Token ids are integers from 0 to {vocab_size - 1}.",
             )
-        checked.append(int(token))
+        checked.append(number)
     return checked
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+def _as_integer(value: object) -> int | None:
+    """A plain int for any integer type but bool; None for everything else."""
+    return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
-    if not _is_integer(value) or not low <= value <= high:  # type: ignore[operator]  # an Integral, by the first test
-        raise InvalidRequest(
-            f"{name} is {_show(value)}", remedy=f"Set {name} to a whole number from {low} to {high}."
-        )
+    number = _as_integer(value)
+    if number is None or not low <= number <= high:
+        raise InvalidRequest(f"{name} is {_show(value)}", remedy=f"Set {name} to a whole number from {low} to {high}.")
 
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    valid = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if valid:
-        number = float(value)  # type: ignore[arg-type]  # a Real, by the test above
-        valid = low <= number <= high and not (open_low and number == low)
-    if not valid:
+    number = float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high or (open_low and number == low):  # never true of nan
         bounds = f"above {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
         raise InvalidRequest(f"{name} is {_show(value)}", remedy=f"Set {name} to a number {bounds}.")
 

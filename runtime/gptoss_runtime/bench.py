@@ -1,0 +1,91 @@
+"""Measures an artifact: load time, time to first token, prefill and decode rates, peak memory.
+
+Times vary between runs and machines, so every figure is a median over repetitions; nothing here judges them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_runtime import hardware
+from gptoss_runtime.engine import Engine, GenerationResult
+from gptoss_runtime.errors import InvalidRequest
+from gptoss_runtime.options import GenerationOptions
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Medians; seconds, tokens a second and bytes.
+
+    ``peak_memory`` is the whole process's, from its start; loading from a cold disk takes longer than reloading.
+    """
+
+    name: str
+    target: str
+    provider: str
+    prompt_tokens: int
+    new_tokens: int
+    repeat: int
+    load_seconds: float
+    time_to_first_token: float
+    prefill_rate: float
+    decode_rate: float
+    peak_memory: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def bench(
+    path: str | Path, *, prompt_tokens: int = 256, new_tokens: int = 64, repeat: int = 3, **load: Any
+) -> BenchReport:
+    """Measures; every repetition has another prompt, so that nothing is taken from the KV cache.
+
+    Args:
+        path: the artifact folder.
+        prompt_tokens: length of the prompt, random ids.
+        new_tokens: greedy tokens generated, at least 2; stop tokens do not stop it.
+        repeat: repetitions, after one that is not counted.
+        load: options of ``Engine.load``.
+
+    Raises:
+        InvalidRequest: a count that makes no sense.
+        ContextOverflow: it does not fit the context.
+    """
+    for name, value, low in (("prompt_tokens", prompt_tokens, 1), ("new_tokens", new_tokens, 2), ("repeat", repeat, 1)):
+        if value < low:
+            raise InvalidRequest(f"{name} is {value}", remedy=f"Set it to {low} or more.")
+    started = time.perf_counter()
+    with Engine.load(path, **load) as engine:
+        load_seconds = time.perf_counter() - started
+        random = np.random.default_rng(0)
+        runs = [_run(engine, random, prompt_tokens, new_tokens) for _ in range(repeat + 1)][1:]
+        return BenchReport(
+            name=engine.info.name,
+            target=engine.info.target,
+            provider=engine.info.provider,
+            prompt_tokens=prompt_tokens,
+            new_tokens=runs[0].usage.new_tokens,
+            repeat=repeat,
+            load_seconds=load_seconds,
+            time_to_first_token=statistics.median(run.timings.time_to_first_token for run in runs),
+            prefill_rate=statistics.median(run.timings.prefill_rate for run in runs),
+            decode_rate=statistics.median(run.timings.decode_rate for run in runs),
+            peak_memory=hardware.peak_memory(),
+        )
+
+
+def _run(engine: Engine, random: np.random.Generator, prompt_tokens: int, new_tokens: int) -> GenerationResult:
+    prompt = random.integers(0, engine.info.vocab_size, prompt_tokens)
+    options = GenerationOptions(max_new_tokens=new_tokens, temperature=0.0, stop_token_ids=())
+    with engine.generate(prompt, options) as generation:
+        for _ in generation:
+            pass
+        return generation.result

@@ -1,0 +1,144 @@
+"""``gptoss generate``: one prompt, one answer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptoss_runtime.cli.options import (
+    ContextLength,
+    Device,
+    EffortOption,
+    Folder,
+    Json,
+    MaxNewTokens,
+    Provider,
+    Seed,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    effort_of,
+)
+from gptoss_runtime.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from gptoss_runtime.engine import Engine
+    from gptoss_runtime.options import GenerationOptions
+
+
+def generate(
+    folder: Folder,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to say to the model.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, without harmony.")] = False,
+    ids: Annotated[str | None, typer.Option("--ids", help="Continue these token ids: 1,2,3.")] = None,
+    max_new_tokens: MaxNewTokens = 1024,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    effort: EffortOption = "medium",
+    provider: Provider = "cpu",
+    device: Device = None,
+    threads: Threads = None,
+    context_length: ContextLength = None,
+    json_output: Json = False,
+) -> None:
+    """Answer one prompt, or continue text or token ids."""
+    from gptoss_runtime.engine import Engine
+    from gptoss_runtime.options import GenerationOptions
+
+    if (prompt is None) == (ids is None):
+        raise InvalidRequest("there is no prompt, or two", remedy="Pass either --prompt TEXT or --ids 1,2,3.")
+    token_ids = None if ids is None else parse_ids(ids)
+    options = GenerationOptions(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
+    level = effort_of(effort)
+    with Engine.load(
+        folder, provider=provider, device=device, threads=threads, context_length=context_length
+    ) as engine:
+        if token_ids is not None:
+            _continue_ids(engine, token_ids, options, json_output)
+        elif raw:
+            _continue_text(engine, folder, prompt or "", options, json_output)
+        else:
+            _answer(engine, folder, prompt or "", options, level, json_output)
+
+
+def parse_ids(text: str) -> list[int]:
+    """Token ids from "1,2,3".
+
+    Raises:
+        InvalidRequest: something else than integers between commas.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidRequest(f"--ids {text[:40]!r} are not token ids", remedy="Write them as 1,2,3.") from error
+
+
+def _continue_ids(engine: Engine, ids: list[int], options: GenerationOptions, json_output: bool) -> None:
+    with engine.generate(ids, options) as generation:
+        new: list[int] = []
+        for token in generation:
+            new.append(token)
+            if not json_output:
+                typer.echo(token if len(new) == 1 else f",{token}", nl=False)
+        if json_output:
+            _report({"prompt_ids": ids, "ids": new}, generation.result)
+        else:
+            typer.echo()
+
+
+def _continue_text(engine: Engine, folder: Path, prompt: str, options: GenerationOptions, json_output: bool) -> None:
+    from gptoss_runtime.artifact import TOKENIZER
+    from gptoss_runtime.cli.render import visible
+    from gptoss_runtime.harmony import Harmony
+
+    harmony = Harmony.load(folder / TOKENIZER)
+    ids = harmony.encode(prompt)
+    with engine.generate(ids, options) as generation:
+        new: list[int] = []
+        pending: list[int] = []
+        for token in generation:
+            new.append(token)
+            pending.append(token)
+            text = harmony.decode(pending)
+            if not json_output and not text.endswith("\ufffd"):  # half a character: wait for the rest
+                typer.echo(visible(text), nl=False)
+                pending.clear()
+        if json_output:
+            _report({"prompt_ids": ids, "ids": new, "text": harmony.decode(new)}, generation.result)
+        else:
+            typer.echo(visible(harmony.decode(pending)))
+
+
+def _answer(
+    engine: Engine, folder: Path, prompt: str, options: GenerationOptions, effort: Any, json_output: bool
+) -> None:
+    from rich.console import Console
+
+    from gptoss_runtime.artifact import TOKENIZER
+    from gptoss_runtime.chat import Chat
+    from gptoss_runtime.cli.render import print_events
+    from gptoss_runtime.harmony import Harmony
+
+    chat = Chat(engine, Harmony.load(folder / TOKENIZER), effort=effort, options=options)
+    if not json_output:
+        print_events(chat.stream(prompt), Console(highlight=False))
+        return
+    reply = chat.send(prompt)
+    content = {"text": reply.content, "reasoning": reply.reasoning, "malformed": reply.finish.malformed}
+    _report(content, reply.finish.result)
+
+
+def _report(content: dict[str, Any], result: Any) -> None:
+    from rich.console import Console
+
+    from gptoss_runtime.cli.render import print_json
+
+    print_json(Console(), content | asdict(result))

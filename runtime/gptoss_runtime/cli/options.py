@@ -1,0 +1,36 @@
+"""Arguments that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptoss_runtime.conversation import EFFORTS, Effort
+from gptoss_runtime.errors import InvalidRequest
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The artifact folder.")]
+Provider = Annotated[str, typer.Option(help="Execution provider: cpu, directml, cuda or webgpu.")]
+Device = Annotated[int | None, typer.Option(help="Which adapter, where the provider has several.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; one a physical core by default.")]
+ContextLength = Annotated[int | None, typer.Option(help="Use at most so many positions, to spend less memory.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Stop after so many tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")]
+TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is all.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+EffortOption = Annotated[str, typer.Option(help="How long to reason: low, medium or high.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def effort_of(text: str) -> Effort:
+    """The effort that a user typed.
+
+    Raises:
+        InvalidRequest: there is no such effort.
+    """
+    for effort in EFFORTS:
+        if effort == text.lower():
+            return effort
+    raise InvalidRequest(f"unknown effort {text!r}", remedy=f"Use one of: {', '.join(EFFORTS)}.")

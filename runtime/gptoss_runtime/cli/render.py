@@ -1,0 +1,107 @@
+"""Prints an answer's events as they stream: shared by ``chat``, ``generate`` and ``demo``. Knows only events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.text import Text
+
+from gptoss_runtime.conversation import (
+    ContentDelta,
+    Event,
+    Finish,
+    MessageEnd,
+    ReasoningDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+)
+from gptoss_runtime.engine import GenerationResult
+
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+class EventPrinter:
+    """Prints events to a console, reasoning dimmed, tool calls and results on lines of their own.
+
+    Args:
+        console: where to.
+        show_reasoning: whether reasoning is printed at all.
+    """
+
+    def __init__(self, console: Console, *, show_reasoning: bool = True) -> None:
+        self._console = console
+        self._show_reasoning = show_reasoning
+        self._open = False  # whether the cursor is inside a line
+
+    def print(self, event: Event) -> None:
+        """Prints one event."""
+        match event:
+            case ReasoningDelta(text=text):
+                if self._show_reasoning:
+                    self._write(text, "dim italic")
+            case ContentDelta(text=text):
+                self._write(text, "")
+            case MessageEnd() | ToolCallDelta():
+                self._end_line()
+            case ToolCall(name=name, arguments=arguments):
+                self._line(f"→ {name}({arguments})", "cyan")
+            case ToolResult(name=name, content=content, failed=failed):
+                self._line(f"← {name}: {content}", "red" if failed else "green")
+            case Finish():
+                self._end_line()
+                self._note(event)
+
+    def _note(self, finish: Finish) -> None:
+        if finish.reason == "length":
+            self._line("[cut: no room for more tokens]", "yellow")
+        elif finish.reason == "cancelled":
+            self._line("[cancelled]", "yellow")
+        elif finish.malformed:
+            self._line("[the model left its format; some text may be missing]", "yellow")
+
+    def _write(self, text: str, style: str) -> None:
+        self._console.print(Text(visible(text), style=style), end="", soft_wrap=True)
+        self._open = not text.endswith("\n") if text else self._open
+
+    def _line(self, text: str, style: str) -> None:
+        self._end_line()
+        self._console.print(Text(visible(text), style=style), soft_wrap=True)
+
+    def _end_line(self) -> None:
+        if self._open:
+            self._console.print()
+            self._open = False
+
+
+def print_events(events: Iterable[Event], console: Console, *, show_reasoning: bool = True) -> Finish:
+    """Prints a whole answer as it streams and returns how it ended."""
+    printer = EventPrinter(console, show_reasoning=show_reasoning)
+    finish = Finish("cancelled")
+    for event in events:
+        printer.print(event)
+        if isinstance(event, Finish):
+            finish = event
+    return finish
+
+
+def visible(text: str) -> str:
+    """Text without control characters: a model's answer must not drive the terminal (ESC sequences)."""
+    return text.translate(_CONTROLS)
+
+
+def timing_line(result: GenerationResult) -> str:
+    """One line on a generation's speed."""
+    usage, timings = result.usage, result.timings
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    return (
+        f"{usage.prompt_tokens} prompt tokens{cached}, {usage.new_tokens} new; first token after "
+        f"{timings.time_to_first_token:.2f} s, then {timings.decode_rate:.1f} tokens a second"
+    )
+
+
+def print_json(console: Console, value: object) -> None:
+    """One JSON object on one line, unwrapped and unstyled."""
+    console.file.write(json.dumps(value, ensure_ascii=True) + "\n")
