@@ -64,7 +64,7 @@ class Artifact:
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
         artifact = cls._described(folder, config, manifest)
         _check_graphs(folder, config)
-        _check_tokenizer(folder, artifact.vocab_size)
+        inside(folder, TOKENIZER)  # its content is checked where it is used, so that opening stays quick
         if verify:
             verify_checksums(folder, manifest)
         return artifact
@@ -185,7 +185,8 @@ def _check_graphs(folder: Path, config: dict[str, Any]) -> None:
         sizes: dict[str, int] = {}
         for span in spans:
             if span.location not in sizes:
-                sizes[span.location] = inside(folder, str(relative / span.location)).stat().st_size
+                name = str(relative / span.location) if span.location else ""
+                sizes[span.location] = inside(folder, name).stat().st_size
             if span.offset < 0 or span.length < 0 or span.offset + span.length > sizes[span.location]:
                 raise ArtifactError(f"{folder / relative / span.location} is truncated", remedy=_RECONVERT)
 
@@ -198,9 +199,3 @@ def _filenames(node: object) -> set[str]:
     if isinstance(node, list):
         return set().union(*(_filenames(value) for value in node))
     return set()
-
-
-def _check_tokenizer(folder: Path, vocab_size: int) -> None:
-    """The tokenizer is here; its ids are checked where they are used, so that opening stays quick."""
-    del vocab_size
-    inside(folder, TOKENIZER)

@@ -128,6 +128,7 @@ class GenaiEngine(LogitsEngine):
         """See ``Engine.logits``; a graph that only gives the last position's is fed token by token."""
         limit = self.info.context_length
         tokens = check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit + 1)
+        self._require_open()
         with self._lock, native_errors("computing logits"):
             if not stepwise:
                 sequence = _Sequence(self, len(tokens))
@@ -143,6 +144,10 @@ class GenaiEngine(LogitsEngine):
                 result[position] = sequence.logits()
             return result
 
+    def _require_open(self) -> None:
+        if self._model is None:
+            raise BackendError("the engine is closed", remedy="Load it again.")
+
     def close(self) -> None:
         """See ``Engine.close``."""
         with self._lock:
@@ -152,8 +157,7 @@ class GenaiEngine(LogitsEngine):
     def _advance(
         self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
     ) -> tuple[NDArray[np.float32], int]:
-        if self._model is None:
-            raise BackendError("the engine is closed", remedy="Load it again.")
+        self._require_open()
         sequence, self._sequence = self._sequence, None  # lost if anything below fails: the next call starts afresh
         with native_errors("generating"):
             if sequence is None or not sequence.continues(tokens, owner):

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+from gptoss_runtime import FinishReason, GenerationOptions, InvalidRequest
+from gptoss_runtime.scripted import EOS, ScriptedEngine
+
+GREEDY = GenerationOptions(temperature=0)
+
+
+def test_a_stop_token_ends_it_and_is_given_out() -> None:
+    generation = ScriptedEngine([[7, 8]]).generate([1, 2, 3], GREEDY)
+    assert list(generation) == [7, 8, EOS]
+    result = generation.result
+    assert (result.finish_reason, result.stop_token) == (FinishReason.STOP, EOS)
+    assert (result.usage.prompt_tokens, result.usage.new_tokens) == (3, 3)
+
+
+def test_own_stop_tokens_replace_the_artifacts() -> None:
+    generation = ScriptedEngine([[7, EOS, 8, 9]]).generate([1], GenerationOptions(stop_token_ids=(8,)))
+    assert list(generation) == [7, EOS, 8]
+    assert generation.result.stop_token == 8
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(2, 2), (None, 5), (99, 5)])
+def test_the_limit_and_the_context_end_it_as_length(limit: int | None, expected: int) -> None:
+    options = GenerationOptions(max_new_tokens=limit, stop_token_ids=())
+    generation = ScriptedEngine([[7] * 50], context_length=10).generate([1] * 5, options)
+    assert len(list(generation)) == expected
+    assert generation.result.finish_reason is FinishReason.LENGTH
+
+
+def test_a_stop_token_at_the_limit_is_a_stop() -> None:
+    generation = ScriptedEngine([[7]]).generate([1], GenerationOptions(max_new_tokens=2))
+    assert list(generation)[-1] == EOS
+    assert generation.result.finish_reason is FinishReason.STOP
+
+
+def test_cancel_ends_it_within_a_token() -> None:
+    engine = ScriptedEngine([[7] * 50, [8]])
+    generation = engine.generate([1], GREEDY)
+    seen = []
+    for token in generation:
+        seen.append(token)
+        if len(seen) == 3:
+            generation.cancel()
+    assert seen == [7, 7, 7]
+    assert generation.result.finish_reason is FinishReason.CANCELLED
+    assert list(engine.generate([1], GREEDY)) == [8, EOS]
+
+
+def test_close_before_during_and_after() -> None:
+    engine = ScriptedEngine([[7] * 50, [8]])
+    unstarted = engine.generate([1], GREEDY)
+    with pytest.raises(RuntimeError, match="not ended"):
+        _ = unstarted.result
+    unstarted.close()
+    assert unstarted.result.finish_reason is FinishReason.CANCELLED
+    assert list(unstarted) == []
+    with engine.generate([1], GREEDY) as running:
+        next(running)
+    assert running.result.finish_reason is FinishReason.CANCELLED
+    with engine.generate([1], GREEDY) as ended:
+        list(ended)
+    assert ended.result.finish_reason is FinishReason.STOP
+
+
+def test_a_failure_has_no_result() -> None:
+    class Failing(ScriptedEngine):
+        def _advance(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            raise MemoryError
+
+    generation = Failing([]).generate([1])
+    with pytest.raises(MemoryError):
+        next(generation)
+    with pytest.raises(RuntimeError):
+        _ = generation.result
+
+
+def test_bad_prompts_start_nothing() -> None:
+    engine = ScriptedEngine([])
+    with pytest.raises(InvalidRequest):
+        engine.generate([])
+    assert engine.prompts == []

@@ -1,0 +1,39 @@
+"""Runs the examples of docs/runtime.md as they stand, on the nano artifact."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from gptoss_runtime.errors import GptOssError
+
+PAGE = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["engine", "chat", "plain"])
+def test_an_example(
+    example: str, nano_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gptoss_runtime.vocabulary.platformdirs.user_cache_dir", lambda *_, **__: str(cache))
+    monkeypatch.setattr("gptoss_runtime.options.GenerationOptions.__init__.__defaults__", _bounded())
+    exec(compile(example.replace("artifacts/nano/cpu", nano_artifact.as_posix()), "docs/runtime.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def _bounded() -> tuple[object, ...]:
+    """The options' defaults with a bound, so that a model that rambles does not slow the tests."""
+    from gptoss_runtime.options import GenerationOptions
+
+    return (64, *GenerationOptions.__init__.__defaults__[1:])  # type: ignore[misc]
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    def tree(error: type[GptOssError]) -> set[type[GptOssError]]:
+        return {error}.union(*(tree(child) for child in error.__subclasses__()))
+
+    for error in tree(GptOssError):
+        if error.__module__ == "gptoss_runtime.errors":
+            line = next(line for line in PAGE.splitlines() if f"`{error.__name__}`" in line and line.startswith("| "))
+            assert line.startswith(f"| {error.exit_code} |")
