@@ -54,7 +54,7 @@ class Chat:
         tools: what the model may call. Those with a function are run here; for the others the turn ends with
             "tool_calls" and goes on after ``add_tool_result``.
         effort: how long the model reasons.
-        options: sampling; its ``stop_token_ids`` are set here.
+        options: sampling; harmony's stop tokens take the place of its ``stop_token_ids``.
         date: told to the model as the current date when given.
         max_steps: generations in one turn at most, so that a model that keeps calling tools ends.
     """
@@ -79,7 +79,8 @@ class Chat:
         self.harmony = harmony
         self.tools = tuple(tools)
         self.effort: Effort = effort
-        self.options = replace(options or GenerationOptions(), stop_token_ids=STOP_TOKENS)
+        self.options = options or GenerationOptions()
+        self._stop_tokens = STOP_TOKENS
         self.date = date
         self.max_steps = max_steps
         self._instructions = [Message("developer", instructions)] if instructions else []
@@ -99,11 +100,13 @@ class Chat:
         **settings: Any,
     ) -> Chat:
         """A chat on an artifact; arguments as ``Engine.load``'s, ``settings`` as the constructor's."""
-        from gptoss_runtime.artifact import TOKENIZER
+        from gptoss_runtime.artifact import TOKENIZER, Artifact
         from gptoss_runtime.harmony import Harmony
 
+        artifact = Artifact.open(path)
+        harmony = Harmony.load(artifact.path / TOKENIZER)  # first: it fails fast
         engine = Engine.load(path, provider=provider, device=device, threads=threads, context_length=context_length)
-        return cls(engine, Harmony.load(Path(path) / TOKENIZER), **settings)
+        return cls(engine, harmony, **settings)
 
     def send(self, text: str) -> Reply:
         """Says something and waits for the whole answer."""
@@ -178,7 +181,8 @@ class Chat:
         texts: dict[type, list[str]] = {ContentDelta: [], ReasoningDelta: []}
         calls: list[ToolCall] = []
         finish = Finish("stop")
-        with self.engine.generate(ids, self.options) as generation:
+        options = replace(self.options, stop_token_ids=self._stop_tokens)
+        with self.engine.generate(ids, options) as generation:
             self._generation = generation
             if self._cancelled:
                 generation.cancel()

