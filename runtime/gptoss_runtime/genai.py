@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,19 @@ from gptoss_runtime.engine import ModelInfo
 from gptoss_runtime.errors import BackendError, BackendUnavailable, InvalidRequest, ResourceError
 from gptoss_runtime.options import check_token_ids
 
-# our name -> (genai's name, or None for the CPU, which is what is left when no provider is named; the pip extra)
-PROVIDERS: dict[str, tuple[str | None, str]] = {
-    "cpu": (None, "cpu"),
-    "directml": ("dml", "directml"),
-    "cuda": ("cuda", "cuda"),
-    "webgpu": ("webgpu", "webgpu"),
+
+class Provider(NamedTuple):
+    """An execution provider: genai's name for it (None: the CPU, there when none is named) and its adapter option."""
+
+    name: str | None
+    device_option: str = "device_id"
+
+
+PROVIDERS = {
+    "cpu": Provider(None),
+    "directml": Provider("dml", "device_index"),  # read once: a process keeps the adapter of its first model
+    "cuda": Provider("cuda"),
+    "webgpu": Provider("webgpu"),
 }
 # Devices on whose KV cache genai appends to a sequence it has begun (generators.cpp, SupportsContinuousDecoding)
 _APPENDABLE = frozenset({"CPU", "CUDA", "WEBGPU"})
@@ -257,7 +264,8 @@ def _check_load_options(
 
 def _configured(genai: ModuleType, artifact: Artifact, provider: str, device: int | None, threads: int | None) -> Any:
     """A genai Config for one execution provider, whatever provider the folder itself names."""
-    name, extra = PROVIDERS.get(provider.lower(), (provider, "cpu"))
+    known = PROVIDERS.get(provider.lower())
+    name, device_option = known or Provider(provider)
     config = genai.Config(str(artifact.path))
     config.clear_providers()
     if name is not None:
@@ -265,11 +273,12 @@ def _configured(genai: ModuleType, artifact: Artifact, provider: str, device: in
         if available is not None and not available():
             raise BackendUnavailable(
                 f"this onnxruntime-genai has no {provider} execution provider",
-                remedy=f'Install the build that has it: pip install "gptoss-windows[{extra}]", or use --provider cpu.',
+                remedy=f'Install the build that has it: pip install "gptoss-windows[{provider.lower()}]", '
+                "or use --provider cpu.",
             )
         config.append_provider(name)
         if device is not None:
-            config.set_provider_option(name, "device_id", str(device))
+            config.set_provider_option(name, device_option, str(device))
     if name is None or threads is not None:
         session = {"intra_op_num_threads": threads or hardware.cpu().physical_cores}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from gptoss_runtime import (
     ResourceError,
 )
 from gptoss_runtime.artifact import Artifact
-from gptoss_runtime.genai import GenaiEngine, import_genai, native_errors
+from gptoss_runtime.genai import GenaiEngine, _configured, import_genai, native_errors
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
 PROMPT = [int(token) for token in np.random.default_rng(0).integers(0, 199998, 300)]
@@ -178,6 +181,35 @@ def test_a_closed_engine_says_so(nano_artifact: Path) -> None:
 def test_bad_load_options(nano_artifact: Path, options: dict[str, int]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(options))):
         Engine.load(nano_artifact, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        ("cpu", ["clear_providers", "overlay 3"]),
+        ("directml", ["clear_providers", "append_provider dml", "set_provider_option dml device_index 1", "overlay 3"]),
+        ("CUDA", ["clear_providers", "append_provider cuda", "set_provider_option cuda device_id 1", "overlay 3"]),
+    ],
+)
+def test_a_provider_is_configured_whatever_the_folder_names(
+    nano_artifact: Path, provider: str, expected: list[str]
+) -> None:
+    calls: list[str] = []
+
+    class Config:
+        def __init__(self, path: str) -> None:
+            assert path == str(Artifact.open(nano_artifact).path)
+
+        def overlay(self, text: str) -> None:
+            threads = json.loads(text)["model"]["decoder"]["session_options"]["intra_op_num_threads"]
+            calls.append(f"overlay {threads}")
+
+        def __getattr__(self, name: str) -> object:
+            return lambda *arguments: calls.append(" ".join((name, *arguments)))
+
+    genai = cast(ModuleType, SimpleNamespace(Config=Config))
+    _configured(genai, Artifact.open(nano_artifact), provider, 1, 3)
+    assert calls == expected
 
 
 @pytest.mark.skipif(import_genai().is_dml_available(), reason="this build has DirectML")

@@ -48,7 +48,8 @@ def test_the_prompt_reads_as_the_format_says(harmony: Harmony) -> None:
         "Knowledge cutoff: 2024-06\nCurrent date: 2025-08-05\n\nReasoning: high\n\n"
         "# Valid channels: analysis, commentary, final. Channel must be included for every message.\n"
         "Calls to these tools must go to the commentary channel: 'functions'.<|end|>"
-        "<|start|>developer<|message|># Instructions\n\nBe kind.\n\n# Tools\n\n## functions\n\nnamespace functions {\n\n"
+        "<|start|>developer<|message|># Instructions\n\nBe kind.\n\n"
+        "# Tools\n\n## functions\n\nnamespace functions {\n\n"
         "// Adds.\ntype add = (_: {\na: number,\n}) => any;\n\n} // namespace functions<|end|>"
         "<|start|>user<|message|>Hi<|end|><|start|>assistant"
     )
