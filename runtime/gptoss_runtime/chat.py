@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,11 +182,7 @@ class Chat:
         texts: dict[type, list[str]] = {ContentDelta: [], ReasoningDelta: []}
         calls: list[ToolCall] = []
         finish = Finish("stop")
-        options = replace(self.options, stop_token_ids=self._stop_tokens)
-        with self.engine.generate(ids, options) as generation:
-            self._generation = generation
-            if self._cancelled:
-                generation.cancel()
+        with self._generating(ids) as generation:
             for event in _events(generation, parser):
                 match event:
                     case ContentDelta() | ReasoningDelta():
@@ -196,9 +193,21 @@ class Chat:
                         finish = event
                         continue
                 yield event
-        self._generation = None
         content, reasoning = "".join(texts[ContentDelta]), "".join(texts[ReasoningDelta])
         return Message("assistant", content, reasoning, tuple(calls)), finish
+
+    @contextmanager
+    def _generating(self, ids: list[int]) -> Iterator[Generation]:
+        """A generation that ``cancel`` can reach, also if it was called just before."""
+        options = replace(self.options, stop_token_ids=self._stop_tokens)
+        with self.engine.generate(ids, options) as generation:
+            self._generation = generation
+            try:
+                if self._cancelled:
+                    generation.cancel()
+                yield generation
+            finally:
+                self._generation = None
 
     def _runs(self, call: ToolCall) -> bool:
         """Whether a call is answered here: its tool has a function, or is unknown (the model is told so)."""

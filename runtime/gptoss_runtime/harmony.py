@@ -132,6 +132,7 @@ class HarmonyParser:
         self._recipient: str | None = None
         self._sent = 0  # characters of this message's content that were given out
         self._called = False
+        self._first = True  # no message has ended or failed yet
 
     def feed(self, token: int) -> list[Event]:
         """The events that one more id makes."""
@@ -145,7 +146,7 @@ class HarmonyParser:
             self._inner.process(token)
         except (oh.HarmonyError, ValueError, RuntimeError):
             self._malformed = self._skipping = True
-            self._sent = 0
+            self._first, self._sent = False, 0
             return []
         if token in (END, RETURN, CALL):
             return self._message_end()
@@ -189,12 +190,12 @@ class HarmonyParser:
         """A message is complete: what the stream did not show of it yet, a tool call whole."""
         messages = self._inner.messages
         message = messages[-1] if messages else None
-        sent, self._sent = self._sent, 0
+        sent, self._sent, self._first = self._sent, 0, False
         if message is None or message.author.role != oh.Role.ASSISTANT:
             self._malformed = True
             return []
         self._channel, self._recipient = message.channel, message.recipient
-        content = "".join(part.text for part in message.content if isinstance(part, oh.TextContent))
+        content = _text(message)
         events: list[Event] = []
         if len(content) > sent:  # the parser found the text only at the end: <|message|> was missing
             self._malformed = True
@@ -206,18 +207,26 @@ class HarmonyParser:
         return [*events, MessageEnd(self._channel)]
 
     def _rest(self) -> list[Event]:
-        """Text of a message that never ended; a header that is plain text was meant as the answer."""
+        """What is left of a message that never ended; an answer that is no message at all was meant as plain text."""
         if self._inner.state == oh.StreamState.CONTENT:
-            try:  # lets go of bytes held back as half a character
-                self._inner.process_eos()
-                return self._message_end()[: 1 if self._sent else 0] if self._tool_name() is None else []
-            except (oh.HarmonyError, ValueError, RuntimeError):
-                return []
+            return self._held_back()
         header = self._inner.state_data.get("header_tokens", [])
-        if header and not any(self._encoding.is_special_token(token) for token in header) and not self._channel:
-            self._malformed = True
-            return [ContentDelta(self._encoding.decode(header))]
-        return []
+        if not self._first or not header or any(self._encoding.is_special_token(token) for token in header):
+            return []
+        self._malformed = True
+        return [ContentDelta(self._encoding.decode(header))]
+
+    def _held_back(self) -> list[Event]:
+        """The first bytes of a character whose others never came, as U+FFFD."""
+        self._channel, self._recipient = self._inner.current_channel, self._inner.current_recipient
+        assistant = self._inner.current_role == oh.Role.ASSISTANT
+        try:
+            self._inner.process_eos()
+        except (oh.HarmonyError, ValueError, RuntimeError):
+            return []
+        messages = self._inner.messages
+        held = _text(messages[-1])[self._sent :] if messages and assistant else ""
+        return [self._delta(held)] if held else []
 
     def _delta(self, text: str) -> Event:
         name = self._tool_name()
@@ -291,6 +300,10 @@ def _assistant(message: Message, content: str, *, with_reasoning: bool) -> list[
         said = _said(_clean(call.arguments), "commentary").with_recipient(f"{_NAMESPACE}{call.name}")
         parts.append(said.with_content_type("<|constrain|>json"))
     return parts
+
+
+def _text(message: Any) -> str:
+    return "".join(part.text for part in message.content if isinstance(part, oh.TextContent))
 
 
 def _said(text: str, channel: str) -> Any:

@@ -213,6 +213,8 @@ def test_a_preamble_and_two_calls(harmony: Harmony) -> None:
         ("<|channel|>final<|message|>Hello<|end|>stray<|start|>user<|message|>x<|end|>", "Hello"),
         ("<|channel|>final<|message|>Hello<|end|><|start|>nobody<|message|>x<|end|>", "Hello"),
         ("<|channel|>final<|message|>Hello<|endoftext|>", "Hello"),
+        ("<|channel|>final<|message|>Hello<|end|><|start|>assistant lost", "Hello"),
+        ("<|channel|>final<|message|>Hello<|end|>stray<|start|>assistant lost", "Hello"),
         ("<|channel|>commentary to=functions.f<|message|>{", ""),
         ("<|channel|>commentary to=a:b/c<|message|>Hello<|call|>", "Hello"),
     ],
@@ -230,9 +232,9 @@ def test_half_a_character_at_the_end(harmony: Harmony) -> None:
     assert len(snowman) > 1
     deltas = [event.text for event in parse(harmony, start + snowman) if isinstance(event, ContentDelta)]
     assert "".join(deltas) == "𓀀"
-    cut = parse(harmony, start + snowman[:-1])
-    assert isinstance(cut[-1], Finish)
-    assert all("𓀀" not in event.text for event in cut if isinstance(event, ContentDelta))
+    cut = parse(harmony, start + harmony.encode("Hi ") + snowman[:-1])
+    assert merged(cut) == [ContentDelta("Hi \ufffd"), Finish("length", malformed=True)]
+    assert parse(harmony, encode(harmony, "<|start|>") + snowman)[-1] == Finish("length", malformed=True)
 
 
 @settings(max_examples=200, deadline=None)
