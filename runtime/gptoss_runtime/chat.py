@@ -183,7 +183,7 @@ class Chat:
         calls: list[ToolCall] = []
         finish = Finish("stop")
         with self._generating(ids) as generation:
-            for event in _events(generation, parser):
+            for event in parser.stream(generation):
                 match event:
                     case ContentDelta() | ReasoningDelta():
                         texts[type(event)].append(event.text)
@@ -229,9 +229,3 @@ class Chat:
 
     def _tool(self, name: str) -> Tool | None:
         return next((tool for tool in self.tools if tool.name == name), None)
-
-
-def _events(generation: Generation, parser: Any) -> Iterator[Event]:
-    for token in generation:
-        yield from parser.feed(token)
-    yield from parser.finish(generation.result)

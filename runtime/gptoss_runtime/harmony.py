@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from gptoss_runtime.conversation import (
     ToolCallDelta,
     check_tool_name,
 )
-from gptoss_runtime.engine import FinishReason, GenerationResult
+from gptoss_runtime.engine import FinishReason, Generation, GenerationResult
 from gptoss_runtime.errors import BackendError, InvalidRequest
 from gptoss_runtime.vocabulary import environment, vocabulary_folder
 
@@ -121,9 +121,13 @@ class Harmony:
 
 
 class HarmonyParser:
-    """Turns an answer's ids into events, one id at a time; never raises on what a model may write."""
+    """Turns an answer's ids into events, one id at a time; never raises on what a model may write.
+
+    ``tokens`` are the ids so far.
+    """
 
     def __init__(self, encoding: Any) -> None:
+        self.tokens: list[int] = []
         self._encoding = encoding
         self._inner = self._fresh(oh.Role.ASSISTANT)
         self._malformed = False
@@ -134,8 +138,15 @@ class HarmonyParser:
         self._called = False
         self._first = True  # no message has ended or failed yet
 
+    def stream(self, generation: Generation) -> Iterator[Event]:
+        """A generation's events as its ids come; the last is ``Finish``."""
+        for token in generation:
+            yield from self.feed(token)
+        yield from self.finish(generation.result)
+
     def feed(self, token: int) -> list[Event]:
         """The events that one more id makes."""
+        self.tokens.append(token)
         if token == ENDOFTEXT:  # ends a document, not a message: `finish` reports what is open
             return []
         if self._skipping:

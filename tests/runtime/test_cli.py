@@ -72,6 +72,7 @@ def test_generate_text(nano_artifact: Path) -> None:
     for extra in ((), ("--raw",)):
         report = json.loads(run("generate", nano_artifact, *options, *extra, "--json").output)
         assert report["finish_reason"] in ("stop", "length")
+        assert len(report["ids"]) == report["usage"]["new_tokens"]
         plain = run("generate", nano_artifact, *options, *extra)
         assert plain.exit_code == 0
         assert "".join(report["text"].split()) in "".join(plain.output.split())

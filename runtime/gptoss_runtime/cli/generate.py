@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +26,8 @@ from gptoss_runtime.cli.options import (
 from gptoss_runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from gptoss_runtime.engine import Engine
+    from gptoss_runtime.conversation import Effort
+    from gptoss_runtime.engine import Engine, GenerationResult
     from gptoss_runtime.options import GenerationOptions
 
 
@@ -118,25 +119,34 @@ def _continue_text(engine: Engine, folder: Path, prompt: str, options: Generatio
 
 
 def _answer(
-    engine: Engine, folder: Path, prompt: str, options: GenerationOptions, effort: Any, json_output: bool
+    engine: Engine, folder: Path, prompt: str, options: GenerationOptions, effort: Effort, json_output: bool
 ) -> None:
     from rich.console import Console
 
     from gptoss_runtime.artifact import TOKENIZER
-    from gptoss_runtime.chat import Chat
     from gptoss_runtime.cli.render import print_events
-    from gptoss_runtime.harmony import Harmony
+    from gptoss_runtime.conversation import ContentDelta, Finish, Message, ReasoningDelta
+    from gptoss_runtime.harmony import STOP_TOKENS, Harmony
 
-    chat = Chat(engine, Harmony.load(folder / TOKENIZER), effort=effort, options=options)
-    if not json_output:
-        print_events(chat.stream(prompt), Console(highlight=False))
-        return
-    reply = chat.send(prompt)
-    content = {"text": reply.content, "reasoning": reply.reasoning, "malformed": reply.finish.malformed}
-    _report(content, reply.finish.result)
+    harmony = Harmony.load(folder / TOKENIZER)
+    ids = harmony.render([Message("user", prompt)], effort=effort)
+    parser = harmony.parser()
+    with engine.generate(ids, replace(options, stop_token_ids=STOP_TOKENS)) as generation:
+        if not json_output:
+            print_events(parser.stream(generation), Console(highlight=False))
+            return
+        events = list(parser.stream(generation))
+    content = {
+        "prompt_ids": ids,
+        "ids": parser.tokens,
+        "text": "".join(event.text for event in events if isinstance(event, ContentDelta)),
+        "reasoning": "".join(event.text for event in events if isinstance(event, ReasoningDelta)),
+        "malformed": any(event.malformed for event in events if isinstance(event, Finish)),
+    }
+    _report(content, generation.result)
 
 
-def _report(content: dict[str, Any], result: Any) -> None:
+def _report(content: dict[str, Any], result: GenerationResult) -> None:
     from rich.console import Console
 
     from gptoss_runtime.cli.render import print_json
