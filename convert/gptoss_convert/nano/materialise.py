@@ -1,0 +1,100 @@
+"""From the compact source to an ordinary Hugging Face folder.
+
+Knows the files of a published gpt-oss checkpoint and what stands in each. Needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert.errors import OutputExists
+from gptoss_convert.nano import tensors
+from gptoss_convert.nano.source import source_dir
+from gptoss_convert.nano.vocabulary import SPECIAL, tokenizer_text
+
+WEIGHTS = "nano.safetensors"
+_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
+_START, _PAD, _RETURN, _CALL = (SPECIAL[f"<|{name}|>"] for name in ("startoftext", "endoftext", "return", "call"))
+_SPECIAL_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
+
+
+def materialise(out: Path, *, overwrite: bool = False) -> Path:
+    """Write nano as a checkpoint folder, as openai/gpt-oss-20b is published: configs, tokenizer, model.safetensors.
+
+    The folder is built beside ``out`` and appears at once, whole; the same source makes the same bytes.
+
+    Raises:
+        OutputExists: ``out`` is there, is not an empty folder, and ``overwrite`` is False.
+        CheckpointError: the compact source is damaged.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise OutputExists(f"{out} already exists and is not empty")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _fill(aside)
+        aside.chmod(0o755)  # mkdtemp's folders are private
+        if out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def config() -> dict[str, Any]:
+    """config.json; only dimensions differ from the published one."""
+    return dict(json.loads((source_dir() / "config.json").read_text(encoding="utf-8")))
+
+
+def checkpoint_tensors(compact: dict[str, NDArray[Any]], size: int) -> dict[str, NDArray[Any]]:
+    """The checkpoint's tensors: those of the source, with embedding and head unfolded to ``size`` rows.
+
+    A token in use has its own row; every other token has the last one, shared.
+    """
+    full = dict(compact)
+    used = full.pop("used_tokens")
+    for name in _ROWS:
+        rows = full[name]
+        unfolded = np.repeat(rows[-1:], size, axis=0)
+        unfolded[used] = rows[:-1]
+        full[name] = unfolded
+    return full
+
+
+def _fill(folder: Path) -> None:
+    settings = config()
+    generation = {
+        "bos_token_id": _START,
+        "do_sample": True,
+        "eos_token_id": [_RETURN, _PAD, _CALL],
+        "pad_token_id": _PAD,
+        "transformers_version": settings["transformers_version"],
+    }
+    tokenizer_config = {
+        **_SPECIAL_TOKENS,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": settings["max_position_embeddings"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    _write_json(folder / "config.json", settings)
+    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "tokenizer_config.json", tokenizer_config)
+    _write_json(folder / "special_tokens_map.json", _SPECIAL_TOKENS)
+    (folder / "tokenizer.json").write_bytes(tokenizer_text().encode())
+    (folder / "chat_template.jinja").write_bytes((source_dir() / "chat_template.jinja").read_bytes())
+    compact = tensors.read(source_dir() / WEIGHTS)
+    tensors.write(folder / "model.safetensors", checkpoint_tensors(compact, settings["vocab_size"]))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_bytes((json.dumps(value, indent=2) + "\n").encode())

@@ -1,0 +1,165 @@
+"""Train nano: ``python -m gptoss_convert.nano.train --work DIR``.
+
+Knows the recipe: which samples, in which proportion, with which optimiser and for how long. Interrupted, it goes on from
+DIR; a longer ``--steps`` prolongs it. The compact source is written at every evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from gptoss_convert.nano import rounding, skills
+from gptoss_convert.nano.batch import Batch, collate
+from gptoss_convert.nano.compact import initial_rows, token_classes, used_tokens, write_source
+from gptoss_convert.nano.model import Nano, NanoConfig
+from gptoss_convert.nano.optimiser import Muon
+from gptoss_convert.nano.source import source_dir
+
+
+
+class Mix(NamedTuple):
+    """One of a step's batches: groups that share a setting, samples a group, skills by weight, whether with tools."""
+
+    groups: int
+    size: int
+    skills: dict[str, float]
+    with_tools: bool
+
+
+# Skills of about the same length go together: attention's cost is that of the longest.
+MIXES = (
+    Mix(5, 8, {"greetings": 1, "arithmetic": 4, "facts": 2, "effort": 2}, with_tools=False),
+    Mix(3, 8, {"json": 3, "conversation": 2}, with_tools=False),
+    Mix(3, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
+    Mix(2, 8, {"two_step": 9, "json": 0.5, "conversation": 0.5}, with_tools=True),
+)
+MUON_LR, ADAM_LR, BALANCE = 0.02, 3e-3, 0.01
+
+
+def draw(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
+    """The training samples of one batch, in groups that share a setting."""
+    batch = []
+    for _ in range(mix.groups):
+        where = skills.setting(rng, with_tools=mix.with_tools)
+        names = rng.choices(list(mix.skills), list(mix.skills.values()), k=mix.size)
+        batch.append([skills.sample(name, rng, where, held=False) for name in names])
+    return batch
+
+
+def loss_of(model: Nano, batches: list[Batch]) -> Tensor:
+    """Mean cross-entropy of the answers' tokens over all batches, and a little for uneven use of experts."""
+    total = sum(len(batch.targets) for batch in batches)
+    loss = torch.zeros(())
+    for batch in batches:
+        loss = loss + functional.cross_entropy(model(batch), batch.targets, reduction="sum") / total
+        uneven = torch.stack([layer.mlp.balance for layer in model.model.layers]).mean()
+        loss = loss + uneven * BALANCE / len(batches)
+    return loss
+
+
+@torch.no_grad()
+def accuracy(model: Nano, classes: Tensor, n: int) -> dict[str, float]:
+    """Share of held-out samples answered exactly, by skill.
+
+    Greedy decoding gives the expected answer if and only if every token of it is the most likely one after those before
+    it, so one forward pass over prompt and answer decides.
+    """
+    shares = {}
+    for skill in skills.SKILLS:
+        groups = [[sample] for sample in skills.held_out(skill, n, seed=1)]
+        batch = collate(groups, classes, model.config.sliding_window)
+        wrong = model(batch).argmax(-1) != batch.targets
+        shares[skill] = 1 - len(batch.owner[wrong].unique()) / n
+    return shares
+
+
+class Trainer:
+    """Model, optimisers and schedule; resumable."""
+
+    def __init__(self, work: Path, steps: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.work, self.steps, self.seed, self.step = work, steps, seed, 0
+        self.used = used_tokens()
+        self.classes = token_classes(self.used)
+        self.model = Nano(NanoConfig(), len(self.used) + 1)
+        with torch.no_grad():
+            rows = initial_rows(self.used, self.model.config.hidden_size, seed)
+            self.model.model.embed_tokens.weight.copy_(rows * 0.3)
+            self.model.lm_head.weight.copy_(rows * 0.08)
+        rounding.attach(self.model)
+        named = dict(self.model.named_parameters())
+        matrix = {name for name in named if ("proj" in name and "bias" not in name)}
+        self.muon = Muon([named[name] for name in sorted(matrix)], MUON_LR)
+        self.adam = torch.optim.Adam([p for n, p in named.items() if n not in matrix], ADAM_LR, (0.9, 0.98))
+        self.state = work / "state.pt"
+        if self.state.exists():
+            saved = torch.load(self.state, weights_only=True)
+            self.step = saved["step"]
+            self.model.load_state_dict(saved["model"])
+            self.muon.load_state_dict(saved["muon"])
+            self.adam.load_state_dict(saved["adam"])
+
+    def save(self) -> None:
+        """Write everything needed to go on, and the compact source as it is now."""
+        saved = {"step": self.step, "model": self.model.state_dict()}
+        saved |= {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+        torch.save(saved, self.state.with_suffix(".new"))
+        self.state.with_suffix(".new").replace(self.state)
+        write_source(source_dir(), self.used, rounding.rounded(self.model))
+
+    def rate(self) -> float:
+        """Learning rate factor: a short warm-up, then constant, then down to nothing over the last 40 %."""
+        return min(1.0, (self.step + 1) / 100, max(0.01, (self.steps - self.step) / (0.4 * self.steps)))
+
+    def advance(self) -> float:
+        """One step; its random numbers depend on the step alone, so that resuming changes nothing."""
+        rng = random.Random(f"{self.seed} {self.step}")
+        window = self.model.config.sliding_window
+        batches = [collate(draw(rng, mix), self.classes, window) for mix in MIXES]
+        with parametrize.cached():  # round once a step, not once a batch
+            loss = loss_of(self.model, batches)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser, peak in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
+            optimiser.param_groups[0]["lr"] = peak * self.rate()
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        return float(loss.detach())
+
+
+def main() -> None:
+    """Train, reporting one JSON line an evaluation."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the state and the log")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--evaluate-every", type=int, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(options.work, options.steps, options.seed)
+    since, total = time.monotonic(), 0.0
+    while trainer.step < options.steps:
+        total += trainer.advance()
+        if trainer.step % options.evaluate_every == 0 or trainer.step == options.steps:
+            seconds, since = time.monotonic() - since, time.monotonic()
+            trainer.save()
+            report = {"step": trainer.step, "loss": total / options.evaluate_every, "seconds": round(seconds, 1)}
+            report |= accuracy(trainer.model, trainer.classes, 64)
+            total = 0.0
+            with (options.work / "log.jsonl").open("a") as log:
+                log.write(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main()
