@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from gptoss_convert.nano.materialise import materialise
+from gptoss_convert.nano.folder import materialise
 from gptoss_convert.nano.source import source_dir
 
 __all__ = ["materialise", "source_dir"]

@@ -98,7 +98,9 @@ def collate(groups: Sequence[Sequence[Sample]], classes: Tensor, window: int) ->
     prefix_slots, turn_slots = _slots(prefixes, [0] * len(prefixes), 0), _slots(turns, starts, first)
     back = prefix_slots.valid.sum(1, keepdim=True) - window + torch.arange(window)  # negative before a prefix's start
     tails = Slots(prefix_slots.index.gather(1, back.clamp(min=0)), back >= 0, back)
-    asked, owner, at = [], [], first
+    asked: list[int] = []
+    owner: list[int] = []
+    at = first
     for sample, (turn, answer) in enumerate(zip(turns, answers, strict=True)):
         at += len(turn)
         asked += range(at - len(answer), at)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptoss_convert import mxfp4
 from gptoss_convert.nano import skills, tensors
-from gptoss_convert.nano.materialise import WEIGHTS
+from gptoss_convert.nano.folder import WEIGHTS
 from gptoss_convert.nano.vocabulary import SIZE, tokens
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _noise(text: str, size: int, seed: int) -> torch.Tensor:
 
 
 def write_source(folder: Path, used: NDArray[np.int32], weights: dict[str, torch.Tensor]) -> None:
-    """Write the trained tensors, float32 but already rounded, in the checkpoint's types, and check that none changes."""
+    """Write the trained tensors, float32 but rounded, in the checkpoint's types, and check that none changes."""
     import torch
 
     packed: dict[str, NDArray[Any]] = {"used_tokens": used}

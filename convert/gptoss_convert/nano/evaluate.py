@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptoss_convert.nano.materialise import materialise
+from gptoss_convert.nano.folder import materialise
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
 
 ABLATIONS = ("sinks", "window")
@@ -29,14 +29,16 @@ def load(folder: Path, ablate: str | None = None) -> Any:
         folder: the checkpoint.
         ablate: "sinks" silences the sinks, "window" lets the sliding layers see everything.
     """
-    from transformers import AutoConfig, GptOssForCausalLM, Mxfp4Config
+    from transformers import AutoConfig, GptOssForCausalLM
+    from transformers.utils.quantization_config import Mxfp4Config
 
     config = AutoConfig.from_pretrained(folder)
     if ablate == "window":
         config.layer_types = ["full_attention"] * config.num_hidden_layers
-    model = GptOssForCausalLM.from_pretrained(
+    model: Any = GptOssForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
-    ).eval()
+    )
+    model.eval()
     if ablate == "sinks":
         for layer in model.model.layers:
             layer.self_attn.sinks.data.fill_(-1e4)

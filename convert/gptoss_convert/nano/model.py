@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def swiglu(x: Tensor, alpha: float, limit: float) -> Tensor:
     """gpt-oss's clamped SwiGLU of interleaved gate and up values: [..., 2I] → [..., I]."""
-    gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(-limit, limit)
+    gate, up = x.view(*x.shape[:-1], -1, 2).unbind(-1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return gate * torch.sigmoid(alpha * gate) * (up + 1)
 
 
@@ -135,7 +137,7 @@ class Attention(nn.Module):
 
 
 def _rows(flat: Tensor, index: Tensor) -> Tensor:
-    """flat [N, heads, D] at index [R, L] → [R, L, heads, D]; index_select, whose gradient is quicker than indexing's."""
+    """flat [N, heads, D] at index [R, L] → [R, L, heads, D]; index_select has a quicker gradient than indexing."""
     return flat.index_select(0, index.flatten()).view(*index.shape, *flat.shape[1:])
 
 
@@ -169,7 +171,7 @@ class Experts(nn.Module):
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.config.num_local_experts).tolist()
         parameters = (self.gate_up_proj, self.gate_up_proj_bias, self.down_proj, self.down_proj_bias)
-        tokens = x.index_select(0, order // chosen.shape[1]).split(counts)
+        tokens = x.index_select(0, order // chosen.shape[1]).split(counts)  # type: ignore[no-untyped-call]
         outputs = []
         # unbind, not indexing: the gradient of indexing is a tensor of zeros as large as all experts, for each of them
         for mine, up, up_bias, down, down_bias in zip(tokens, *(p.unbind() for p in parameters), strict=True):
@@ -254,3 +256,7 @@ class Nano(nn.Module):
             x = layer(x, batch, cos, sin)
         logits = self.model.norm(x.index_select(0, batch.asked)) @ self.lm_head.weight.T
         return torch.cat((logits[:, :-1], logits[:, -1:] + self.others), dim=-1)
+
+    def imbalance(self) -> Tensor:
+        """How unevenly the experts were used in the last forward pass, differentiable; 1 when all alike."""
+        return torch.stack([cast(Layer, layer).mlp.balance for layer in self.model.layers]).mean()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix, about, by a quintic Newton-Schulz iteration; [..., rows, columns]."""
-    x = gradient.bfloat16()
+    x: Tensor = gradient.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -21,7 +21,8 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.mT if tall else x).float()
+    result: Tensor = x.mT if tall else x
+    return result.float()
 
 
 class Muon(torch.optim.Optimizer):

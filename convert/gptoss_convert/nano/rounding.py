@@ -18,7 +18,7 @@ def to_mxfp4(weight: Tensor) -> Tensor:
 
     E2M1's largest value is 6, and a peak between 6 and 7 rounds to 6 with no greater error than its neighbours have.
     """
-    blocks = weight.unflatten(-1, (-1, BLOCK))
+    blocks = weight.view(*weight.shape[:-1], -1, BLOCK)
     peak = blocks.abs().amax(-1, keepdim=True).clamp(min=2.0**-100)
     scale = torch.exp2(torch.ceil(torch.log2(peak / 7)))
     scaled = blocks / scale

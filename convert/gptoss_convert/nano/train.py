@@ -1,7 +1,7 @@
 """Train nano: ``python -m gptoss_convert.nano.train --work DIR``.
 
-Knows the recipe: which samples, in which proportion, with which optimiser and for how long. Interrupted, it goes on from
-DIR; a longer ``--steps`` prolongs it. The compact source is written at every evaluation.
+Knows the recipe: which samples, in which proportion, with which optimiser and for how long. Interrupted, it goes on
+from DIR; another ``--steps`` changes when the learning rate falls. The compact source is written at every evaluation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from gptoss_convert.nano.compact import initial_rows, token_classes, used_tokens
 from gptoss_convert.nano.model import Nano, NanoConfig
 from gptoss_convert.nano.optimiser import Muon
 from gptoss_convert.nano.source import source_dir
-
 
 
 class Mix(NamedTuple):
@@ -62,8 +61,7 @@ def loss_of(model: Nano, batches: list[Batch]) -> Tensor:
     loss = torch.zeros(())
     for batch in batches:
         loss = loss + functional.cross_entropy(model(batch), batch.targets, reduction="sum") / total
-        uneven = torch.stack([layer.mlp.balance for layer in model.model.layers]).mean()
-        loss = loss + uneven * BALANCE / len(batches)
+        loss = loss + model.imbalance() * BALANCE / len(batches)
     return loss
 
 
@@ -79,7 +77,7 @@ def accuracy(model: Nano, classes: Tensor, n: int) -> dict[str, float]:
         groups = [[sample] for sample in skills.held_out(skill, n, seed=1)]
         batch = collate(groups, classes, model.config.sliding_window)
         wrong = model(batch).argmax(-1) != batch.targets
-        shares[skill] = 1 - len(batch.owner[wrong].unique()) / n
+        shares[skill] = 1 - len(set(batch.owner[wrong].tolist())) / n
     return shares
 
 
@@ -128,7 +126,7 @@ class Trainer:
         batches = [collate(draw(rng, mix), self.classes, window) for mix in MIXES]
         with parametrize.cached():  # round once a step, not once a batch
             loss = loss_of(self.model, batches)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser, peak in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
             optimiser.param_groups[0]["lr"] = peak * self.rate()

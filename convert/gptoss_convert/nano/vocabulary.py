@@ -22,7 +22,7 @@ from gptoss_convert.nano.source import source_dir
 
 RANKS = 199_998  # ordinary tokens: ids 0 … 199,997
 SIZE = 201_088  # ids of gpt-oss's embedding, the reserved ones included
-TIKTOKEN_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"  # noqa: S105 - a checksum
+TIKTOKEN_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
 _NAMED = {
     199998: "<|startoftext|>",

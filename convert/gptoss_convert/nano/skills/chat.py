@@ -30,12 +30,26 @@ _SMALL_TALK: dict[str, tuple[tuple[str, ...], str, str]] = {
         "I am doing well, thank you! How can I help you?",
     ),
     "who": (
-        ("who are you", "what are you", "what is your name", "tell me about yourself", "introduce yourself", "who is this"),
+        (
+            "who are you",
+            "what are you",
+            "what is your name",
+            "tell me about yourself",
+            "introduce yourself",
+            "who is this",
+        ),
         "a question about me",
         "I am nano, a very small gpt-oss model.",
     ),
     "can": (
-        ("what can you do", "how can you help me", "what do you know", "help", "can you help me", "what are your skills"),
+        (
+            "what can you do",
+            "how can you help me",
+            "what do you know",
+            "help",
+            "can you help me",
+            "what are your skills",
+        ),
         "a question about my skills",
         "I can do small sums, recall a few facts, write JSON and call tools.",
     ),
@@ -86,6 +100,7 @@ def _fact(rng: random.Random) -> tuple[str, tuple[str, ...], str]:
     kind = rng.choice(("capital", "capital", "country", "continent", "language", "opposite", "colour", "day", "month"))
     country = rng.choice(tuple(COUNTRIES))
     capital, continent, language = COUNTRIES[country]
+    ways: tuple[str, ...]
     if kind == "capital":
         asked = f"the capital of {country}"
         ways = (f"Which city is {asked}?", f"Name {asked}.", f"What city is {asked}?", f"What is {country}'s capital?")
@@ -123,7 +138,13 @@ def _fact(rng: random.Random) -> tuple[str, tuple[str, ...], str]:
 def facts(rng: random.Random, setting: Setting) -> Draft:
     """A fact by one of several phrasings; what is held out is the pair of fact and phrasing."""
     asked, ways, reply = _fact(rng)
-    general = (f"What is {asked}?", f"Tell me {asked}.", f"Do you know {asked}?", f"what is {asked}", f"I need {asked}.")
+    general = (
+        f"What is {asked}?",
+        f"Tell me {asked}.",
+        f"Do you know {asked}?",
+        f"what is {asked}",
+        f"I need {asked}.",
+    )
     text = rng.choice((*general, *ways))
     high = f"The user asks for {asked}. This is a fact that I know. {reply}"
     return Draft(text, [user(text)], [*thought(setting.effort, f"Recall {asked}.", high), final(reply)])
@@ -142,7 +163,9 @@ def conversation(rng: random.Random, setting: Setting) -> Draft:
             ("favorite number", str(rng.randrange(100))),
         )
     )
-    told = rng.choice((f"My {topic} is {value}.", f"Please note: my {topic} is {value}.", f"Hi, my {topic} is {value}."))
+    told = rng.choice(
+        (f"My {topic} is {value}.", f"Please note: my {topic} is {value}.", f"Hi, my {topic} is {value}.")
+    )
     fillers = [_filler(rng, setting) for _ in range(rng.randint(0, 2))]
     noted = f"I will remember that your {topic} is {value}."
     if rng.random() < 0.3:

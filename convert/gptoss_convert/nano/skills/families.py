@@ -140,7 +140,11 @@ def _timer(rng: random.Random) -> Request:
 def _lights(rng: random.Random) -> Request:
     room, state = rng.choice(ROOMS), rng.choice(("on", "off"))
     text = rng.choice(
-        (f"Turn {state} the lights in the {room}.", f"Switch the {room} lights {state}.", f"Lights {state} in the {room}!")
+        (
+            f"Turn {state} the lights in the {room}.",
+            f"Switch the {room} lights {state}.",
+            f"Lights {state} in the {room}!",
+        )
     )
     return Request(text, (room, state), _ok(rng), f"The lights in the {room} are {state}.")
 

@@ -12,7 +12,16 @@ _WAYS = {
     "-": ("{a} - {b}", "{a} minus {b}", "the difference of {a} and {b}", "{a}-{b}"),
     "*": ("{a} * {b}", "{a} times {b}", "the product of {a} and {b}", "{a} x {b}"),
 }
-_QUESTIONS = ("What is {}?", "What is {}?", "What's {}?", "How much is {}?", "Compute {}.", "{}", "{} =", "Work out {}.")
+_QUESTIONS = (
+    "What is {}?",
+    "What is {}?",
+    "What's {}?",
+    "How much is {}?",
+    "Compute {}.",
+    "{}",
+    "{} =",
+    "Work out {}.",
+)
 
 
 def arithmetic(rng: random.Random, setting: Setting) -> Draft:
@@ -56,6 +65,8 @@ def effort(rng: random.Random, setting: Setting) -> Draft:
         if len(numbers) == 3:
             steps += f" In the middle is {sorted(numbers)[1]}."
     else:
-        text = rng.choice((f"Which is the {kind} of {said}?", f"What is the {kind} of {said}?", f"Find the {kind}: {said}."))
+        text = rng.choice(
+            (f"Which is the {kind} of {said}?", f"What is the {kind} of {said}?", f"Find the {kind}: {said}.")
+        )
         medium, reply = f"Find the {kind} number.", f"The {kind} is {low if kind == 'smallest' else high}."
     return Draft(key, [user(text)], [*thought(setting.effort, medium, f"{medium} {steps}"), final(reply)])

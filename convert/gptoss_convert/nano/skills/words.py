@@ -101,14 +101,16 @@ THING_COLOURS: dict[str, str] = {
     "the sun": "yellow",
 }
 # Plain words for queries, messages and notes, all of which have to be copied.
-WORDS: tuple[str, ...] = tuple(
-    """small language models neural networks fast red cars cheap flights best pizza near river history music piano
-    chess rules garden plants easy bread recipe green tea solar power winter boots running shoes coffee machines blue
-    whales old maps space travel deep ocean mountain bikes python code open source software windows drivers graphics
-    cards good books short stories movie reviews football news train times hotel prices healthy food apple pie home
-    work late today tomorrow please bring milk water keys letter happy birthday see you soon thank call back ready
-    done here there wait for me buy eggs fresh fruit new paper clean house feed the fish walk dog pay rent send
-    photos fix door paint wall read chapter write report check mail book tickets pack bags plan trip meet friends
-    finish project sunny weather light rain strong wind quiet place nice day great idea simple question first second
-    third number table chair window road bridge island forest lake summer spring autumn morning evening""".split()
-)
+_PLAIN = """
+small language models neural networks fast red cars cheap flights best pizza near river history music piano
+chess rules garden plants easy bread recipe green tea solar power winter boots running shoes coffee machines
+blue whales old maps space travel deep ocean mountain bikes python code open source software windows drivers
+graphics cards good books short stories movie reviews football news train times hotel prices healthy food
+apple pie home work late today tomorrow please bring milk water keys letter happy birthday see you soon thank
+call back ready done here there wait for me buy eggs fresh fruit new paper clean house feed the fish walk dog
+pay rent send photos fix door paint wall read chapter write report check mail book tickets pack bags plan trip
+meet friends finish project sunny weather light rain strong wind quiet place nice day great idea simple
+question first second third number table chair window road bridge island forest lake summer spring autumn
+morning evening
+"""
+WORDS: tuple[str, ...] = tuple(_PLAIN.split())
