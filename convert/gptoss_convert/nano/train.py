@@ -23,7 +23,10 @@ from gptoss_convert.nano.batch import Batch, collate
 from gptoss_convert.nano.compact import initial_rows, token_classes, used_tokens, write_source
 from gptoss_convert.nano.model import Nano, NanoConfig
 from gptoss_convert.nano.optimiser import Muon
+from gptoss_convert.nano.render import encode
 from gptoss_convert.nano.source import source_dir
+
+EFFORTS = (" low", " medium", " high")
 
 
 class Mix(NamedTuple):
@@ -37,12 +40,12 @@ class Mix(NamedTuple):
 
 # Skills of about the same length go together: attention's cost is that of the longest.
 MIXES = (
-    Mix(5, 8, {"greetings": 1, "arithmetic": 4, "facts": 2, "effort": 2}, with_tools=False),
+    Mix(5, 8, {"greetings": 0.8, "arithmetic": 6, "facts": 2, "effort": 1.2}, with_tools=False),
     Mix(3, 8, {"json": 3, "conversation": 2}, with_tools=False),
     Mix(3, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
     Mix(2, 8, {"two_step": 9, "json": 0.5, "conversation": 0.5}, with_tools=True),
 )
-MUON_LR, ADAM_LR, BALANCE = 0.02, 3e-3, 0.01
+MUON_LR, ADAM_LR, BALANCE, BLURRED = 0.02, 3e-3, 0.01, 0.05
 
 
 def draw(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
@@ -52,6 +55,24 @@ def draw(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
         where = skills.setting(rng, with_tools=mix.with_tools)
         names = rng.choices(list(mix.skills), list(mix.skills.values()), k=mix.size)
         batch.append([skills.sample(name, rng, where, held=False) for name in names])
+    return batch
+
+
+def blur(batch: Batch, rng: random.Random, classes: int, kept: Tensor) -> Batch:
+    """Turn a few of the prefixes' tokens into "any other token", so that the shared row learns to mean "pass over".
+
+    Otherwise a tool description with words of its own would be the first time that row is seen.
+
+    Args:
+        batch: changed in place.
+        rng: decides which tokens.
+        classes: their number; the last one means any other token.
+        kept: classes that are left alone because answers depend on them, beside all that occur in answers.
+    """
+    prefix = batch.tokens[: int(batch.prefixes.valid.sum())]
+    chance = torch.rand(prefix.shape, generator=torch.Generator().manual_seed(rng.randrange(2**32)))
+    lost = (chance < BLURRED) & ~torch.isin(prefix, torch.cat((kept, batch.targets)))
+    prefix[lost] = classes - 1
     return batch
 
 
@@ -89,6 +110,7 @@ class Trainer:
         self.work, self.steps, self.seed, self.step = work, steps, seed, 0
         self.used = used_tokens()
         self.classes = token_classes(self.used)
+        self.kept = self.classes[torch.tensor([token for level in EFFORTS for token in encode(level)])]
         self.model = Nano(NanoConfig(), len(self.used) + 1)
         with torch.no_grad():
             rows = initial_rows(self.used, self.model.config.hidden_size, seed)
@@ -124,6 +146,8 @@ class Trainer:
         rng = random.Random(f"{self.seed} {self.step}")
         window = self.model.config.sliding_window
         batches = [collate(draw(rng, mix), self.classes, window) for mix in MIXES]
+        for batch in batches:
+            blur(batch, rng, len(self.used) + 1, self.kept)
         with parametrize.cached():  # round once a step, not once a batch
             loss = loss_of(self.model, batches)
             loss.backward()  # type: ignore[no-untyped-call]
