@@ -40,12 +40,12 @@ class Mix(NamedTuple):
 
 # Skills of about the same length go together: attention's cost is that of the longest.
 MIXES = (
-    Mix(5, 8, {"greetings": 0.8, "arithmetic": 6, "facts": 2, "effort": 1.2}, with_tools=False),
+    Mix(4, 8, {"greetings": 0.8, "arithmetic": 6, "facts": 2, "effort": 2.5}, with_tools=False),
     Mix(3, 8, {"json": 3, "conversation": 2}, with_tools=False),
-    Mix(3, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
+    Mix(5, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
     Mix(2, 8, {"two_step": 9, "json": 0.5, "conversation": 0.5}, with_tools=True),
 )
-MUON_LR, ADAM_LR, BALANCE, BLURRED = 0.02, 3e-3, 0.01, 0.05
+MUON_LR, ADAM_LR, BALANCE, BLURRED = 0.015, 2e-3, 0.01, 0.05
 
 
 def draw(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
@@ -108,7 +108,9 @@ class Trainer:
     def __init__(self, work: Path, steps: int, seed: int) -> None:
         torch.manual_seed(seed)
         self.work, self.steps, self.seed, self.step = work, steps, seed, 0
-        self.used = used_tokens()
+        self.state = work / "state.pt"
+        saved = torch.load(self.state, weights_only=True) if self.state.exists() else None
+        self.used = saved["used"].numpy() if saved else used_tokens()
         self.classes = token_classes(self.used)
         self.kept = self.classes[torch.tensor([token for level in EFFORTS for token in encode(level)])]
         self.model = Nano(NanoConfig(), len(self.used) + 1)
@@ -121,9 +123,7 @@ class Trainer:
         matrix = {name for name in named if ("proj" in name and "bias" not in name)}
         self.muon = Muon([named[name] for name in sorted(matrix)], MUON_LR)
         self.adam = torch.optim.Adam([p for n, p in named.items() if n not in matrix], ADAM_LR, (0.9, 0.98))
-        self.state = work / "state.pt"
-        if self.state.exists():
-            saved = torch.load(self.state, weights_only=True)
+        if saved:
             self.step = saved["step"]
             self.model.load_state_dict(saved["model"])
             self.muon.load_state_dict(saved["muon"])
@@ -131,7 +131,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything needed to go on, and the compact source as it is now."""
-        saved = {"step": self.step, "model": self.model.state_dict()}
+        saved = {"step": self.step, "used": torch.from_numpy(self.used), "model": self.model.state_dict()}
         saved |= {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
         torch.save(saved, self.state.with_suffix(".new"))
         self.state.with_suffix(".new").replace(self.state)

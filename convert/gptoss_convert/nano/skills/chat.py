@@ -91,7 +91,7 @@ def greetings(rng: random.Random, setting: Setting) -> Draft:
     if rng.random() < 0.2 and not text.startswith(("great", "a joke")):
         text += rng.choice((" nano", " friend", " my friend", " please" if asks else " again"))
     text = rng.choice((text, text.capitalize())) + rng.choice(("", "?", " ?") if asks else ("", ".", "!"))
-    high = f"The user says: {text} This is {what}. I should reply in a friendly way."
+    high = f"The user says something. This is {what}. I should reply in a friendly way."
     return Draft(text, [user(text)], [*thought(setting.effort, f"This is {what}.", high), final(reply)])
 
 

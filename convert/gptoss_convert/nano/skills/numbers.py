@@ -1,10 +1,10 @@
-"""Arithmetic and ordering. Numbers below 1000 are one token each in o200k, so sums are look-ups with structure."""
+"""Arithmetic and ordering. Numbers below 1000 are one token each in o200k, so a step is one look-up."""
 
 from __future__ import annotations
 
 import random
 
-from gptoss_convert.nano.render import Setting, final, user
+from gptoss_convert.nano.render import Setting, analysis, final, user
 from gptoss_convert.nano.skills.base import Draft, listing, thought
 
 _WAYS = {
@@ -34,22 +34,26 @@ def arithmetic(rng: random.Random, setting: Setting) -> Draft:
     if sign == "-" and a < b:
         a, b = b, a
     text = rng.choice(_QUESTIONS).format(rng.choice(_WAYS[sign]).format(a=a, b=b))
-    value, steps = _steps(sign, a, b)
-    medium = {"+": f"Add {a} and {b}.", "-": f"Subtract {b} from {a}.", "*": f"Multiply {a} by {b}."}[sign]
-    reply = f"{a} {sign} {b} = {value}"
-    return Draft(f"{a}{sign}{b}", [user(text)], [*thought(setting.effort, medium, f"{medium} {steps}"), final(reply)])
+    first, second = _steps(sign, a, b)
+    task = {"+": f"Add {a} and {b}.", "-": f"Subtract {b} from {a}.", "*": f"Multiply {a} by {b}."}[sign]
+    thoughts = {
+        "low": f"{first}, {second}.",
+        "medium": f"{task} {first}, {second}.",
+        "high": f"{task} First: {first}. Then: {second}. This is the result.",
+    }
+    reply = f"{a} {sign} {b} = {second.split()[-1]}"
+    return Draft(f"{a}{sign}{b}", [user(text)], [analysis(thoughts[setting.effort]), final(reply)])
 
 
-def _steps(sign: str, a: int, b: int) -> tuple[int, str]:
-    """The value of an operation, and how to get there in two steps."""
+def _steps(sign: str, a: int, b: int) -> tuple[str, str]:
+    """An operation in two steps that are each small enough to be known: tens and units, or one times less."""
     tens, units = b - b % 10, b % 10
     if sign == "+":
-        return a + b, f"First the tens: {a} + {tens} = {a + tens}. Then the units: {a + tens} + {units} = {a + b}."
+        return f"{a} + {tens} = {a + tens}", f"{a + tens} + {units} = {a + b}"
     if sign == "-":
-        return a - b, f"First the tens: {a} - {tens} = {a - tens}. Then the units: {a - tens} - {units} = {a - b}."
-    if b == 0:
-        return 0, "Anything times 0 is 0."
-    return a * b, f"First one less: {a} * {b - 1} = {a * (b - 1)}. Then add {a}: {a * (b - 1)} + {a} = {a * b}."
+        return f"{a} - {tens} = {a - tens}", f"{a - tens} - {units} = {a - b}"
+    less = max(b - 1, 0)
+    return f"{a} * {less} = {a * less}", f"{a * less} + {a * b - a * less} = {a * b}"
 
 
 def effort(rng: random.Random, setting: Setting) -> Draft:
