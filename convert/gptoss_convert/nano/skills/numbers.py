@@ -34,31 +34,37 @@ def arithmetic(rng: random.Random, setting: Setting) -> Draft:
     if sign == "-" and a < b:
         a, b = b, a
     text = rng.choice(_QUESTIONS).format(rng.choice(_WAYS[sign]).format(a=a, b=b))
-    first, second = _steps(sign, a, b)
+    steps = _steps(sign, a, b)
     task = {"+": f"Add {a} and {b}.", "-": f"Subtract {b} from {a}.", "*": f"Multiply {a} by {b}."}[sign]
     thoughts = {
-        "low": f"{first}, {second}.",
-        "medium": f"{task} {first}, {second}.",
-        "high": f"{task} First: {first}. Then: {second}. This is the result.",
+        "low": ", ".join(steps) + ".",
+        "medium": f"{task} " + ", ".join(steps) + ".",
+        "high": f"{task} First: " + ". Then: ".join(steps) + ". This is the result.",
     }
-    reply = f"{a} {sign} {b} = {second.split()[-1]}"
+    reply = f"{a} {sign} {b} = {steps[-1].split()[-1]}"
     return Draft(f"{a}{sign}{b}", [user(text)], [analysis(thoughts[setting.effort]), final(reply)])
 
 
-def _steps(sign: str, a: int, b: int) -> tuple[str, str]:
-    """An operation in two steps that are each small enough to be known: tens and units, or one times less."""
-    tens, units = b - b % 10, b % 10
-    if sign == "+":
-        return f"{a} + {tens} = {a + tens}", f"{a + tens} + {units} = {a + b}"
-    if sign == "-":
-        return f"{a} - {tens} = {a - tens}", f"{a - tens} - {units} = {a - b}"
-    less = max(b - 1, 0)
-    return f"{a} * {less} = {a * less}", f"{a * less} + {a * b - a * less} = {a * b}"
+def _steps(sign: str, a: int, b: int) -> list[str]:
+    """An operation in steps from tables small enough to be known: ones, tens, and their sum; products are one step.
+
+    A product is looked up smaller factor first, so that one of two swapped prompts is enough to know both.
+    """
+    if sign == "*":
+        return [f"{min(a, b)} * {max(a, b)} = {a * b}"]
+    ones, tens = a % 10, a - a % 10
+    if sign == "-" and ones < b % 10:
+        ones, tens = ones + 10, tens - 10  # borrow
+    apply = {"+": int.__add__, "-": int.__sub__}[sign]
+    low, high = apply(ones, b % 10), apply(tens, b - b % 10)
+    steps = [f"{ones} {sign} {b % 10} = {low}", f"{tens} {sign} {b - b % 10} = {high}"]
+    return [*steps, f"{high} + {low} = {high + low}"]
 
 
 def effort(rng: random.Random, setting: Setting) -> Draft:
     """Ordering numbers, with reasoning as long as the effort asks for; what is held out is the set of numbers."""
-    numbers = rng.sample(range(100), rng.choice((2, 3, 3)))
+    # of different decades, so that the order shows in the tens
+    numbers = [10 * decade + rng.randrange(10) for decade in rng.sample(range(10), rng.choice((2, 3, 3)))]
     said, low, high = listing([str(n) for n in numbers]), min(numbers), max(numbers)
     key = " ".join(map(str, sorted(numbers)))
     kind = rng.choice(("sort", "largest", "smallest"))
