@@ -1,0 +1,44 @@
+"""Attention by com.microsoft.GroupQueryAttention: rotary positions, cache, sinks and window in one node.
+
+For the execution providers whose kernel reads ``head_sink`` and ``local_window_size``: CPU, CUDA, WebGPU. DirectML's reads
+neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from gptoss_convert.graph import inputs, rotary
+from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
+from gptoss_convert.graph.linear import linear
+
+
+def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value]:
+    """Adds what all layers share (lengths, cos, sin) and returns the function that emits one layer's attention."""
+    lengths, (cos, sin) = inputs.lengths(g), rotary.cos_sin(g)
+
+    def attention(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
+        """Self-attention of one layer, [batch, sequence, hidden] to the same."""
+        config, module = g.config, f"model.layers.{layer}.self_attn"
+        scheme = g.quantisation.attention
+        qkv = linear(g, x, f"{module}.qkv_proj", [f"{module}.{n}_proj" for n in "qkv"], "attention", scheme)
+        past_key, past_value = inputs.past(g, layer)
+        sinks = g.copied(f"{module}.sinks", f"{module}.sinks", group="sinks")
+        heads, key, value = g.ops(
+            "GroupQueryAttention",
+            *(qkv, None, None, past_key, past_value, lengths.last_position, lengths.total, cos, sin, None, None, sinks),
+            outputs=3,
+            domain=MICROSOFT,
+            num_heads=config.num_attention_heads,
+            kv_num_heads=config.num_key_value_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+            local_window_size=config.window(layer) or -1,
+            scale=config.head_dim**-0.5,
+        )
+        inputs.present(g, layer, key, value)
+        return linear(g, heads, f"{module}.o_proj", [f"{module}.o_proj"], "attention", scheme)
+
+    return attention

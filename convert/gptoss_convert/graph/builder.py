@@ -1,0 +1,160 @@
+"""The graph under construction.
+
+Knows how to add nodes, constants and weights-to-be with unique, readable names. Knows nothing about models: what to add is
+the business of its siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.config import GptOssConfig
+from gptoss_convert.schemes import Quantisation
+from gptoss_convert.weights import Made, Recipe, TensorSpec
+
+MICROSOFT = "com.microsoft"
+_NUMPY: dict[ir.DataType, Any] = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+
+
+class GraphBuilder:
+    """Collects nodes, constants and recipes; :meth:`model` turns them into an ``ir.Model``.
+
+    Attributes:
+        checkpoint: where recipes find their sources.
+        config: the checkpoint's dimensions.
+        quantisation: scheme by tensor group.
+        dtype: float type of activations, norms, biases and caches.
+        numpy_dtype: the same for numpy.
+        recipes: every weight-to-be, in file order.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, quantisation: Quantisation, dtype: ir.DataType) -> None:
+        self.checkpoint = checkpoint
+        self.config: GptOssConfig = checkpoint.config
+        self.quantisation = quantisation
+        self.dtype = dtype
+        self.numpy_dtype = _NUMPY[dtype]
+        self.recipes: list[Recipe] = []
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+        self._weights: dict[str, ir.Value] = {}
+        self._constants: dict[str, ir.Value] = {}
+        self._scope: list[str] = []
+        self._names: dict[str, int] = {}
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefixes the names of everything added inside."""
+        self._scope.append(name)
+        yield
+        self._scope.pop()
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """Adds a graph input."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
+        """Makes a value a graph output, under the given name."""
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self._outputs.append(value)
+
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Adds a node with one output and returns it. ``None`` inputs are omitted ones."""
+        return self.ops(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Adds a node and returns its outputs."""
+        base = "/".join([*self._scope, op_type])
+        number = self._names[base] = self._names.get(base, -1) + 1
+        name = f"{base}_{number}" if number else base
+        values = [ir.Value(name=f"{name}.{i}") for i in range(outputs)]
+        self._nodes.append(
+            ir.Node(domain, op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=values, name=name)
+        )
+        return values
+
+    def constant(self, array: Any, dtype: type[np.generic] | None = None) -> ir.Value:
+        """A small inline constant; equal constants are one. Without ``dtype`` the graph's float type is taken."""
+        data = np.asarray(array, dtype or self.numpy_dtype)
+        key = f"const_{data.dtype}_{'x'.join(map(str, data.shape))}_{'_'.join(f'{x:g}' for x in data.reshape(-1)[:8])}"
+        if data.size > 8:
+            raise ValueError("a constant of more than 8 values is a weight")
+        if key not in self._constants:
+            self._constants[key] = ir.Value(
+                name=key, const_value=ir.tensor(data, name=key), type=ir.TensorType(ir.DataType.from_numpy(data.dtype)),
+                shape=ir.Shape(data.shape),
+            )  # fmt: skip
+        return self._constants[key]
+
+    def ints(self, *values: int) -> ir.Value:
+        """A 1-D int64 constant, as shapes and axes are given."""
+        return self.constant(values, np.int64)
+
+    def weights(
+        self, group: str, scheme: str, outputs: Sequence[TensorSpec], make: Callable[[], Made]
+    ) -> Sequence[ir.Value]:
+        """Declares weights that one recipe makes later, and returns them as values."""
+        self.recipes.append(Recipe(tuple(outputs), make, group, scheme))
+        values = []
+        for output in outputs:
+            if output.name in self._weights:
+                raise ValueError(f"two weights named {output.name}")
+            value = ir.Value(name=output.name, type=ir.TensorType(output.dtype), shape=ir.Shape(output.shape))
+            self._weights[output.name] = value
+            values.append(value)
+        return values
+
+    def copied(self, name: str, source: str, *, group: str, shape: tuple[int, ...] | None = None) -> ir.Value:
+        """A weight that is the checkpoint's tensor ``source`` in the graph's float type."""
+        return self.stacked(name, [source], group=group, shape=shape)
+
+    def stacked(
+        self, name: str, sources: Sequence[str], *, group: str, shape: tuple[int, ...] | None = None
+    ) -> ir.Value:
+        """A weight that is several of the checkpoint's tensors end to end, in the graph's float type."""
+        stored = [self.checkpoint.tensors[source] for source in sources]
+        rows = sum(tensor.shape[0] for tensor in stored)
+        spec = TensorSpec(name, self.dtype, shape or (rows, *stored[0].shape[1:]))
+
+        def make() -> Made:
+            parts = [tensor.array().astype(self.numpy_dtype) for tensor in stored]
+            return Made([np.concatenate(parts).reshape(spec.shape)])
+
+        return self.weights(group, self.dtype.name.lower(), [spec], make)[0]
+
+    def model(self, *, opset: int, ir_version: int, external: str, extents: dict[str, tuple[int, int]]) -> ir.Model:
+        """The finished model; every weight refers to its place in the external data file.
+
+        Args:
+            opset: ai.onnx opset; com.microsoft is 1.
+            ir_version: ONNX IR version.
+            external: name of the external data file, beside the model.
+            extents: (offset, length) in bytes by weight, from :func:`gptoss_convert.weights.layout`.
+        """
+        for name, value in self._weights.items():
+            offset, length = extents[name]
+            assert value.dtype is not None and value.shape is not None
+            value.const_value = ir.ExternalTensor(
+                external, offset, length, value.dtype, shape=value.shape, name=name, base_dir=Path()
+            )
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=[*self._constants.values(), *self._weights.values()],
+            opset_imports={"": opset, MICROSOFT: 1},
+            name="gpt-oss",
+        )
+        return ir.Model(graph, ir_version=ir_version, producer_name="gptoss-windows")

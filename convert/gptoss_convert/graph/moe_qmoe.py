@@ -1,0 +1,136 @@
+"""The mixture of experts by com.microsoft.QMoE, in native MXFP4 or in integers.
+
+Native MXFP4 (``quant_type="fp4"``, CPU since onnxruntime 1.32) takes the checkpoint's own bytes: ``*_blocks`` flattened to
+[E, N, K/2] and ``*_scales`` as float8_e8m0 [E, N, K/32]. Integers are [E, N, K·bits/8] with scales [E, N, K/block] and the
+implied zero point. Both keep gate and up rows interleaved as the checkpoint has them (``swiglu_fusion=1``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from gptoss_convert import mxfp4
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
+from gptoss_convert.graph.router import router_logits
+from gptoss_convert.quantise import quantise
+from gptoss_convert.weights import Made, TensorSpec
+
+_SWIGLU = {
+    "activation_type": "swiglu",
+    "swiglu_fusion": 1,
+    "activation_alpha": 1.702,
+    "activation_beta": 1.0,
+    "normalize_routing_weights": 1,
+}
+
+
+def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
+    """Experts in the checkpoint's own MXFP4, [batch, sequence, hidden] to the same."""
+    up = _mxfp4_projection(g, layer, "gate_up_proj")
+    down = _mxfp4_projection(g, layer, "down_proj")
+    ones = _global_scales(g, layer)
+    absent = [None] * 7  # fc3's three, three zero points, router_weights
+    operands = [*up, *down, *absent, ones, ones]
+    return _qmoe(g, layer, x, operands, quant_type="fp4", weights_prepacked=1, expert_weight_bits=4, block_size=32)
+
+
+def moe_integer(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
+    """Experts in int4 or int8 blocks, [batch, sequence, hidden] to the same."""
+    scheme = g.quantisation.experts
+    operands = [*_integer_projection(g, layer, "gate_up_proj"), *_integer_projection(g, layer, "down_proj")]
+    return _qmoe(g, layer, x, operands, expert_weight_bits=scheme.bits, block_size=scheme.block_size)
+
+
+def _qmoe(g: GraphBuilder, layer: int, x: ir.Value, weights: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
+    return g.op(
+        "QMoE",
+        *(x, router_logits(g, layer, x), *weights),
+        domain=MICROSOFT,
+        k=g.config.num_experts_per_tok,
+        swiglu_limit=g.config.swiglu_limit,
+        **_SWIGLU,
+        **attributes,
+    )
+
+
+def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
+    module, checkpoint = f"model.layers.{layer}.mlp.experts.{name}", g.checkpoint
+    experts, rows, columns = _shape(g, name)
+    specs = [
+        TensorSpec(f"{module}.weight", ir.DataType.UINT8, (experts, rows, columns // 2)),
+        TensorSpec(f"{module}.scales", ir.DataType.FLOAT8E8M0, (experts, rows, columns // 32)),
+    ]
+
+    def make() -> Made:
+        if checkpoint.has_mxfp4_experts:
+            blocks, scales = checkpoint.array(f"{module}_blocks"), checkpoint.array(f"{module}_scales")
+            return Made([blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)])
+        exact = expert_values(checkpoint, module)
+        blocks, scales = mxfp4.encode(exact)
+        error = mxfp4.decode(blocks, scales) - exact
+        return Made(
+            [blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)],
+            float(np.square(error, dtype=np.float64).sum()),
+            float(np.square(exact, dtype=np.float64).sum()),
+            float(np.abs(error).max()),
+        )
+
+    weight, scales = g.weights("experts", "mxfp4", specs, make)
+    return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
+
+
+def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
+    module, scheme = f"model.layers.{layer}.mlp.experts.{name}", g.quantisation.experts
+    experts, rows, columns = _shape(g, name)
+    specs = [
+        TensorSpec(f"{module}.weight", ir.DataType.UINT8, (experts, rows, columns * scheme.bits // 8)),
+        TensorSpec(f"{module}.scales", g.dtype, (experts, rows, columns // scheme.block_size)),
+    ]
+
+    def make() -> Made:
+        # One expert at a time: a whole layer in float32 would be 4 GB at gpt-oss-120b's dimensions.
+        parts = [
+            quantise(expert_values(g.checkpoint, module, e), bits=scheme.bits, block=scheme.block_size)
+            for e in range(experts)
+        ]
+        return Made(
+            [np.stack([p.packed for p in parts]), np.stack([p.scales.astype(g.numpy_dtype) for p in parts])],
+            sum(p.squared_error for p in parts),
+            sum(p.squared_norm for p in parts),
+            max(p.max_error for p in parts),
+        )
+
+    weight, scales = g.weights("experts", str(scheme), specs, make)
+    return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
+
+
+def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)) -> NDArray[np.float32]:
+    """Exact weights of one projection, float32 [(experts,) N, K], whichever way the checkpoint holds them.
+
+    Args:
+        checkpoint: where from.
+        module: such as ``model.layers.0.mlp.experts.down_proj``.
+        expert: which expert; all of them by default.
+    """
+    if checkpoint.has_mxfp4_experts:
+        return mxfp4.decode(checkpoint.array(f"{module}_blocks")[expert], checkpoint.array(f"{module}_scales")[expert])
+    return np.ascontiguousarray(checkpoint.array(module)[expert].swapaxes(-1, -2).astype(np.float32))
+
+
+def _shape(g: GraphBuilder, name: str) -> tuple[int, int, int]:
+    c = g.config
+    wide = (c.num_local_experts, 2 * c.intermediate_size, c.hidden_size)
+    return wide if name == "gate_up_proj" else (c.num_local_experts, c.hidden_size, c.intermediate_size)
+
+
+def _global_scales(g: GraphBuilder, layer: int) -> ir.Value:
+    experts = g.config.num_local_experts
+    spec = TensorSpec(f"model.layers.{layer}.mlp.experts.global_scale", ir.DataType.FLOAT, (experts,))
+    return g.weights("experts", "mxfp4", [spec], lambda: Made([np.ones(experts, np.float32)]))[0]

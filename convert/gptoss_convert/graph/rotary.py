@@ -1,0 +1,61 @@
+"""cos and sin of YaRN for every position, as GroupQueryAttention takes them.
+
+Source: Peng et al., YaRN (https://arxiv.org/abs/2309.00071), in the form of transformers' ``_compute_yarn_parameters``,
+whose float32 steps are kept one for one so that angles agree to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from gptoss_convert.config import GptOssConfig, Yarn
+from gptoss_convert.graph.builder import GraphBuilder
+from gptoss_convert.weights import Made, TensorSpec
+
+
+def cos_sin(g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
+    """Declares cos and sin, each [max_position_embeddings, head_dim/2]."""
+    shape = (g.config.max_position_embeddings, g.config.head_dim // 2)
+
+    def make() -> Made:
+        cos, sin = tables(g.config)
+        return Made([cos.astype(g.numpy_dtype), sin.astype(g.numpy_dtype)])
+
+    specs = [TensorSpec("cos_cache", g.dtype, shape), TensorSpec("sin_cache", g.dtype, shape)]
+    cos, sin = g.weights("rotary", g.dtype.name.lower(), specs, make)
+    return cos, sin
+
+
+def tables(config: GptOssConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin, float32 [positions, head_dim/2], scaled by the attention factor."""
+    frequencies, factor = inverse_frequencies(config.rope, config.head_dim)
+    angles = np.arange(config.max_position_embeddings, dtype=np.float32)[:, None] * frequencies
+    return np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
+
+
+def inverse_frequencies(yarn: Yarn, head_dim: int) -> tuple[NDArray[np.float32], float]:
+    """Inverse frequencies, float32 [head_dim/2], and the scale of cos and sin (YaRN's attention factor)."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain = np.float32(1) / np.power(np.float32(yarn.theta), exponents, dtype=np.float32)
+    if yarn.factor == 1.0:
+        return plain, 1.0
+
+    def dimension(rotations: float) -> float:
+        turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(yarn.theta))
+
+    low, high = dimension(yarn.beta_fast), dimension(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # transformers' guard against a ramp of no width
+    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+    kept = np.float32(1) - ramp.astype(np.float32)
+    frequencies = plain / np.float32(yarn.factor) * (1 - kept) + plain * kept
+    factor = yarn.attention_factor if yarn.attention_factor is not None else 0.1 * math.log(yarn.factor) + 1.0
+    return frequencies.astype(np.float32), factor

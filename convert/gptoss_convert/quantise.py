@@ -1,0 +1,111 @@
+"""Symmetric block quantisers for the integer kernels, and how far they are off.
+
+Knows codes, scales and errors of one matrix; knows nothing of files or graphs. Codes are unsigned with an implied zero
+point of half their range (8 of 16, 128 of 256), which MatMulNBits and QMoE assume when no zero point is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+# Fractions of the largest magnitude that int4's outermost code may stand for: clipping the peak a little buys a finer
+# step for the rest. The range is where minima were found on Gaussian and MXFP4 weights; beyond it none was.
+_SHRINK = np.linspace(0.80, 1.0, 9, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """One quantised matrix.
+
+    Attributes:
+        packed: uint8 [..., K·bits/8]; for 4 bits the even index is in the low nibble.
+        scales: float32 [..., K/block].
+        squared_error: sum over all weights of (dequantised - exact)².
+        squared_norm: sum over all weights of exact².
+        max_error: largest |dequantised - exact|.
+    """
+
+    packed: NDArray[np.uint8]
+    scales: Float32
+    squared_error: float
+    squared_norm: float
+    max_error: float
+
+
+def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Quantised:
+    """Quantises along the last axis, searching each block's scale for the least square error.
+
+    Args:
+        weights: float [..., K]; K a multiple of ``block``.
+        bits: 4 or 8.
+        block: weights that share a scale.
+
+    Raises:
+        ValueError: K isn't a multiple of ``block``, or ``bits`` is neither 4 nor 8.
+    """
+    if bits not in (4, 8) or weights.shape[-1] % block:
+        raise ValueError(f"cannot quantise [..., {weights.shape[-1]}] to {bits} bits in blocks of {block}")
+    grouped = np.asarray(weights, np.float32).reshape(*weights.shape[:-1], -1, block)
+    scales = _search(grouped, bits) if bits == 4 else _peak(grouped) / np.float32(127)
+    codes, error = _encode(grouped, scales, bits)
+    half = 1 << (bits - 1)
+    unsigned = (codes + half).astype(np.uint8).reshape(weights.shape)
+    packed = unsigned if bits == 8 else unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
+    return Quantised(
+        packed,
+        scales,
+        float(np.square(error, dtype=np.float64).sum()),
+        float(np.square(grouped, dtype=np.float64).sum()),
+        float(np.abs(error).max(initial=0.0)),
+    )
+
+
+def dequantise(packed: NDArray[np.uint8], scales: Float32, *, bits: int, block: int) -> Float32:
+    """The values that the kernels compute with: (code - zero point) · scale.
+
+    Args:
+        packed: uint8 [..., K·bits/8].
+        scales: float32 [..., K/block].
+        bits: 4 or 8.
+        block: weights that share a scale.
+
+    Returns:
+        float32 [..., K].
+    """
+    codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    centred = codes.astype(np.float32) - (1 << (bits - 1))
+    grouped = centred.reshape(*codes.shape[:-1], -1, block) * scales[..., None]
+    return grouped.reshape(codes.shape)
+
+
+def _peak(grouped: Float32) -> Float32:
+    return np.abs(grouped).max(axis=-1)
+
+
+def _search(grouped: Float32, bits: int) -> Float32:
+    """The best of a few scales a block. The largest magnitude sits on -8, the longer side of the signed range."""
+    index = np.abs(grouped).argmax(axis=-1, keepdims=True)
+    signed_peak = np.take_along_axis(grouped, index, axis=-1)[..., 0]
+    best_scale = best_error = None
+    for shrink in _SHRINK:
+        scales = signed_peak * np.float32(shrink / -(1 << (bits - 1)))
+        error = np.square(_encode(grouped, scales, bits)[1]).sum(axis=-1)
+        if best_scale is None or best_error is None:
+            best_scale, best_error = scales, error
+        else:
+            better = error < best_error
+            best_scale, best_error = np.where(better, scales, best_scale), np.where(better, error, best_error)
+    assert best_scale is not None
+    return best_scale
+
+
+def _encode(grouped: Float32, scales: Float32, bits: int) -> tuple[Float32, Float32]:
+    half = 1 << (bits - 1)
+    divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
+    codes = np.clip(np.rint(grouped / divisor), -half, half - 1)
+    return codes, codes * scales[..., None] - grouped

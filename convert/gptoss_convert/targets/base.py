@@ -1,0 +1,50 @@
+"""What a target is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from gptoss_convert.graph.decoder import Composition
+from gptoss_convert.graph.head import logits_of_all, logits_of_last
+from gptoss_convert.schemes import Group, Quantisation
+
+Logits = Literal["last", "all"]
+HEADS = {"last": logits_of_last, "all": logits_of_all}
+
+
+@dataclass(frozen=True)
+class Target:
+    """An execution provider and the graph for it.
+
+    Attributes:
+        name: as given to ``--target``.
+        summary: a line for ``gptoss convert --help`` and the docs.
+        dtype: float type of activations and caches.
+        opset: ai.onnx opset of the model.
+        ir_version: ONNX IR version of the model.
+        presets: quantisation presets by name; the first is the default.
+        compose: which pieces, given the quantisation and which logits are wanted.
+        requires: packages the artifact needs to run, with version specifiers.
+        provider_options: genai_config's ``provider_options``; empty is the CPU.
+        session_options: further session options for genai_config.
+    """
+
+    name: str
+    summary: str
+    dtype: ir.DataType
+    opset: int
+    ir_version: int
+    presets: Mapping[str, Mapping[Group, Any]]
+    compose: Callable[[Quantisation, Logits], Composition]
+    requires: Mapping[str, str]
+    provider_options: Sequence[Mapping[str, Any]] = ()
+    session_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def default_preset(self) -> str:
+        """The preset taken when none is named."""
+        return next(iter(self.presets))

@@ -1,0 +1,47 @@
+"""CPU: the experts stay in the checkpoint's own MXFP4, dense weights as the preset says.
+
+onnxruntime 1.32's QMoE computes on the published bytes: nothing is lost, nothing is repacked at load, and it is faster than
+int4 (docs/conversion.md). The embedding is a copy as well, of which only the rows in use are ever read from disk.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from gptoss_convert.graph import attention_gqa, moe_qmoe
+from gptoss_convert.graph.decoder import Composition
+from gptoss_convert.schemes import Quantisation
+from gptoss_convert.targets.base import HEADS, Logits, Target
+
+
+def _compose(quantisation: Quantisation, logits: Logits) -> Composition:
+    experts = moe_qmoe.moe_mxfp4 if quantisation.experts.type == "mxfp4" else moe_qmoe.moe_integer
+    return Composition(attention_gqa.prepare, experts, HEADS[logits])
+
+
+_INT8 = {"type": "int8", "accuracy_level": 4}
+_INT4 = {"type": "int4", "accuracy_level": 4}
+
+TARGET = Target(
+    name="cpu",
+    summary="experts in native MXFP4, for onnxruntime 1.32 and later",
+    dtype=ir.DataType.FLOAT,
+    opset=24,  # the first with float8_e8m0, the dtype of MXFP4's scales
+    ir_version=11,
+    presets={
+        "balanced": {
+            **{"embedding": "bfloat16", "attention": _INT8, "router": "float32"},
+            **{"experts": "mxfp4", "lm_head": _INT8},
+        },
+        "smallest": {
+            **{"embedding": "bfloat16", "attention": _INT4, "router": "float32"},
+            **{"experts": "mxfp4", "lm_head": _INT4},
+        },
+        "lossless": {
+            **{"embedding": "bfloat16", "attention": "float32", "router": "float32"},
+            **{"experts": "mxfp4", "lm_head": "float32"},
+        },
+    },
+    compose=_compose,
+    requires={"onnxruntime": ">=1.32", "onnxruntime-genai": ">=0.18"},
+)
