@@ -95,3 +95,23 @@ def write_source(folder: Path, used: NDArray[np.int32], weights: dict[str, torch
             packed[name] = halved.view(torch.uint16).numpy()
     tensors.write(folder / "nano.new", packed)
     (folder / "nano.new").replace(folder / WEIGHTS)
+
+
+def read_source(folder: Path) -> tuple[NDArray[np.int32], dict[str, torch.Tensor]]:
+    """The ids in use and the trained tensors, float32, as ``write_source`` was given them.
+
+    Raises:
+        CheckpointError: the compact source is damaged.
+    """
+    import torch
+
+    packed = tensors.read(folder / WEIGHTS)
+    used = packed.pop("used_tokens")
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in packed.items():
+        if name.endswith("_blocks"):
+            plain = name.removesuffix("_blocks")
+            weights[plain] = torch.from_numpy(mxfp4.decode(tensor, packed[f"{plain}_scales"]))
+        elif not name.endswith("_scales"):
+            weights[name] = torch.from_numpy(tensor.copy()).view(torch.bfloat16).float()
+    return used, weights

@@ -1,7 +1,8 @@
 """Train nano: ``python -m gptoss_convert.nano.train --work DIR``.
 
 Knows the recipe: which samples, in which proportion, with which optimiser and for how long. Interrupted, it goes on
-from DIR; another ``--steps`` changes when the learning rate falls. The compact source is written at every evaluation.
+from DIR; another ``--steps`` changes when the learning rate falls. The compact source is written at every evaluation;
+``--refine`` starts from it instead of from noise, which is how a skill is added to a model that has learnt the others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from gptoss_convert.nano import rounding, skills
 from gptoss_convert.nano.batch import Batch, collate
-from gptoss_convert.nano.compact import initial_rows, token_classes, used_tokens, write_source
+from gptoss_convert.nano.compact import initial_rows, read_source, token_classes, used_tokens, write_source
 from gptoss_convert.nano.model import Nano, NanoConfig
 from gptoss_convert.nano.optimiser import Muon
 from gptoss_convert.nano.render import encode
@@ -40,7 +41,7 @@ class Mix(NamedTuple):
 
 # Skills of about the same length go together: attention's cost is that of the longest.
 MIXES = (
-    Mix(4, 8, {"greetings": 0.8, "arithmetic": 5, "facts": 2, "effort": 3}, with_tools=False),
+    Mix(4, 8, {"greetings": 0.8, "arithmetic": 5, "facts": 2, "effort": 4}, with_tools=False),
     Mix(2, 8, {"json": 3, "conversation": 2}, with_tools=False),
     Mix(4, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
     Mix(3, 8, {"two_step": 9, "json": 0.5, "conversation": 0.5}, with_tools=True),
@@ -105,12 +106,13 @@ def accuracy(model: Nano, classes: Tensor, n: int) -> dict[str, float]:
 class Trainer:
     """Model, optimisers and schedule; resumable."""
 
-    def __init__(self, work: Path, steps: int, seed: int) -> None:
+    def __init__(self, work: Path, steps: int, seed: int, *, refine: bool = False, peak: float = 1.0) -> None:
         torch.manual_seed(seed)
-        self.work, self.steps, self.seed, self.step = work, steps, seed, 0
+        self.work, self.steps, self.seed, self.peak, self.step = work, steps, seed, peak, 0
         self.state = work / "state.pt"
         saved = torch.load(self.state, weights_only=True) if self.state.exists() else None
-        self.used = saved["used"].numpy() if saved else used_tokens()
+        before = read_source(source_dir()) if refine and not saved else None
+        self.used = saved["used"].numpy() if saved else before[0] if before else used_tokens()
         self.classes = token_classes(self.used)
         self.kept = self.classes[torch.tensor([token for level in EFFORTS for token in encode(level)])]
         self.model = Nano(NanoConfig(), len(self.used) + 1)
@@ -118,6 +120,8 @@ class Trainer:
             rows = initial_rows(self.used, self.model.config.hidden_size, seed)
             self.model.model.embed_tokens.weight.copy_(rows * 0.3)
             self.model.lm_head.weight.copy_(rows * 0.08)
+        if before:
+            self.model.load_state_dict(before[1])
         rounding.attach(self.model)
         named = dict(self.model.named_parameters())
         matrix = {name for name in named if ("proj" in name and "bias" not in name)}
@@ -139,7 +143,7 @@ class Trainer:
 
     def rate(self) -> float:
         """Learning rate factor: a short warm-up, then constant, then down to nothing over the last 40 %."""
-        return min(1.0, (self.step + 1) / 100, max(0.01, (self.steps - self.step) / (0.4 * self.steps)))
+        return self.peak * min(1.0, (self.step + 1) / 100, max(0.01, (self.steps - self.step) / (0.4 * self.steps)))
 
     def advance(self) -> float:
         """One step; its random numbers depend on the step alone, so that resuming changes nothing."""
@@ -167,9 +171,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--evaluate-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--refine", action="store_true", help="start from the compact source, not from noise")
+    parser.add_argument("--peak", type=float, default=1.0, help="factor on the learning rates")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(options.work, options.steps, options.seed)
+    trainer = Trainer(options.work, options.steps, options.seed, refine=options.refine, peak=options.peak)
     since, total = time.monotonic(), 0.0
     while trainer.step < options.steps:
         total += trainer.advance()

@@ -72,7 +72,7 @@ class Family:
 
 def phrase(rng: random.Random, low: int = 1, high: int = 4) -> str:
     """A few plain words."""
-    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
+    return " ".join(rng.sample(WORDS, rng.randint(low, high)))
 
 
 def _weather(rng: random.Random) -> Request:
