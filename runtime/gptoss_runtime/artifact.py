@@ -14,10 +14,10 @@ from typing import Any
 
 from gptoss_runtime.errors import ArtifactError
 from gptoss_runtime.external_data import external_spans
+from gptoss_runtime.manifest import MANIFEST, Manifest
 
 CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
-MANIFEST = "manifest.json"
 _MAX_JSON_BYTES = 64 * 2**20  # gpt-oss's tokenizer.json has 27 MB
 _RECONVERT = "Convert the checkpoint again, or copy the whole folder again."
 
@@ -46,7 +46,7 @@ class Artifact:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     config: dict[str, Any]
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Artifact:
@@ -61,7 +61,7 @@ class Artifact:
         """
         folder = _folder(Path(path))
         config = read_json(folder / CONFIG)
-        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+        manifest = Manifest.read(folder) if (folder / MANIFEST).exists() else None
         artifact = cls._described(folder, config, manifest)
         _check_graphs(folder, config)
         inside(folder, TOKENIZER)  # its content is checked where it is used, so that opening stays quick
@@ -70,7 +70,7 @@ class Artifact:
         return artifact
 
     @classmethod
-    def _described(cls, folder: Path, config: dict[str, Any], manifest: dict[str, Any] | None) -> Artifact:
+    def _described(cls, folder: Path, config: dict[str, Any], manifest: Manifest | None) -> Artifact:
         model = config.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("decoder"), dict):
             raise ArtifactError(f"{folder / CONFIG} has no model.decoder", remedy=_RECONVERT)
@@ -81,11 +81,10 @@ class Artifact:
             if not isinstance(token, int) or not 0 <= token < vocab_size:
                 raise ArtifactError(f"{folder / CONFIG}: eos_token_id {token!r} is no id", remedy=_RECONVERT)
         bos = model.get("bos_token_id")
-        described = manifest or {}
         return cls(
             path=folder,
-            name=str(described.get("name") or folder.name),
-            target=str(described.get("target") or "unknown"),
+            name=manifest.name if manifest else folder.name,
+            target=manifest.target if manifest else "unknown",
             context_length=_positive(folder, model, "context_length"),
             vocab_size=vocab_size,
             eos_token_ids=eos_ids,
@@ -137,21 +136,19 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def verify_checksums(folder: Path, manifest: dict[str, Any] | None) -> None:
+def verify_checksums(folder: Path, manifest: Manifest | None) -> None:
     """Compares every file that the manifest lists with its sha256.
 
     Raises:
         ArtifactError: there is no manifest, or a file is missing or different.
     """
-    listed = manifest.get("files") if manifest is not None else None
-    if not isinstance(listed, dict) or not listed:
+    if manifest is None:
         raise ArtifactError(
             f"{folder} has no {MANIFEST} that lists its files", remedy="Convert with gptoss to get a manifest."
         )
-    for name, entry in listed.items():
-        expected = entry.get("sha256") if isinstance(entry, dict) else entry
+    for name, entry in manifest.files.items():
         with inside(folder, name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                 raise ArtifactError(f"{folder / name} is not the file the manifest lists", remedy=_RECONVERT)
 
 

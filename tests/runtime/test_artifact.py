@@ -11,6 +11,7 @@ import pytest
 from gptoss_runtime import ArtifactError
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.external_data import ExternalSpan, external_spans
+from gptoss_runtime.manifest import FileEntry, Manifest, MemoryBudget, Source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -148,11 +149,33 @@ def test_a_damaged_graph_never_crashes_the_reader(folder: Path, data: st.DataObj
         external_spans(path)
 
 
+def tiny_manifest(digest: str) -> Manifest:
+    return Manifest(
+        name="tiny",
+        target="cpu",
+        preset="balanced",
+        logits="last",
+        requires={"onnxruntime": ">=1.32"},
+        source=Source(name="tiny", revision=None, files={}),
+        groups={},
+        memory=MemoryBudget(weights=64, kv_per_token=8, context=64, peak=576),
+        tools={},
+        files={"model.onnx.data": FileEntry(size=64, sha256=digest)},
+    )
+
+
+def test_a_manifest_of_a_newer_schema_is_refused(folder: Path) -> None:
+    newer = {**json.loads(tiny_manifest("0" * 64).to_bytes()), "schema_version": 2}
+    (folder / "manifest.json").write_text(json.dumps(newer), encoding="utf-8")
+    refused(folder, "schema_version")
+    (folder / "manifest.json").write_text("{", encoding="utf-8")
+    refused(folder, "manifest")
+
+
 def test_checksums(folder: Path) -> None:
     refused(folder, "manifest", verify=True)
     digest = hashlib.sha256((folder / "model.onnx.data").read_bytes()).hexdigest()
-    manifest = {"name": "tiny", "target": "cpu", "files": {"model.onnx.data": {"sha256": digest}}}
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "manifest.json").write_bytes(tiny_manifest(digest).to_bytes())
     assert Artifact.open(folder, verify=True).name == "tiny"
     (folder / "model.onnx.data").write_bytes(b"x" * 64)
     Artifact.open(folder)

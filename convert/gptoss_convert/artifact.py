@@ -1,0 +1,235 @@
+"""From an exported model to a complete artifact folder: configs, tokenizer, manifest, and a look at what was made.
+
+Knows the files that onnxruntime-genai, Foundry Local and our runtime expect beside model.onnx. Writes into a folder that
+its caller publishes; knows nothing of Olive, and nothing of how the model was made beyond its reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
+
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.errors import CheckpointError, OutputError
+from gptoss_convert.export import MODEL_FILE
+from gptoss_convert.targets import Target
+from gptoss_convert.targets.base import Logits
+
+# Copied as they are; those marked True must be there. A chat template may also lie inside tokenizer_config.json.
+TOKENIZER_FILES = {
+    "tokenizer.json": True,
+    "tokenizer_config.json": True,
+    "special_tokens_map.json": False,
+    "chat_template.jinja": False,
+    "generation_config.json": False,
+}
+TOOLS = ("gptoss-windows", "olive-ai", "onnx-ir", "onnxruntime", "numpy", "ml-dtypes")
+# harmony's turns, for hosts that fill a template instead of rendering harmony (Foundry's catalogue uses this form)
+PROMPT_TEMPLATE = {
+    "system": "<|start|>system<|message|>{Content}<|end|>",
+    "user": "<|start|>user<|message|>{Content}<|end|>",
+    "assistant": "<|start|>assistant<|channel|>final<|message|>{Content}<|end|>",
+    "prompt": "<|start|>user<|message|>{Content}<|end|><|start|>assistant",
+}
+_START_OF_TEXT, _RETURN, _END_OF_TEXT, _CALL = 199998, 200002, 199999, 200012
+_BUDGET_CONTEXT, _PIECE = 8192, 128  # positions the memory budget is for, and of a piece of a prompt
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an artifact is to say of itself.
+
+    Attributes:
+        name: of the model.
+        target: what it is for.
+        preset: the quantisation preset.
+        logits: which positions it gives.
+        groups: report by tensor group.
+        weights_sha256: of the external data file as it was written.
+    """
+
+    name: str
+    target: Target
+    preset: str
+    logits: Logits
+    groups: Mapping[str, TensorGroup]
+    weights_sha256: str
+
+
+def complete(folder: Path, checkpoint: Checkpoint, description: Description) -> Manifest:
+    """Adds everything but the model to a folder that holds model.onnx and its external data.
+
+    Args:
+        folder: where model.onnx lies.
+        checkpoint: what it was made from.
+        description: the rest of what is known.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        CheckpointError: a tokenizer file is missing or unreadable.
+        OutputError: the folder cannot be written, or gives back other bytes than were written to it.
+    """
+    try:
+        _copy_tokenizer(checkpoint.path, folder)
+        write_json(folder / "genai_config.json", genai_config(checkpoint, description.target))
+        write_json(
+            folder / "inference_model.json", {"Name": description.name, "PromptTemplate": dict(PROMPT_TEMPLATE)}
+        )
+        files = {file.name: file_entry(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+        weights = files[f"{MODEL_FILE}.data"]
+        if weights.sha256 != description.weights_sha256:
+            raise OutputError(
+                f"{folder / MODEL_FILE}.data reads back with other bytes than were written",
+                remedy="Check the disk and its cables; then convert again.",
+            )
+        manifest = Manifest(
+            name=description.name,
+            target=description.target.name,
+            preset=description.preset,
+            logits=description.logits,
+            requires=dict(description.target.requires),
+            source=source(checkpoint),
+            groups=dict(description.groups),
+            memory=memory_budget(checkpoint, weights.size, description.target.dtype.itemsize),
+            tools={tool: metadata.version(tool) for tool in TOOLS},
+            files=files,
+        )
+        (folder / MANIFEST).write_bytes(manifest.to_bytes())
+    except OSError as error:
+        raise OutputError(f"{error.filename or folder}: {error.strerror or error}") from error
+    return manifest
+
+
+def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
+    """genai_config.json, as onnxruntime-genai's model builder writes it for gpt-oss, but for one thing.
+
+    ``sliding_window`` is left out: genai would throw keys away that a rewind needs, and GroupQueryAttention's
+    ``local_window_size`` masks by itself.
+    """
+    config = checkpoint.config
+    cache = {"key": "past_key_values.%d.key", "value": "past_key_values.%d.value"}
+    decoder = {
+        "session_options": {
+            "log_id": "onnxruntime-genai",
+            **target.session_options,
+            "provider_options": [dict(options) for options in target.provider_options],
+        },
+        "filename": MODEL_FILE,
+        "head_size": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            **{f"past_{part}_names": name for part, name in cache.items()},
+        },
+        "outputs": {
+            "logits": "logits",
+            **{f"present_{part}_names": name.replace("past_key_values", "present") for part, name in cache.items()},
+        },
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+    }
+    generation = _generation_config(checkpoint.path)
+    model = {
+        "bos_token_id": generation.get("bos_token_id", _START_OF_TEXT),
+        "context_length": config.max_position_embeddings,
+        "decoder": decoder,
+        "eos_token_id": generation.get("eos_token_id", [_RETURN, _END_OF_TEXT, _CALL]),
+        "pad_token_id": generation.get("pad_token_id", _END_OF_TEXT),
+        "type": "gptoss",
+        "vocab_size": config.vocab_size,
+    }
+    search = {
+        "do_sample": False,
+        "max_length": min(config.max_position_embeddings, _BUDGET_CONTEXT),  # genai allocates the cache for all of it
+        "past_present_share_buffer": True,
+    }
+    return {"model": model, "search": search}
+
+
+def source(checkpoint: Checkpoint) -> Source:
+    """Name, revision and files of a checkpoint."""
+    name, revision = source_name(checkpoint.path)
+    used = [checkpoint.path / "config.json", *checkpoint.files]
+    return Source(name=name, revision=revision, files={file.name: file_entry(file) for file in used})
+
+
+def source_name(folder: Path) -> tuple[str, str | None]:
+    """A checkpoint's name and revision: the Hugging Face cache's folders tell repository and commit, others a name."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
+    return folder.name, None
+
+
+def memory_budget(checkpoint: Checkpoint, weights: int, itemsize: int) -> MemoryBudget:
+    """Bytes needed to run, computed from the dimensions.
+
+    Args:
+        checkpoint: the dimensions.
+        weights: size of the external data file.
+        itemsize: bytes of an activation and of a cached value.
+    """
+    config = checkpoint.config
+    kv = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
+    context = min(config.max_position_embeddings, _BUDGET_CONTEXT)
+    widest = config.num_experts_per_tok * 2 * config.intermediate_size + 4 * config.hidden_size
+    activations = (_PIECE * widest + config.vocab_size) * itemsize
+    return MemoryBudget(weights=weights, kv_per_token=kv, context=context, peak=weights + kv * context + activations)
+
+
+def file_entry(file: Path) -> FileEntry:
+    """Size and sha256 of a file; reads all of it."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(size=file.stat().st_size, sha256=digest)
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """JSON with an indent of 2 and the same line ends everywhere."""
+    file.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Checks that a checkpoint folder has what an artifact's tokenizer needs.
+
+    Raises:
+        CheckpointError: it hasn't.
+    """
+    for name, needed in TOKENIZER_FILES.items():
+        if needed and not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder / name}: missing", remedy="Download the tokenizer's files into the folder as well."
+            )
+    _generation_config(folder)
+
+
+def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
+    require_tokenizer(checkpoint)
+    for name in TOKENIZER_FILES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)  # not copy2: times and modes are not part of an artifact
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})", remedy="Download it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: not a JSON object", remedy="Download it again.")
+    return value

@@ -1,0 +1,171 @@
+"""The conversion as Olive passes, listed in olive_configs/package.json so that stock ``olive run`` finds them.
+
+    GptOssExport     HfModel → ONNXModel: the graph and its weights for one target
+    GptOssArtifact   ONNXModel → ONNXModel: everything else an artifact holds, and a first run of what was made
+
+Knows Olive's interface and nothing of graphs. Between the two, other passes on ONNX models may be put; the manifest then
+says what they left. Source: https://microsoft.github.io/Olive/extending-olive/new-pass.html.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss_runtime.errors import GptOssError
+from gptoss_runtime.manifest import TensorGroup
+from olive.model import HfModelHandler, ONNXModelHandler
+from olive.passes import Pass
+from olive.passes.pass_config import PassConfigParam
+
+from gptoss_convert import artifact, smoke, targets
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.errors import OutputError, WorkflowError
+from gptoss_convert.export import MODEL_FILE, WEIGHTS_FILE, Progress, export
+from gptoss_convert.schemes import resolve
+
+_ATTRIBUTES = "gptoss"  # where the first pass leaves word for the second, in Olive's model attributes
+
+
+@dataclass
+class Run:
+    """What a caller in this process shares with the passes, past Olive: it swallows exceptions and knows no progress.
+
+    Attributes:
+        progress: called with (bytes written, bytes in all).
+        error: what a pass raised.
+    """
+
+    progress: Progress | None = None
+    error: GptOssError | None = None
+
+
+CURRENT: ContextVar[Run | None] = ContextVar("CURRENT", default=None)
+
+
+@contextmanager
+def _reported() -> Iterator[Run]:
+    run = CURRENT.get() or Run()
+    try:
+        yield run
+    except GptOssError as error:
+        run.error = error
+        raise
+
+
+class GptOssExport(Pass):
+    """Builds a target's graph from a gpt-oss checkpoint, straight from safetensors."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:
+        return {
+            "target": PassConfigParam(type_=str, required=True, description=f"One of {', '.join(targets.names())}."),
+            "preset": PassConfigParam(
+                type_=str, default_value=None, description="Quantisation preset; the target's first by default."
+            ),
+            "quantisation": PassConfigParam(
+                type_=dict, default_value=None, description="Schemes by tensor group, in place of the preset's."
+            ),
+            "logits": PassConfigParam(
+                type_=str, default_value="last", description="'last' position only, or 'all' to measure."
+            ),
+        }
+
+    def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str) -> ONNXModelHandler:
+        with _reported() as run:
+            if config.logits not in ("last", "all"):
+                raise WorkflowError(f"logits: {config.logits!r}", remedy="Use 'last' or 'all'.")
+            target = targets.load(config.target)
+            preset = config.preset or target.default_preset
+            checkpoint = Checkpoint.open(model.model_path)
+            quantisation = resolve(target.presets, preset, config.quantisation)
+            folder = _new_folder(output_model_path)
+            made = export(
+                checkpoint, target, quantisation, folder, logits=config.logits, progress=run.progress
+            ).weights  # fmt: skip
+            groups = {
+                name: TensorGroup(
+                    scheme=report.scheme,
+                    tensors=report.tensors,
+                    nbytes=report.nbytes,
+                    snr_db=report.snr_db and round(report.snr_db, 3),
+                    max_error=report.max_error,
+                ).model_dump()
+                for name, report in made.groups.items()
+            }
+            word = {
+                "checkpoint": str(checkpoint.path),
+                "target": target.name,
+                "preset": preset,
+                "logits": config.logits,
+                "groups": groups,
+                "weights_sha256": made.sha256,
+            }
+            return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={_ATTRIBUTES: word})
+
+
+class GptOssArtifact(Pass):
+    """Completes an exported model to an artifact and runs it once."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:
+        return {
+            "name": PassConfigParam(
+                type_=str, default_value=None, description="Of the model; by default the checkpoint's and the target's."
+            ),
+            "check": PassConfigParam(
+                type_=bool, default_value=True, description="Run the model once before it is published."
+            ),
+        }
+
+    def _run_for_config(self, model: ONNXModelHandler, config: Any, output_model_path: str) -> ONNXModelHandler:
+        with _reported():
+            word = (model.model_attributes or {}).get(_ATTRIBUTES)
+            if word is None:
+                raise WorkflowError(
+                    "GptOssArtifact has no model of GptOssExport before it",
+                    remedy="List GptOssExport first among the passes; see olive_configs/.",
+                )
+            before, folder = Path(model.model_path).parent, _new_folder(output_model_path)
+            for name in (MODEL_FILE, WEIGHTS_FILE):
+                _link(before / name, folder / name)
+            checkpoint, target = Checkpoint.open(word["checkpoint"]), targets.load(word["target"])
+            name = config.name or f"{artifact.source_name(checkpoint.path)[0].rsplit('/')[-1]}-{target.name}"
+            groups = {group: TensorGroup.model_validate(report) for group, report in word["groups"].items()}
+            description = artifact.Description(
+                name, target, word["preset"], word["logits"], groups, word["weights_sha256"]
+            )  # fmt: skip
+            if config.check:
+                smoke.first_breath(folder / MODEL_FILE)
+            artifact.complete(folder, checkpoint, description)
+            others = [str(file) for file in sorted(folder.iterdir()) if file.name not in (MODEL_FILE, WEIGHTS_FILE)]
+            return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={"additional_files": others})
+
+
+def _new_folder(output_model_path: str) -> Path:
+    folder = Path(output_model_path)
+    if folder.suffix == ".onnx":
+        folder = folder.with_suffix("")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _link(source: Path, copy: Path) -> None:
+    """The same file under a second name, or a copy where the file system has no hard links."""
+    try:
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(source, copy)
+        except OSError:
+            shutil.copyfile(source, copy)
+    except OSError as error:
+        raise OutputError(f"{copy}: {error.strerror or error}") from error

@@ -1,0 +1,60 @@
+"""A converted model's first breath: onnxruntime loads it and computes a few tokens.
+
+Knows how to feed any decoder of ours; judges only that it loads and that its logits are finite. Parity is measured elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert.errors import ConversionError
+
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+
+
+def first_breath(model: Path, token_ids: tuple[int, ...] = (1, 2, 3, 4)) -> NDArray[np.float32]:
+    """Loads a model on the CPU and runs it once with an empty cache.
+
+    Args:
+        model: the model.onnx file.
+        token_ids: what to feed.
+
+    Returns:
+        Logits, float32 [1, positions, vocab].
+
+    Raises:
+        ConversionError: it doesn't load, doesn't run, or gives a logit that is not a number.
+    """
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {node.name: _feed(node, token_ids) for node in session.get_inputs()})
+    except Exception as error:  # onnxruntime's exceptions share no base class but this
+        raise ConversionError(
+            f"{model}: onnxruntime {onnxruntime.__version__} does not run what was made: {error}",
+            remedy="Please report this; the conversion was not published.",
+        ) from error
+    if not np.isfinite(logits).all():
+        raise ConversionError(f"{model}: logits are not finite", remedy="Check the checkpoint's weights for NaN.")
+    result: NDArray[np.float32] = np.asarray(logits, np.float32)
+    return result
+
+
+def _feed(node: Any, token_ids: tuple[int, ...]) -> NDArray[Any]:
+    kind = _TYPES[node.type]
+    if node.name == "input_ids":
+        return np.array([token_ids], kind)
+    if node.name == "attention_mask":
+        return np.ones((1, len(token_ids)), kind)
+    empty = {"batch": 1, "past": 0}
+    return np.zeros([empty.get(size, size) for size in node.shape], kind)
