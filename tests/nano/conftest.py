@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptoss_convert.nano import materialise
 from gptoss_convert.nano.vocabulary import write_tiktoken
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return materialise(tmp_path_factory.mktemp("nano") / "checkpoint")
+def checkpoint(nano_checkpoint: Path) -> Path:
+    return nano_checkpoint
 
 
 @pytest.fixture(scope="session")

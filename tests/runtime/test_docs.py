@@ -18,7 +18,7 @@ def test_an_example(
 ) -> None:
     monkeypatch.setattr("gptoss_runtime.vocabulary.platformdirs.user_cache_dir", lambda *_, **__: str(cache))
     monkeypatch.setattr("gptoss_runtime.options.GenerationOptions.__init__.__defaults__", _bounded())
-    exec(compile(example.replace("artifacts/nano/cpu", nano_artifact.as_posix()), "docs/runtime.md", "exec"), {})
+    exec(compile(example.replace("artifacts/gptoss-nano/cpu", nano_artifact.as_posix()), "docs/runtime.md", "exec"), {})
     assert capsys.readouterr().out
 
 

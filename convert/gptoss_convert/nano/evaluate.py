@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptoss_convert.nano.folder import materialise
+from gptoss_convert.nano.folder import config, materialise
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
+from gptoss_convert.parity.reference import load_transformers
 
 ABLATIONS = ("sinks", "window")
 
@@ -29,16 +30,8 @@ def load(folder: Path, ablate: str | None = None) -> Any:
         folder: the checkpoint.
         ablate: "sinks" silences the sinks, "window" lets the sliding layers see everything.
     """
-    from transformers import AutoConfig, GptOssForCausalLM
-    from transformers.utils.quantization_config import Mxfp4Config
-
-    config = AutoConfig.from_pretrained(folder)
-    if ablate == "window":
-        config.layer_types = ["full_attention"] * config.num_hidden_layers
-    model: Any = GptOssForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
-    )
-    model.eval()
+    changes = {"layer_types": ["full_attention"] * config()["num_hidden_layers"]} if ablate == "window" else {}
+    model = load_transformers(folder, **changes)
     if ablate == "sinks":
         for layer in model.model.layers:
             layer.self_attn.sinks.data.fill_(-1e4)

@@ -6,15 +6,14 @@ Knows the files of a published gpt-oss checkpoint and what stands in each. Needs
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_convert.errors import OutputExists
+from gptoss_convert import output
+from gptoss_convert.errors import OutputError
 from gptoss_convert.nano import tensors
 from gptoss_convert.nano.source import source_dir
 from gptoss_convert.nano.vocabulary import SPECIAL, tokenizer_text
@@ -31,22 +30,20 @@ def materialise(out: Path, *, overwrite: bool = False) -> Path:
     The folder is built beside ``out`` and appears at once, whole; the same source makes the same bytes.
 
     Raises:
-        OutputExists: ``out`` is there, is not an empty folder, and ``overwrite`` is False.
+        OutputExists: ``out`` is there, is not an empty folder, and is not an earlier checkpoint to be overwritten.
+        OutputError: it cannot be written.
         CheckpointError: the compact source is damaged.
     """
     out = Path(out)
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise OutputExists(f"{out} already exists and is not empty")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        _fill(aside)
-        aside.chmod(0o755)  # mkdtemp's folders are private
-        if out.exists():
-            shutil.rmtree(out) if out.is_dir() else out.unlink()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    output.require_free(out, overwrite=overwrite, marker="config.json")
+    with output.aside(out) as aside:
+        made = aside / "checkpoint"
+        try:
+            made.mkdir()
+            _fill(made)
+        except OSError as error:
+            raise OutputError(f"{made}: {error.strerror or error}", remedy="nano needs 120 MB there.") from error
+        output.publish(made, out)
     return out
 
 

@@ -1,0 +1,54 @@
+"""``gptoss convert``: a checkpoint to an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gptoss_runtime.cli.options import Json
+
+from gptoss_convert.cli.common import Cost, Overwrite, folder_size, progress_bar
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json, *.safetensors and the tokenizer.")],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the artifact shall be.")],
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="cpu, cpu-int4, or the path of an Olive config with our passes.")
+    ] = "cpu",
+    preset: Annotated[str | None, typer.Option(help="Quantisation preset: balanced, smallest or lossless.")] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option("--scheme", metavar="GROUP=TYPE", help="Store a tensor group otherwise, such as lm_head=int4."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
+    logits: Annotated[str | None, typer.Option(help="last: to generate; all: to measure.")] = None,
+    overwrite: Overwrite = False,
+    json_output: Json = False,
+) -> None:
+    """Convert a gpt-oss checkpoint to an onnxruntime-genai folder, by the Olive workflow of a target."""
+    from gptoss_runtime.cli.render import print_json
+    from rich.console import Console
+
+    from gptoss_convert.workflow import Options
+    from gptoss_convert.workflow import convert as run
+
+    cost, console = Cost(), Console(highlight=False)
+    options = Options(preset, _schemes(scheme), name, logits, overwrite)
+    with progress_bar("weights") as progress:
+        manifest = run(checkpoint, out, target=target, options=options, progress=progress)
+    if json_output:
+        report = {"path": str(out), "seconds": cost.seconds, "peak_memory": cost.peak_memory, "bytes": folder_size(out)}
+        print_json(console, report | {"manifest": manifest.model_dump()})
+        return
+    console.print(f"{manifest.name}: {folder_size(out) / 1e6:,.0f} MB in {out} ({cost})")
+    for group, report in manifest.groups.items():
+        error = "exact" if report.snr_db is None else f"{report.snr_db:.1f} dB above its rounding"
+        console.print(f"  {group:10} {report.scheme:14} {report.nbytes / 1e6:10,.1f} MB  {error}")
+    console.print(f"Next: gptoss chat {out}")
+
+
+def _schemes(assignments: list[str] | None) -> dict[str, str] | None:
+    """``["lm_head=int4"]`` as a mapping; what is wrong in it is said by the workflow, which knows the groups."""
+    return {group: kind for group, _, kind in (text.partition("=") for text in assignments)} if assignments else None

@@ -1,0 +1,34 @@
+"""``gptoss nano``: the embedded checkpoint as a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gptoss_runtime.cli.options import Json
+
+from gptoss_convert.cli.common import Cost, Overwrite, folder_size
+
+
+def nano(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the checkpoint shall be.")],
+    overwrite: Overwrite = False,
+    json_output: Json = False,
+) -> None:
+    """Write nano, a trained gpt-oss of a few megabytes, as an ordinary Hugging Face folder."""
+    from gptoss_runtime.cli.render import print_json
+    from rich.console import Console
+
+    from gptoss_convert.nano import materialise
+
+    cost, console = Cost(), Console(highlight=False)
+    materialise(out, overwrite=overwrite)
+    if json_output:
+        print_json(
+            console,
+            {"path": str(out), "seconds": cost.seconds, "peak_memory": cost.peak_memory, "bytes": folder_size(out)},
+        )
+        return
+    console.print(f"nano: {folder_size(out) / 1e6:,.0f} MB in {out} ({cost})")
+    console.print(f"Next: gptoss convert {out} -o DIR")

@@ -1,0 +1,71 @@
+"""Output folders that appear at once or not at all, and never in place of a user's own files.
+
+Knows paths and the file system; nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gptoss_convert.errors import OutputError, OutputExists
+
+
+def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
+    """Checks that an output path is free, or holds what may be replaced: an earlier output, never a user's own files.
+
+    Args:
+        out: the path.
+        overwrite: whether replacing was asked for.
+        marker: a file that every output of this kind has.
+
+    Raises:
+        OutputExists: it is not.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise OutputExists(f"{out} already exists", remedy="Give another folder, or --overwrite to replace it.")
+    if not (out / marker).is_file():
+        raise OutputExists(
+            f"{out} holds no {marker}: it is not an earlier output and won't be replaced",
+            remedy="Give another folder, or remove it yourself.",
+        )
+
+
+@contextmanager
+def aside(out: Path) -> Iterator[Path]:
+    """A folder beside the output, on the same disk, that is gone afterwards whatever happens."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(
+            f"{out.parent}: {error.strerror or error}", remedy="Give an output path in a folder you may write to."
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(made: Path, out: Path) -> None:
+    """Puts the finished folder in place; what was there before goes only when the new one is there."""
+    old = made.parent / "replaced"
+    try:
+        made.chmod(0o755)  # mkdtemp's folders are private
+        if out.exists():
+            out.rename(old)
+        try:
+            made.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"{out}: {error.strerror or error}", remedy="Close programs that have files of that folder open."
+        ) from error

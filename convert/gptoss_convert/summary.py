@@ -1,0 +1,80 @@
+"""What is in a graph: nodes by operator, weights by type, inputs and outputs; for ``gptoss inspect``.
+
+Knows ONNX files; reads no weights. Says which operators are contributed ones, since those are what an execution provider
+may lack.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from gptoss_runtime.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class GraphSummary:
+    """A graph in figures.
+
+    Attributes:
+        opsets: version by domain; "" is ai.onnx.
+        ir_version: of the file.
+        nodes: in all.
+        operators: nodes by "domain::operator", most frequent first.
+        weight_bytes: size of the initializers by dtype.
+        inputs: dtype and shape by name, those of the cache left out.
+        outputs: likewise.
+        cached: key and value tensors in the cache.
+    """
+
+    opsets: dict[str, int]
+    ir_version: int
+    nodes: int
+    operators: dict[str, int]
+    weight_bytes: dict[str, int]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    cached: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def summarise(model: Path) -> GraphSummary:
+    """Reads a graph.
+
+    Raises:
+        ArtifactError: it is not a readable ONNX file.
+    """
+    try:
+        loaded = ir.load(model)
+    except Exception as error:  # onnx-ir and protobuf raise many kinds
+        raise ArtifactError(f"{model} is not a readable ONNX file: {error}", remedy="Convert again.") from error
+    graph = loaded.graph
+    operators = Counter(f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in graph.all_nodes())
+    weights: Counter[str] = Counter()
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            weights[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    return GraphSummary(
+        opsets=dict(graph.opset_imports),
+        ir_version=loaded.ir_version,
+        nodes=sum(operators.values()),
+        operators=dict(operators.most_common()),
+        weight_bytes=dict(weights.most_common()),
+        inputs=_described(graph.inputs, "past_key_values."),
+        outputs=_described(graph.outputs, "present."),
+        cached=sum((value.name or "").startswith("past_key_values.") for value in graph.inputs),
+    )
+
+
+def _described(values: Any, cache: str) -> dict[str, str]:
+    return {
+        value.name: f"{value.dtype.name.lower() if value.dtype else '?'} {value.shape}"
+        for value in values
+        if not value.name.startswith(cache)
+    }

@@ -1,0 +1,178 @@
+"""Runs a target's Olive workflow from code, with errors, progress and an output that appears at once or not at all.
+
+Knows olive_configs/ and Olive's engine; nothing of graphs. What it makes is byte for byte what ``olive run`` makes of the
+same config, without the copies and reports that Olive leaves in its output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss_runtime.manifest import Manifest
+
+from gptoss_convert import output, targets
+from gptoss_convert.artifact import require_tokenizer
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.errors import WorkflowError
+from gptoss_convert.export import Progress
+from gptoss_convert.schemes import resolve
+
+PACKAGE_CONFIG = "package.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may change of a workflow.
+
+    Attributes:
+        preset: quantisation preset; None: the config's.
+        quantisation: schemes by tensor group, in place of the preset's.
+        name: of the model; None: the checkpoint's and the target's.
+        logits: "last" or "all"; None: the config's.
+        overwrite: replace what is at the output path, once the new artifact is whole.
+    """
+
+    preset: str | None = None
+    quantisation: Mapping[str, Any] | None = None
+    name: str | None = None
+    logits: str | None = None
+    overwrite: bool = False
+
+
+def config_dir() -> Path:
+    """olive_configs/ of a checkout, else the copy inside the package."""
+    checkout = Path(__file__).resolve().parents[2] / "olive_configs"
+    return checkout if checkout.is_dir() else Path(__file__).resolve().parent / "olive_configs"
+
+
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    target: str = "cpu",
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Converts a checkpoint to an artifact folder.
+
+    Args:
+        checkpoint: folder in the Hugging Face layout.
+        out: where the artifact shall be; its parents are created.
+        target: one of ``targets.names()``, or the path of an Olive config that uses our passes.
+        options: what to change of the workflow.
+        progress: called with (bytes of weights written, bytes in all).
+
+    Returns:
+        The artifact's manifest.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, incomplete or of another model.
+        WorkflowError: the target, the config or an option is wrong, or Olive failed.
+        OutputExists: something is at ``out`` and overwriting was not asked for.
+        OutputError: the output cannot be written, or the disk is too small.
+    """
+    options, out = options or Options(), Path(out)
+    workflow = load(target)
+    _apply(workflow, options)
+    opened = Checkpoint.open(checkpoint)  # before Olive starts: quick, and with our own words
+    require_tokenizer(opened.path)
+    output.require_free(out, overwrite=options.overwrite, marker="genai_config.json")
+    workflow["input_model"] = {"type": "HfModel", "model_path": str(opened.path.resolve())}
+    with output.aside(out) as aside:
+        workflow["cache_dir"], workflow["output_dir"] = str(aside / "cache"), str(aside / "out")
+        made = _run(workflow, progress)
+        manifest = Manifest.read(made)
+        output.publish(made.parent if made.is_file() else made, out)
+    return manifest
+
+
+def load(target: str) -> dict[str, Any]:
+    """A workflow's JSON.
+
+    Args:
+        target: a target's name, or the path of a config.
+
+    Raises:
+        WorkflowError: no such target or file, not JSON, or without our export pass.
+    """
+    file = Path(target) if target.endswith(".json") else config_dir() / f"{target}.json"
+    if not file.is_file():
+        raise WorkflowError(
+            f"no target {target!r}", remedy=f"Targets: {', '.join(targets.names())}; or give the path of an Olive config."
+        )
+    try:
+        workflow: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        _export_pass(workflow)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise WorkflowError(
+            f"{file}: not an Olive workflow with a GptOssExport pass ({error!r})",
+            remedy="Start from a file in olive_configs/; see docs/conversion.md.",
+        ) from error
+    return workflow
+
+
+def _export_pass(workflow: Mapping[str, Any]) -> dict[str, Any]:
+    return next(step for step in workflow["passes"].values() if step["type"].lower() == "gptossexport")
+
+
+def _apply(workflow: dict[str, Any], options: Options) -> None:
+    """Puts a caller's options into the config, and checks what can be checked without Olive."""
+    export = _export_pass(workflow)
+    for key in ("preset", "quantisation", "logits"):
+        value = getattr(options, key)
+        if value is not None:
+            export[key] = value
+    target = targets.load(export["target"])
+    resolve(target.presets, export.get("preset") or target.default_preset, export.get("quantisation"))
+    for step in workflow["passes"].values():
+        if options.name is not None and step["type"].lower() == "gptossartifact":
+            step["name"] = options.name
+
+
+def _run(workflow: dict[str, Any], progress: Progress | None) -> Path:
+    """Runs the workflow and returns the folder of the model it made."""
+    os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
+    from olive.engine.output import WorkflowOutput
+    from olive.package_config import OlivePackageConfig
+    from olive.systems.accelerator_creator import create_accelerator
+    from olive.workflows.run.config import RunConfig
+
+    from gptoss_convert.passes import CURRENT, Run
+
+    run, token, reports = Run(progress), None, Path(workflow["output_dir"])
+    quiet = logging.getLogger("olive")
+    level = quiet.level
+    try:
+        token = CURRENT.set(run)
+        quiet.setLevel(logging.CRITICAL)  # a failed pass is reported by our own exception
+        config = RunConfig.parse_file_or_obj(deepcopy(workflow))  # it takes apart what it is given
+        engine = config.engine.create_engine(
+            OlivePackageConfig.parse_file_or_obj(config_dir() / PACKAGE_CONFIG), config.workflow_id
+        )
+        accelerator = create_accelerator(engine.target_config, skip_supported_eps_check=True, is_ep_required=False)
+        engine.set_input_passes_configs(config.passes)
+        engine.initialize()
+        reports.mkdir()
+        with engine._create_system():
+            engine.run_accelerator(config.input_model, reports, False, accelerator)
+        best = WorkflowOutput(accelerator, engine.footprint).get_best_candidate()
+    except Exception as error:
+        if run.error is not None:
+            raise run.error from error
+        raise WorkflowError(f"Olive failed: {error}", remedy="Check the config; see docs/conversion.md.") from error
+    finally:
+        quiet.setLevel(level)
+        if token is not None:
+            CURRENT.reset(token)
+    if run.error is not None:  # Olive logs what passes raise, and goes on
+        raise run.error
+    if best is None:
+        raise WorkflowError("Olive produced no model", remedy="Run the config with stock `olive run` to see its log.")
+    return Path(best.model_config["model_path"])
