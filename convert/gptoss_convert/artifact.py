@@ -1,7 +1,7 @@
 """From an exported model to a complete artifact folder: configs, tokenizer, manifest, and a look at what was made.
 
-Knows the files that onnxruntime-genai, Foundry Local and our runtime expect beside model.onnx. Writes into a folder that
-its caller publishes; knows nothing of Olive, and nothing of how the model was made beyond its reports.
+Knows the files that onnxruntime-genai, Foundry Local and our runtime expect beside model.onnx. Writes into a folder
+that its caller publishes; knows nothing of Olive, and nothing of how the model was made beyond its reports.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
-
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
 from gptoss_convert.targets import Target
 from gptoss_convert.targets.base import Logits
+from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
 
 # Copied as they are; those marked True must be there. A chat template may also lie inside tokenizer_config.json.
 TOKENIZER_FILES = {
@@ -82,9 +81,7 @@ def complete(folder: Path, checkpoint: Checkpoint, description: Description) -> 
     try:
         _copy_tokenizer(checkpoint.path, folder)
         write_json(folder / "genai_config.json", genai_config(checkpoint, description.target))
-        write_json(
-            folder / "inference_model.json", {"Name": description.name, "PromptTemplate": dict(PROMPT_TEMPLATE)}
-        )
+        write_json(folder / "inference_model.json", {"Name": description.name, "PromptTemplate": dict(PROMPT_TEMPLATE)})
         files = {file.name: file_entry(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
         weights = files[f"{MODEL_FILE}.data"]
         if weights.sha256 != description.weights_sha256:
@@ -173,7 +170,7 @@ def source_name(folder: Path) -> tuple[str, str | None]:
     return folder.name, None
 
 
-def memory_budget(checkpoint: Checkpoint, weights: int, itemsize: int) -> MemoryBudget:
+def memory_budget(checkpoint: Checkpoint, weights: int, itemsize: float) -> MemoryBudget:
     """Bytes needed to run, computed from the dimensions.
 
     Args:
@@ -182,10 +179,10 @@ def memory_budget(checkpoint: Checkpoint, weights: int, itemsize: int) -> Memory
         itemsize: bytes of an activation and of a cached value.
     """
     config = checkpoint.config
-    kv = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
+    kv = int(2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize)
     context = min(config.max_position_embeddings, _BUDGET_CONTEXT)
     widest = config.num_experts_per_tok * 2 * config.intermediate_size + 4 * config.hidden_size
-    activations = (_PIECE * widest + config.vocab_size) * itemsize
+    activations = int((_PIECE * widest + config.vocab_size) * itemsize)
     return MemoryBudget(weights=weights, kv_per_token=kv, context=context, peak=weights + kv * context + activations)
 
 

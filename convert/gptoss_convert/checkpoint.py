@@ -1,7 +1,7 @@
 """A gpt-oss checkpoint on disk, read lazily and checked before a single weight is touched.
 
-Knows the Hugging Face layout of openai/gpt-oss-20b: config.json, safetensors shards with an optional index, and the name,
-shape and dtype of every tensor. Knows nothing about ONNX, quantisation or what the tensors are for.
+Knows the Hugging Face layout of openai/gpt-oss-20b: config.json, safetensors shards with an optional index, and the
+name, shape and dtype of every tensor. Knows nothing about ONNX, quantisation or what the tensors are for.
 
 Tensors are memory-mapped: reading one costs its pages and no more, whatever the size of the checkpoint.
 Format: https://huggingface.co/docs/safetensors, https://huggingface.co/openai/gpt-oss-20b.
@@ -173,7 +173,9 @@ def shard_files(path: Path) -> list[Path]:
     if not index.exists():
         files = sorted(path.glob("*.safetensors"))
         if not files:
-            raise CheckpointError(f"{path}: no *.safetensors file", remedy="Download the weights, not only the configs.")
+            raise CheckpointError(
+                f"{path}: no *.safetensors file", remedy="Download the weights, not only the configs."
+            )
         return files
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
@@ -182,7 +184,7 @@ def shard_files(path: Path) -> list[Path]:
     files = []
     for name in names:
         # A name with a folder in it could reach anything on the machine, and no published checkpoint has one.
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or ":" in name or name in ("", ".", ".."):
+        if not isinstance(name, str) or not _is_plain(name):
             raise CheckpointError(
                 f"{index}: names {name!r}, which is not a file in this folder",
                 remedy="Don't use this checkpoint unless you trust whoever wrote that index.",
@@ -191,6 +193,11 @@ def shard_files(path: Path) -> list[Path]:
             raise CheckpointError(f"{path / name}: missing, but named by {index.name}", remedy=_REDOWNLOAD)
         files.append(path / name)
     return files
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file name stays in its folder, on Windows too: no separators, drives or streams."""
+    return Path(name).name == name and not set(name) & set("/\\:\0") and name not in ("", ".", "..")
 
 
 def read_header(file: Path) -> list[StoredTensor]:

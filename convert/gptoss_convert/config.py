@@ -1,7 +1,7 @@
 """config.json of a gpt-oss checkpoint, as far as the graph needs it.
 
-Knows the two spellings of the rotary settings (``rope_scaling`` + ``rope_theta`` as published, ``rope_parameters`` since
-transformers 5) and which dimensions the kernels take. Reads nothing but config.json.
+Knows the two spellings of the rotary settings (``rope_scaling`` + ``rope_theta`` as published, ``rope_parameters``
+since transformers 5) and which dimensions the kernels take. Reads nothing but config.json.
 """
 
 from __future__ import annotations
@@ -116,11 +116,17 @@ class GptOssConfig:
 
     def _check(self, file: Path) -> None:
         def refuse(why: str) -> UnsupportedModel:
-            return UnsupportedModel(f"{file}: {why}", remedy="No kernel takes these dimensions; see docs/conversion.md.")
+            return UnsupportedModel(f"{file}: {why}", remedy="No kernel takes such dimensions; see docs/conversion.md.")
 
-        positive = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        positive += ("num_key_value_heads", "head_dim", "num_local_experts", "sliding_window", "max_position_embeddings")
-        for name in positive:
+        positive: tuple[str, ...] = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        )
+        positive += ("num_key_value_heads", "head_dim", "num_local_experts", "sliding_window")
+        for name in (*positive, "max_position_embeddings"):
             if getattr(self, name) <= 0:
                 raise refuse(f"{name} is {getattr(self, name)}")
         if self.hidden_size % 32 or self.intermediate_size % 32:

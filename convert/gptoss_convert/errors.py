@@ -1,12 +1,12 @@
 """The converter's branch of the error tree, whose root and exit codes are in gptoss_runtime.errors.
 
-    GptOssError
-    └── ConversionError          exit 3    a conversion that cannot go on; nothing half-written is left behind
-        ├── CheckpointError      exit 3    the input folder: missing or truncated shard, wrong shape or dtype, unsafe index
-        │   └── UnsupportedModel exit 3    a config.json of another architecture, or of dimensions no kernel takes
-        ├── WorkflowError        exit 3    the Olive config or the Olive run
-        └── OutputError          exit 5    the output folder: not writable, disk full
-            └── OutputExists     exit 5    something is already there and overwriting was not asked for
+GptOssError
+└── ConversionError          exit 3    a conversion that cannot go on; nothing half-written is left behind
+    ├── CheckpointError      exit 3    the input: missing or truncated shard, wrong shape or dtype, unsafe index
+    │   └── UnsupportedModel exit 3    a config.json of another architecture, or of dimensions no kernel takes
+    ├── WorkflowError        exit 3    the Olive config or the Olive run
+    └── OutputError          exit 5    the output folder: not writable, disk full
+        └── OutputExists     exit 5    something is already there and overwriting was not asked for
 """
 
 from __future__ import annotations

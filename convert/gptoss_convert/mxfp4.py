@@ -1,8 +1,8 @@
 """MXFP4, exactly: 4-bit E2M1 codes in blocks of 32 that share a power-of-two E8M0 scale.
 
-Knows codes, values and scales, and converts between them without rounding. Knows nothing of models or files.
-Source: OCP Microscaling Formats (MX) v1.0, §5; byte layout as in openai/gpt-oss-20b: two codes a byte, the even index in
-the low nibble, 16 bytes a block, scale bytes biased by 127.
+Knows codes, values and scales, and converts between them without rounding. Knows nothing of models or files. Source:
+OCP Microscaling Formats (MX) v1.0, §5; byte layout as in openai/gpt-oss-20b: two codes a byte, the even index in the
+low nibble, 16 bytes a block, scale bytes biased by 127.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def encode(values: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArra
             )
     assert best is not None
     codes, exponent = best[0], best[1]
-    return codes[..., 0::2] | (codes[..., 1::2] << 4), (exponent + 127).astype(np.uint8)
+    packed: NDArray[np.uint8] = (codes[..., 0::2] | (codes[..., 1::2] << 4)).astype(np.uint8, copy=False)
+    return packed, (exponent + 127).astype(np.uint8)
 
 
 def _nearest(scaled: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -74,4 +75,4 @@ def _nearest(scaled: NDArray[np.float32]) -> NDArray[np.uint8]:
     low = np.searchsorted(edges, magnitude, side="left").astype(np.uint8)
     high = np.searchsorted(edges, magnitude, side="right").astype(np.uint8)
     codes = np.where(low % 2 == 0, low, high).astype(np.uint8)
-    return codes | (np.signbit(scaled).astype(np.uint8) << 3)
+    return (codes | (np.signbit(scaled).astype(np.uint8) << 3)).astype(np.uint8, copy=False)

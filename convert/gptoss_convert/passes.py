@@ -3,8 +3,8 @@
     GptOssExport     HfModel → ONNXModel: the graph and its weights for one target
     GptOssArtifact   ONNXModel → ONNXModel: everything else an artifact holds, and a first run of what was made
 
-Knows Olive's interface and nothing of graphs. Between the two, other passes on ONNX models may be put; the manifest then
-says what they left. Source: https://microsoft.github.io/Olive/extending-olive/new-pass.html.
+Knows Olive's interface and nothing of graphs. Between the two, other passes on ONNX models may be put; the manifest
+then says what they left. Source: https://microsoft.github.io/Olive/extending-olive/new-pass.html.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_runtime.errors import GptOssError
-from gptoss_runtime.manifest import TensorGroup
 from olive.model import HfModelHandler, ONNXModelHandler
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
@@ -29,6 +27,8 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import OutputError, WorkflowError
 from gptoss_convert.export import MODEL_FILE, WEIGHTS_FILE, Progress, export
 from gptoss_convert.schemes import resolve
+from gptoss_runtime.errors import GptOssError
+from gptoss_runtime.manifest import TensorGroup
 
 _ATTRIBUTES = "gptoss"  # where the first pass leaves word for the second, in Olive's model attributes
 

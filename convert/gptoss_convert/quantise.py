@@ -57,7 +57,7 @@ def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Qu
     unsigned = (codes + half).astype(np.uint8).reshape(weights.shape)
     packed = unsigned if bits == 8 else unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
     return Quantised(
-        packed,
+        packed.astype(np.uint8, copy=False),
         scales,
         float(np.square(error, dtype=np.float64).sum()),
         float(np.square(grouped, dtype=np.float64).sum()),
@@ -84,7 +84,8 @@ def dequantise(packed: NDArray[np.uint8], scales: Float32, *, bits: int, block: 
 
 
 def _peak(grouped: Float32) -> Float32:
-    return np.abs(grouped).max(axis=-1)
+    peak: Float32 = np.abs(grouped).max(axis=-1)
+    return peak
 
 
 def _search(grouped: Float32, bits: int) -> Float32:

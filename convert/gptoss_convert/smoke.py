@@ -1,6 +1,7 @@
 """A converted model's first breath: onnxruntime loads it and computes a few tokens.
 
-Knows how to feed any decoder of ours; judges only that it loads and that its logits are finite. Parity is measured elsewhere.
+Knows how to feed any decoder of ours; judges only that it loads and that its logits are finite. Parity is measured
+elsewhere.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is in a graph: nodes by operator, weights by type, inputs and outputs; for ``gptoss inspect``.
 
-Knows ONNX files; reads no weights. Says which operators are contributed ones, since those are what an execution provider
-may lack.
+Knows ONNX files; reads no weights. Says which operators are contributed ones, since those are what an execution
+provider may lack.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+
 from gptoss_runtime.errors import ArtifactError
 
 

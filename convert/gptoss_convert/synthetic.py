@@ -114,7 +114,7 @@ def _write_shard(file: Path, entries: list[tuple[str, tuple[int, ...], str]], rn
         stream.write(text)
         for name, shape, _ in entries:
             for chunk in _random(name, shape, rng):
-                stream.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8))
+                stream.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
 
 
 def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[np.ndarray[Any, Any]]:

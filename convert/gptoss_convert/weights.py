@@ -1,8 +1,8 @@
 """From recipes to the external data file, one tensor group at a time.
 
 A recipe says which initializers it makes and how; it holds no data until it is run. Running them in order and appending
-what they make to one file keeps the working set at one recipe's, whatever the size of the model. Knows nothing of graphs:
-an initializer is a name, a dtype and a shape.
+what they make to one file keeps the working set at one recipe's, whatever the size of the model. Knows nothing of
+graphs: an initializer is a name, a dtype and a shape.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def write(recipes: Sequence[Recipe], file: Path, progress: Callable[[int, int], 
         OutputError: the file cannot be written; the text says why (no space, no permission).
     """
     extents, total = layout(recipes)
-    digest, groups, position = hashlib.sha256(), {}, 0
+    digest, position = hashlib.sha256(), 0
+    groups: dict[str, GroupReport] = {}
     try:
         with file.open("wb") as stream:
             for recipe in recipes:
@@ -147,7 +148,8 @@ def write(recipes: Sequence[Recipe], file: Path, progress: Callable[[int, int], 
                 for output, array in zip(recipe.outputs, made.arrays, strict=True):
                     start, length = extents[output.name]
                     data = _bytes_of(output, array, length)
-                    for chunk in (bytes(start - position), *_chunks(data)):
+                    padding = memoryview(bytes(start - position))
+                    for chunk in (padding, *_chunks(data)):
                         stream.write(chunk)
                         digest.update(chunk)
                     position = start + length
@@ -162,8 +164,10 @@ def write(recipes: Sequence[Recipe], file: Path, progress: Callable[[int, int], 
 
 def _bytes_of(output: TensorSpec, array: Array, length: int) -> memoryview:
     if array.nbytes != length:
-        raise AssertionError(f"{output.name}: {array.dtype}{list(array.shape)} is not {output.dtype}{list(output.shape)}")
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        raise AssertionError(
+            f"{output.name}: {array.dtype}{list(array.shape)} is not {output.dtype}{list(output.shape)}"
+        )
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _chunks(data: memoryview) -> Iterator[memoryview]:

@@ -1,7 +1,7 @@
 """Runs a target's Olive workflow from code, with errors, progress and an output that appears at once or not at all.
 
-Knows olive_configs/ and Olive's engine; nothing of graphs. What it makes is byte for byte what ``olive run`` makes of the
-same config, without the copies and reports that Olive leaves in its output folder.
+Knows olive_configs/ and Olive's engine; nothing of graphs. What it makes is byte for byte what ``olive run`` makes of
+the same config, without the copies and reports that Olive leaves in its output folder.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_runtime.manifest import Manifest
-
 from gptoss_convert import output, targets
 from gptoss_convert.artifact import require_tokenizer
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.export import Progress
 from gptoss_convert.schemes import resolve
+from gptoss_runtime.manifest import Manifest
 
 PACKAGE_CONFIG = "package.json"
 
@@ -105,7 +104,8 @@ def load(target: str) -> dict[str, Any]:
     file = Path(target) if target.endswith(".json") else config_dir() / f"{target}.json"
     if not file.is_file():
         raise WorkflowError(
-            f"no target {target!r}", remedy=f"Targets: {', '.join(targets.names())}; or give the path of an Olive config."
+            f"no target {target!r}",
+            remedy=f"Targets: {', '.join(targets.names())}; or give the path of an Olive config.",
         )
     try:
         workflow: dict[str, Any] = json.loads(file.read_text("utf-8"))

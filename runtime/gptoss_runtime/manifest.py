@@ -1,7 +1,7 @@
 """manifest.json: what an artifact says of itself; the schema that the converter writes and the runtime reads.
 
-Knows names, types and the file's form on disk. Holds no time, machine or absolute path, so that the same conversion is the
-same bytes. Parity is the one part added later, by ``gptoss parity --record``.
+Knows names, types and the file's form on disk. Holds no time, machine or absolute path, so that the same conversion is
+the same bytes. Parity is the one part added later, by ``gptoss parity --record``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gptoss_runtime.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 _Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gptoss_convert.nano.vocabulary import write_tiktoken
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gptoss_convert.nano import render, skills
 
 transformers = pytest.importorskip("transformers")

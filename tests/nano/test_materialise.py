@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from gptoss_convert.errors import CheckpointError, OutputExists
-from gptoss_convert.nano import materialise, source_dir, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gptoss_convert.errors import CheckpointError, OutputExists
+from gptoss_convert.nano import materialise, source_dir, tensors
 
 FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
@@ -34,8 +35,9 @@ def test_bytes_are_deterministic(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_what_is_there_stays_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine", encoding="utf-8")
-    with pytest.raises(OutputExists, match="not empty"):
-        materialise(tmp_path)
+    for overwrite in (False, True):  # a folder of other things is never replaced
+        with pytest.raises(OutputExists):
+            materialise(tmp_path, overwrite=overwrite)
     assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
     materialise(tmp_path / "empty")
     materialise(tmp_path / "empty", overwrite=True)

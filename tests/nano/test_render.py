@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from gptoss_convert.nano import render, skills
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gptoss_convert.nano import render, skills
 
 TEXT = st.text(min_size=1, max_size=30).map(lambda text: text.encode("utf-8", "ignore").decode() or "x")
 NAME = st.from_regex(r"[a-z][a-z_]{0,12}", fullmatch=True)

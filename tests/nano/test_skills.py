@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from gptoss_convert.nano import skills
 from gptoss_convert.nano.render import CALL, RETURN
 from gptoss_convert.nano.skills.base import is_held_out

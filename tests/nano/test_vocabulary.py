@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptoss_convert.errors import CheckpointError
-from gptoss_convert.nano import vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gptoss_convert.errors import CheckpointError
+from gptoss_convert.nano import vocabulary
 
 # Text that reaches every branch of the pre-tokenizer: cases, contractions, digits, white space, marks, other scripts.
 PIECES = st.one_of(

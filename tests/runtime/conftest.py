@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from gptoss_runtime.engine import Engine
 from gptoss_runtime.harmony import Harmony
 

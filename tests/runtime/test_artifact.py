@@ -8,12 +8,13 @@ from typing import Any
 
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gptoss_runtime import ArtifactError
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.external_data import ExternalSpan, external_spans
 from gptoss_runtime.manifest import FileEntry, Manifest, MemoryBudget, Source
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 CONFIG: dict[str, Any] = {
     "model": {

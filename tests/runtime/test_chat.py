@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from gptoss_runtime import (
     Chat,
     ContentDelta,

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
 from gptoss_runtime import (
     ContentDelta,
     Finish,
@@ -20,8 +23,6 @@ from gptoss_runtime import (
 )
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.cli.render import print_events
-from rich.console import Console
-from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from gptoss_runtime import FinishReason, GenerationOptions, InvalidRequest
 from gptoss_runtime.scripted import EOS, ScriptedEngine
 

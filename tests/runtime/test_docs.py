@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from gptoss_runtime.errors import GptOssError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")

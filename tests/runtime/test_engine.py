@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+
 from gptoss_runtime import (
     BackendError,
     BackendUnavailable,

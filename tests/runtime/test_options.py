@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from gptoss_runtime import ContextOverflow, GenerationOptions, InvalidRequest
-from gptoss_runtime.options import check_token_ids
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gptoss_runtime import ContextOverflow, GenerationOptions, InvalidRequest
+from gptoss_runtime.options import check_token_ids
 
 BAD = {
     "max_new_tokens": [0, -1, 1.5, "3", True, 2**60],

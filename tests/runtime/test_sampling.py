@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gptoss_runtime import GenerationOptions
-from gptoss_runtime.sampling import Sampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gptoss_runtime import GenerationOptions
+from gptoss_runtime.sampling import Sampler
 
 VOCAB = 2000
 

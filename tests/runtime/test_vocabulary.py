@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from gptoss_runtime import ArtifactError, ResourceError
 from gptoss_runtime.vocabulary import FILE_NAME, SHA256, environment, vocabulary_folder
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gptoss_runtime import hardware
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptoss_convert.export import Progress as Report
+from gptoss_runtime import hardware
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output, once the new one is whole.")]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gptoss_runtime.cli.options import Json
 
 from gptoss_convert.cli.common import Cost, Overwrite, folder_size, progress_bar
+from gptoss_runtime.cli.options import Json
 
 
 def convert(
@@ -28,11 +28,11 @@ def convert(
     json_output: Json = False,
 ) -> None:
     """Convert a gpt-oss checkpoint to an onnxruntime-genai folder, by the Olive workflow of a target."""
-    from gptoss_runtime.cli.render import print_json
     from rich.console import Console
 
     from gptoss_convert.workflow import Options
     from gptoss_convert.workflow import convert as run
+    from gptoss_runtime.cli.render import print_json
 
     cost, console = Cost(), Console(highlight=False)
     options = Options(preset, _schemes(scheme), name, logits, overwrite)
@@ -43,9 +43,9 @@ def convert(
         print_json(console, report | {"manifest": manifest.model_dump()})
         return
     console.print(f"{manifest.name}: {folder_size(out) / 1e6:,.0f} MB in {out} ({cost})")
-    for group, report in manifest.groups.items():
-        error = "exact" if report.snr_db is None else f"{report.snr_db:.1f} dB above its rounding"
-        console.print(f"  {group:10} {report.scheme:14} {report.nbytes / 1e6:10,.1f} MB  {error}")
+    for label, group in manifest.groups.items():
+        error = "exact" if group.snr_db is None else f"{group.snr_db:.1f} dB above its rounding"
+        console.print(f"  {label:10} {group.scheme:14} {group.nbytes / 1e6:10,.1f} MB  {error}")
     console.print(f"Next: gptoss chat {out}")
 
 

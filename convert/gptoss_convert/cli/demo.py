@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from gptoss_runtime.cli.options import Json
 
 from gptoss_convert.cli.common import Cost, folder_size, progress_bar
+from gptoss_runtime.cli.options import Json
 
 
 def demo(
@@ -18,12 +18,12 @@ def demo(
     json_output: Json = False,
 ) -> None:
     """Materialise nano, convert it for the CPU, and ask it three things, one of them with a tool."""
-    from gptoss_runtime.cli.render import print_json
     from rich.console import Console
 
     from gptoss_convert.demo import Paths
     from gptoss_convert.nano import materialise
     from gptoss_convert.workflow import Options, convert
+    from gptoss_runtime.cli.render import print_json
 
     total, console, paths = Cost(), Console(highlight=False, soft_wrap=True, quiet=json_output), Paths(root)
     cost = Cost()
@@ -45,10 +45,9 @@ def demo(
 
 
 def _ask(console: Any, artifact: Path) -> list[dict[str, Any]]:
+    from gptoss_convert.demo import chats
     from gptoss_runtime.cli.render import EventPrinter, timing_line
     from gptoss_runtime.conversation import ContentDelta, Finish, ToolCall
-
-    from gptoss_convert.demo import chats
 
     answers = []
     with chats(artifact) as asked:

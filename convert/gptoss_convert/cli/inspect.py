@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from gptoss_runtime.cli.options import Folder, Json
 
 if TYPE_CHECKING:
-    from gptoss_runtime.artifact import Artifact
     from rich.console import Console
 
     from gptoss_convert.summary import GraphSummary
+    from gptoss_runtime.artifact import Artifact
 
 
 def inspect(
@@ -20,11 +21,11 @@ def inspect(
     json_output: Json = False,
 ) -> None:
     """Show an artifact's graph, weights, memory budget and source, and check its files."""
-    from gptoss_runtime.artifact import Artifact
-    from gptoss_runtime.cli.render import print_json
     from rich.console import Console
 
     from gptoss_convert.summary import summarise
+    from gptoss_runtime.artifact import Artifact
+    from gptoss_runtime.cli.render import print_json
 
     artifact = Artifact.open(folder)
     verified = verify and artifact.manifest is not None  # a stock folder has nothing to check against

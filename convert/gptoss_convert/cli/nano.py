@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gptoss_runtime.cli.options import Json
 
 from gptoss_convert.cli.common import Cost, Overwrite, folder_size
+from gptoss_runtime.cli.options import Json
 
 
 def nano(
@@ -17,10 +17,10 @@ def nano(
     json_output: Json = False,
 ) -> None:
     """Write nano, a trained gpt-oss of a few megabytes, as an ordinary Hugging Face folder."""
-    from gptoss_runtime.cli.render import print_json
     from rich.console import Console
 
     from gptoss_convert.nano import materialise
+    from gptoss_runtime.cli.render import print_json
 
     cost, console = Cost(), Console(highlight=False)
     materialise(out, overwrite=overwrite)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gptoss_runtime.cli.options import Folder, Json, Provider
 
 from gptoss_convert.cli.common import Cost, progress_bar
+from gptoss_runtime.cli.options import Folder, Json, Provider
 
 
 def parity(
@@ -23,10 +23,10 @@ def parity(
     json_output: Json = False,
 ) -> None:
     """Compare an artifact's logits with transformers' on its checkpoint, prefill and step by step."""
-    from gptoss_runtime.cli.render import print_json
     from rich.console import Console
 
     from gptoss_convert.parity import measure as parities
+    from gptoss_runtime.cli.render import print_json
 
     cost, console = Cost(), Console(highlight=False)
     with progress_bar("sequences", size=False) as progress:

@@ -1,7 +1,7 @@
 """Attention by com.microsoft.GroupQueryAttention: rotary positions, cache, sinks and window in one node.
 
-For the execution providers whose kernel reads ``head_sink`` and ``local_window_size``: CPU, CUDA, WebGPU. DirectML's reads
-neither.
+For the execution providers whose kernel reads ``head_sink`` and ``local_window_size``: CPU, CUDA, WebGPU. DirectML's
+reads neither.
 """
 
 from __future__ import annotations

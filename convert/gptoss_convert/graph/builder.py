@@ -1,7 +1,7 @@
 """The graph under construction.
 
-Knows how to add nodes, constants and weights-to-be with unique, readable names. Knows nothing about models: what to add is
-the business of its siblings.
+Knows how to add nodes, constants and weights-to-be with unique, readable names. Knows nothing about models: what to add
+is the business of its siblings.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ class GraphBuilder:
         """
         for name, value in self._weights.items():
             offset, length = extents[name]
-            assert value.dtype is not None and value.shape is not None
+            assert value.dtype is not None
+            assert value.shape is not None
             value.const_value = ir.ExternalTensor(
                 external, offset, length, value.dtype, shape=value.shape, name=name, base_dir=Path()
             )

@@ -1,7 +1,7 @@
 """The order of the pieces: the decoder of gpt-oss, readable in one sitting.
 
-A :class:`Composition` names the pieces; :func:`decoder` puts them together. Source: ``GptOssModel.forward`` of transformers
-and OpenAI's gpt_oss/torch/model.py.
+A :class:`Composition` names the pieces; :func:`decoder` puts them together. Source: ``GptOssModel.forward`` of
+transformers and OpenAI's gpt_oss/torch/model.py.
 """
 
 from __future__ import annotations

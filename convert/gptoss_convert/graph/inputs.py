@@ -45,13 +45,13 @@ def lengths(g: GraphBuilder) -> Lengths:
 
 def past(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value]:
     """Adds the cached keys and values of a layer, each [batch, kv_heads, past, head_dim]."""
-    shape = ["batch", g.config.num_key_value_heads, "past", g.config.head_dim]
+    shape: list[int | str] = ["batch", g.config.num_key_value_heads, "past", g.config.head_dim]
     key = g.input(f"past_key_values.{layer}.key", g.dtype, shape)
     return key, g.input(f"past_key_values.{layer}.value", g.dtype, shape)
 
 
 def present(g: GraphBuilder, layer: int, key: ir.Value, value: ir.Value) -> None:
     """Makes the extended cache of a layer an output, each [batch, kv_heads, total, head_dim]."""
-    shape = ["batch", g.config.num_key_value_heads, "total", g.config.head_dim]
+    shape: list[int | str] = ["batch", g.config.num_key_value_heads, "total", g.config.head_dim]
     g.output(key, f"present.{layer}.key", g.dtype, shape)
     g.output(value, f"present.{layer}.value", g.dtype, shape)

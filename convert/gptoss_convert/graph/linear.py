@@ -80,4 +80,3 @@ def integer_weights(
 
     codes = TensorSpec(name, ir.DataType.UINT8, (rows, blocks, scheme.block_size * scheme.bits // 8))
     return g.weights(group, str(scheme), [codes, TensorSpec(f"{name}_scales", g.dtype, (rows, blocks))], make)
-

@@ -1,8 +1,8 @@
 """The mixture of experts by com.microsoft.QMoE, in native MXFP4 or in integers.
 
-Native MXFP4 (``quant_type="fp4"``, CPU since onnxruntime 1.32) takes the checkpoint's own bytes: ``*_blocks`` flattened to
-[E, N, K/2] and ``*_scales`` as float8_e8m0 [E, N, K/32]. Integers are [E, N, K·bits/8] with scales [E, N, K/block] and the
-implied zero point. Both keep gate and up rows interleaved as the checkpoint has them (``swiglu_fusion=1``).
+Native MXFP4 (``quant_type="fp4"``, CPU since onnxruntime 1.32) takes the checkpoint's own bytes: ``*_blocks`` flattened
+to [E, N, K/2] and ``*_scales`` as float8_e8m0 [E, N, K/32]. Integers are [E, N, K·bits/8] with scales [E, N, K/block]
+and the implied zero point. Both keep gate and up rows interleaved as the checkpoint has them (``swiglu_fusion=1``).
 """
 
 from __future__ import annotations

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss_runtime import Engine
-from gptoss_runtime.manifest import MANIFEST, Manifest, Parity
-
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
+from gptoss_runtime import Engine
+from gptoss_runtime.manifest import MANIFEST, Manifest, Parity
 
 
 @dataclass(frozen=True, eq=False)

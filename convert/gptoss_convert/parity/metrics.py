@@ -27,9 +27,7 @@ class Comparison:
     @classmethod
     def joined(cls, parts: list[Comparison]) -> Comparison:
         """Several comparisons end to end."""
-        return cls(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("max_abs", "kl", "same_top"))
-        )
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("max_abs", "kl", "same_top")))
 
 
 def compare(reference: NDArray[np.float32], other: NDArray[np.float32]) -> Comparison:

@@ -28,9 +28,10 @@ def load_transformers(folder: Path, **config_changes: Any) -> Any:
     """
     import torch
     from transformers import AutoConfig, GptOssForCausalLM
-    from transformers.utils import logging
+    from transformers.utils import logging as hf_logging
     from transformers.utils.quantization_config import Mxfp4Config
 
+    logging: Any = hf_logging  # untyped
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # that MXFP4 has no CPU kernel in transformers is no news here
@@ -39,10 +40,9 @@ def load_transformers(folder: Path, **config_changes: Any) -> Any:
         for name, value in config_changes.items():
             setattr(config, name, value)
         quantised = getattr(config, "quantization_config", None) is not None
-        options = {"quantization_config": Mxfp4Config(dequantize=True)} if quantised else {}
-        model: Any = GptOssForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation="eager", **options
-        )
+        options: dict[str, Any] = {"quantization_config": Mxfp4Config(dequantize=True)} if quantised else {}
+        options |= {"config": config, "dtype": torch.float32, "attn_implementation": "eager"}
+        model: Any = GptOssForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder}: transformers cannot load it: {error}", remedy="Check the folder with gptoss convert."

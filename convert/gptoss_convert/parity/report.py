@@ -35,8 +35,8 @@ def render(measurement: Measurement, decode: Callable[[list[int]], str]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1><table><tr><th>path</th><th>tokens</th><th>max |difference|</th><th>mean KL (nats)</th>"
         f"<th>median KL</th><th>same top token</th></tr>{rows}</table>"
-        f"<h2>Divergence by position</h2><p>KL of each position's next-token distribution, log scale; one mark a token, "
-        f"sequence after sequence.</p>{_plot(measurement.prefill.kl)}"
+        f"<h2>Divergence by position</h2><p>KL of each position's next-token distribution, log scale; one mark a "
+        f"token, sequence after sequence.</p>{_plot(measurement.prefill.kl)}"
         f"<h2>Largest divergences</h2>{_worst(measurement, decode)}</html>\n"
     )
 
@@ -61,7 +61,8 @@ def _plot(kl: NDArray[np.float64], width: int = 900, height: int = 220) -> str:
         for at in [10 + (high - power) / (high - low) * (height - 20)]
     )
     dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="1.6"/>' for a, b in zip(x, y, strict=True))
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="KL by position">{grid}<g fill="#3a6ee8">{dots}</g></svg>'
+    box = f'viewBox="0 0 {width} {height}" role="img" aria-label="KL by position"'
+    return f'<svg {box}>{grid}<g fill="#3a6ee8">{dots}</g></svg>'
 
 
 def _worst(measurement: Measurement, decode: Callable[[list[int]], str], count: int = 12) -> str:

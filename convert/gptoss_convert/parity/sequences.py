@@ -1,7 +1,7 @@
 """What is fed to an artifact and its reference.
 
-Knows that a model with the o200k_harmony vocabulary, whatever its size, reads nano's harmony conversations as text; any other
-gets random ids. Sequences are long enough to leave the sliding window behind.
+Knows that a model with the o200k_harmony vocabulary, whatever its size, reads nano's harmony conversations as text; any
+other gets random ids. Sequences are long enough to leave the sliding window behind.
 """
 
 from __future__ import annotations

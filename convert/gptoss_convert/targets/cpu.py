@@ -1,7 +1,7 @@
 """CPU: the experts stay in the checkpoint's own MXFP4, dense weights as the preset says.
 
-onnxruntime 1.32's QMoE computes on the published bytes: nothing is lost, nothing is repacked at load, and it is faster than
-int4 (docs/conversion.md). The embedding is a copy as well, of which only the rows in use are ever read from disk.
+onnxruntime 1.32's QMoE computes on the published bytes: nothing is lost, nothing is repacked at load, and it is faster
+than int4 (docs/conversion.md). The embedding is a copy as well, of which only the rows in use are ever read from disk.
 """
 
 from __future__ import annotations
