@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
                 first, last = entry["data_offsets"]
                 flat = np.frombuffer(data[start + first : start + last], _TYPES[entry["dtype"]])
                 found[name] = flat.reshape(entry["shape"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error!r}") from error
     return found
 
