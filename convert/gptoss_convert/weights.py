@@ -24,6 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _MAP_ALIGNMENT, _MAP_FROM = 1 << 16, 1 << 20
 _ALIGNMENT = 64
 _CHUNK = 16 << 20
+_CAST_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,26 @@ class Made:
     squared_error: float | None = None
     squared_norm: float = 0.0
     max_error: float = 0.0
+
+
+def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> Made:
+    """A float tensor in another float type, with the error of rounding if there was any.
+
+    Args:
+        stored: as the checkpoint has it.
+        dtype: float32 holds bfloat16 and float16 exactly; anything narrower may round.
+    """
+    result = stored.astype(dtype, copy=False)
+    if result.dtype in (stored.dtype, np.float32):
+        return Made([result])
+    squared_error = squared_norm = max_error = 0.0
+    for at in range(0, len(stored), _CAST_ROWS):
+        exact = stored[at : at + _CAST_ROWS].astype(np.float64)
+        error = result[at : at + _CAST_ROWS].astype(np.float64) - exact
+        squared_error += float(np.square(error).sum())
+        squared_norm += float(np.square(exact).sum())
+        max_error = max(max_error, float(np.abs(error).max(initial=0.0)))
+    return Made([result], squared_error, squared_norm, max_error)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.schemes import Quantisation
-from gptoss_convert.weights import Made, Recipe, TensorSpec
+from gptoss_convert.weights import Made, Recipe, TensorSpec, cast
 
 MICROSOFT = "com.microsoft"
 _NUMPY: dict[ir.DataType, Any] = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
@@ -129,8 +129,7 @@ class GraphBuilder:
         spec = TensorSpec(name, self.dtype, shape or (rows, *stored[0].shape[1:]))
 
         def make() -> Made:
-            parts = [tensor.array().astype(self.numpy_dtype) for tensor in stored]
-            return Made([np.concatenate(parts).reshape(spec.shape)])
+            return cast(np.concatenate([tensor.array() for tensor in stored]).reshape(spec.shape), self.numpy_dtype)
 
         return self.weights(group, self.dtype.name.lower(), [spec], make)[0]
 

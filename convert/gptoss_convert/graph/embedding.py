@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import FLOAT_TYPES, integer_weights
-from gptoss_convert.weights import Made, TensorSpec
+from gptoss_convert.weights import TensorSpec, cast
 
 _SOURCE = "model.embed_tokens.weight"
 
@@ -32,7 +32,7 @@ def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
         "embedding",
         str(scheme),
         [TensorSpec(_SOURCE, onnx_type, (rows, columns))],
-        lambda: Made([stored.array().astype(numpy_type, copy=False)]),
+        lambda: cast(stored.array(), numpy_type),
     )[0]
     gathered = g.op("Gather", table, ids, axis=0)
     return gathered if onnx_type == g.dtype else g.op("Cast", gathered, to=g.dtype)

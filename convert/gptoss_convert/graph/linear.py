@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.quantise import quantise
 from gptoss_convert.schemes import Group, Scheme
-from gptoss_convert.weights import Made, TensorSpec
+from gptoss_convert.weights import Made, TensorSpec, cast
 
 FLOAT_TYPES = {
     "float32": (ir.DataType.FLOAT, np.float32),
@@ -55,7 +55,7 @@ def linear(
         return g.op("MatMulNBits", *operands, domain=MICROSOFT, accuracy_level=scheme.accuracy_level, **attributes)
     onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
     spec = TensorSpec(f"{name}.weight", onnx_type, (columns, rows))
-    weight = g.weights(group, str(scheme), [spec], lambda: Made([load().T.astype(numpy_type)]))[0]
+    weight = g.weights(group, str(scheme), [spec], lambda: cast(load().T, numpy_type))[0]
     if onnx_type != g.dtype:
         weight = g.op("Cast", weight, to=g.dtype)
     product = g.op("MatMul", x, weight)
