@@ -63,6 +63,26 @@ class Quantisation(BaseModel):
     experts: Scheme
     lm_head: Scheme
 
+    @model_validator(mode="after")
+    def _mxfp4_is_for_experts(self) -> Quantisation:
+        for group in GROUPS:
+            if group != "experts" and getattr(self, group).type == "mxfp4":
+                raise ValueError(f"{group} cannot be mxfp4: only experts can")
+        return self
+
+
+def require_whole_blocks(group: str, scheme: Scheme, columns: int) -> None:
+    """Checks that rows of a matrix are whole blocks.
+
+    Raises:
+        WorkflowError: they aren't.
+    """
+    if columns % scheme.block_size:
+        raise WorkflowError(
+            f"{group}: rows of {columns} weights are not whole blocks of {scheme.block_size}",
+            remedy="Choose a block_size that divides them; 32 always does.",
+        )
+
 
 def resolve(
     presets: Mapping[str, Mapping[Group, Any]], preset: str, overrides: Mapping[str, Any] | None = None

@@ -130,7 +130,8 @@ def _apply(workflow: dict[str, Any], options: Options) -> None:
         if value is not None:
             export[key] = value
     target = targets.load(export["target"])
-    resolve(target.presets, export.get("preset") or target.default_preset, export.get("quantisation"))
+    chosen = resolve(target.presets, export.get("preset") or target.default_preset, export.get("quantisation"))
+    target.compose(chosen, "last")
     for step in workflow["passes"].values():
         if options.name is not None and step["type"].lower() == "gptossartifact":
             step["name"] = options.name

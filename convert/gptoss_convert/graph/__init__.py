@@ -8,6 +8,8 @@
     rotary.py             cos and sin of YaRN
     attention_gqa.py      attention by com.microsoft.GroupQueryAttention: rotary, cache, sinks, window in one node
     router.py             expert logits
+    experts.py            what all kinds of experts share
+    moe_float.py          experts by com.microsoft.MoE: float
     moe_qmoe.py           experts by com.microsoft.QMoE: native MXFP4 or integer
     head.py               last norm and logits
     decoder.py            the order of the pieces

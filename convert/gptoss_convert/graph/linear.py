@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.quantise import quantise
-from gptoss_convert.schemes import Group, Scheme
+from gptoss_convert.schemes import Group, Scheme, require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec, cast
 
 FLOAT_TYPES = {
@@ -72,6 +72,7 @@ def integer_weights(
 ) -> Sequence[ir.Value]:
     """Declares packed codes uint8 [N, K/block, block·bits/8] and scales [N, K/block] of a [N, K] matrix."""
     rows, columns = shape
+    require_whole_blocks(group, scheme, columns)
     blocks = columns // scheme.block_size
 
     def make() -> Made:

@@ -13,22 +13,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from gptoss_convert import mxfp4
-from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
+from gptoss_convert.graph.experts import SWIGLU, expert_values, projection_shape
 from gptoss_convert.graph.router import router_logits
 from gptoss_convert.quantise import quantise
+from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec
-
-_SWIGLU = {
-    "activation_type": "swiglu",
-    "swiglu_fusion": 1,
-    "activation_alpha": 1.702,
-    "activation_beta": 1.0,
-    "normalize_routing_weights": 1,
-}
 
 
 def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
@@ -55,14 +47,14 @@ def _qmoe(g: GraphBuilder, layer: int, x: ir.Value, weights: Sequence[ir.Value |
         domain=MICROSOFT,
         k=g.config.num_experts_per_tok,
         swiglu_limit=g.config.swiglu_limit,
-        **_SWIGLU,
+        **SWIGLU,
         **attributes,
     )
 
 
 def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     module, checkpoint = f"model.layers.{layer}.mlp.experts.{name}", g.checkpoint
-    experts, rows, columns = _shape(g, name)
+    experts, rows, columns = projection_shape(g.config, name)
     specs = [
         TensorSpec(f"{module}.weight", ir.DataType.UINT8, (experts, rows, columns // 2)),
         TensorSpec(f"{module}.scales", ir.DataType.FLOAT8E8M0, (experts, rows, columns // 32)),
@@ -88,7 +80,8 @@ def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
 
 def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     module, scheme = f"model.layers.{layer}.mlp.experts.{name}", g.quantisation.experts
-    experts, rows, columns = _shape(g, name)
+    experts, rows, columns = projection_shape(g.config, name)
+    require_whole_blocks("experts", scheme, columns)
     specs = [
         TensorSpec(f"{module}.weight", ir.DataType.UINT8, (experts, rows, columns * scheme.bits // 8)),
         TensorSpec(f"{module}.scales", g.dtype, (experts, rows, columns // scheme.block_size)),
@@ -109,25 +102,6 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
 
     weight, scales = g.weights("experts", str(scheme), specs, make)
     return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
-
-
-def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)) -> NDArray[np.float32]:
-    """Exact weights of one projection, float32 [(experts,) N, K], whichever way the checkpoint holds them.
-
-    Args:
-        checkpoint: where from.
-        module: such as ``model.layers.0.mlp.experts.down_proj``.
-        expert: which expert; all of them by default.
-    """
-    if checkpoint.has_mxfp4_experts:
-        return mxfp4.decode(checkpoint.array(f"{module}_blocks")[expert], checkpoint.array(f"{module}_scales")[expert])
-    return np.ascontiguousarray(checkpoint.array(module)[expert].swapaxes(-1, -2).astype(np.float32))
-
-
-def _shape(g: GraphBuilder, name: str) -> tuple[int, int, int]:
-    c = g.config
-    wide = (c.num_local_experts, 2 * c.intermediate_size, c.hidden_size)
-    return wide if name == "gate_up_proj" else (c.num_local_experts, c.hidden_size, c.intermediate_size)
 
 
 def _global_scales(g: GraphBuilder, layer: int) -> ir.Value:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gptoss_convert.nano.folder import config, materialise
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
@@ -38,27 +37,37 @@ def load(folder: Path, ablate: str | None = None) -> Any:
     return model
 
 
-@torch.inference_mode()
-def exact(model: Any, samples: Sequence[Sample], size: int = 16) -> list[bool]:
+def exact(model: Any, samples: Sequence[Sample]) -> list[bool]:
     """Whether greedy decoding gives each sample's answer, token for token.
 
     It does if and only if every token of the answer is the most likely one after those before it, so one forward pass
-    over prompt and answer decides, many samples at once.
+    over prompt and answer decides.
     """
-    right: list[bool] = []
-    for at in range(0, len(samples), size):
-        some = samples[at : at + size]
-        prompts = [sample.prompt_ids for sample in some]
-        answers = [sample.answer_ids for sample in some]
-        rows = [torch.tensor(p + a[:-1]) for p, a in zip(prompts, answers, strict=True)]
+    chosen = greedy(model, [(sample.prompt_ids, sample.answer_ids) for sample in samples])
+    return [choice == sample.answer_ids for choice, sample in zip(chosen, samples, strict=True)]
+
+
+@torch.inference_mode()
+def greedy(model: Any, pairs: Sequence[tuple[list[int], list[int]]], size: int = 16) -> list[list[int]]:
+    """The most likely token at every position of an answer, given the prompt and the answer's tokens before it.
+
+    Args:
+        model: of ``load``.
+        pairs: prompts and answers.
+        size: how many go through the model together.
+    """
+    found: list[list[int]] = []
+    for at in range(0, len(pairs), size):
+        some = pairs[at : at + size]
+        rows = [torch.tensor(prompt + answer[:-1]) for prompt, answer in some]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        for row, (prompt, answer) in enumerate(some):
             start = len(prompt) - 1
-            chosen: Tensor = model.lm_head(hidden[row, start : start + len(answer)]).argmax(-1)
-            right.append(chosen.tolist() == answer)
-    return right
+            # the head only where it is asked: a row of logits has 201,088 values
+            found.append(model.lm_head(hidden[row, start : start + len(answer)]).argmax(-1).tolist())
+    return found
 
 
 def accuracies(model: Any, n: int, seed: int = 0) -> dict[str, float]:

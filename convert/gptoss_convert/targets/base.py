@@ -8,12 +8,30 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from gptoss_convert.graph.decoder import Composition
+from gptoss_convert.errors import WorkflowError
+from gptoss_convert.graph.builder import GraphBuilder
+from gptoss_convert.graph.decoder import Composition, Layer
 from gptoss_convert.graph.head import logits_of_all, logits_of_last
-from gptoss_convert.schemes import Group, Quantisation
+from gptoss_convert.schemes import Group, Quantisation, SchemeType
 
 Logits = Literal["last", "all"]
-HEADS = {"last": logits_of_last, "all": logits_of_all}
+HEADS: Mapping[Logits, Callable[[GraphBuilder, ir.Value], None]] = {"last": logits_of_last, "all": logits_of_all}
+
+
+def pick_experts(pieces: Mapping[SchemeType, Layer], quantisation: Quantisation) -> Layer:
+    """The piece that emits experts of the scheme asked for.
+
+    Args:
+        pieces: by scheme, as many as the target has.
+        quantisation: what was asked for.
+
+    Raises:
+        WorkflowError: the target has none for it.
+    """
+    kind = quantisation.experts.type
+    if kind not in pieces:
+        raise WorkflowError(f"experts: this target has no {kind}", remedy=f"It has: {', '.join(pieces)}.")
+    return pieces[kind]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from gptoss_convert.graph import attention_gqa, moe_qmoe
-from gptoss_convert.graph.decoder import Composition
-from gptoss_convert.schemes import Quantisation
-from gptoss_convert.targets.base import HEADS, Logits, Target
+from gptoss_convert.graph import attention_gqa, moe_float, moe_qmoe
+from gptoss_convert.graph.decoder import Composition, Layer
+from gptoss_convert.schemes import Quantisation, SchemeType
+from gptoss_convert.targets.base import HEADS, Logits, Target, pick_experts
+
+_EXPERTS: dict[SchemeType, Layer] = {
+    "mxfp4": moe_qmoe.moe_mxfp4,
+    "int4": moe_qmoe.moe_integer,
+    "int8": moe_qmoe.moe_integer,
+    "float32": moe_float.moe_float,
+}
 
 
 def _compose(quantisation: Quantisation, logits: Logits) -> Composition:
-    experts = moe_qmoe.moe_mxfp4 if quantisation.experts.type == "mxfp4" else moe_qmoe.moe_integer
-    return Composition(attention_gqa.prepare, experts, HEADS[logits])
+    return Composition(attention_gqa.prepare, pick_experts(_EXPERTS, quantisation), HEADS[logits])
 
 
 _INT8 = {"type": "int8", "accuracy_level": 4}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gptoss_convert.graph import attention_gqa, moe_qmoe
-from gptoss_convert.graph.decoder import Composition
-from gptoss_convert.schemes import Quantisation
-from gptoss_convert.targets.base import HEADS, Logits, Target
+from gptoss_convert.graph.decoder import Composition, Layer
+from gptoss_convert.schemes import Quantisation, SchemeType
+from gptoss_convert.targets.base import HEADS, Logits, Target, pick_experts
+
+_EXPERTS: dict[SchemeType, Layer] = {"int4": moe_qmoe.moe_integer, "int8": moe_qmoe.moe_integer}
 
 
 def _compose(quantisation: Quantisation, logits: Logits) -> Composition:
-    return Composition(attention_gqa.prepare, moe_qmoe.moe_integer, HEADS[logits])
+    return Composition(attention_gqa.prepare, pick_experts(_EXPERTS, quantisation), HEADS[logits])
 
 
 _INT8 = {"type": "int8", "accuracy_level": 4}

@@ -1,0 +1,42 @@
+"""What every way of emitting the experts shares: their activation, their shapes, their exact values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert import mxfp4
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.config import GptOssConfig
+
+# Attributes of com.microsoft's MoE and QMoE: gpt-oss's clamped SwiGLU on interleaved rows, weights of the chosen
+# experts by a softmax over those alone. Source: OpenAI's gpt_oss/torch/model.py, ``swiglu`` and ``MLPBlock``.
+SWIGLU: Mapping[str, Any] = {
+    "activation_type": "swiglu",
+    "swiglu_fusion": 1,
+    "activation_alpha": 1.702,
+    "activation_beta": 1.0,
+    "normalize_routing_weights": 1,
+}
+
+
+def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)) -> NDArray[np.float32]:
+    """Exact weights of one projection, float32 [(experts,) N, K], whichever way the checkpoint holds them.
+
+    Args:
+        checkpoint: where from.
+        module: such as ``model.layers.0.mlp.experts.down_proj``.
+        expert: which expert; all of them by default.
+    """
+    if checkpoint.has_mxfp4_experts:
+        return mxfp4.decode(checkpoint.array(f"{module}_blocks")[expert], checkpoint.array(f"{module}_scales")[expert])
+    return np.ascontiguousarray(checkpoint.array(module)[expert].swapaxes(-1, -2).astype(np.float32))
+
+
+def projection_shape(config: GptOssConfig, name: str) -> tuple[int, int, int]:
+    """[E, N, K] of "gate_up_proj" or "down_proj"."""
+    wide = (config.num_local_experts, 2 * config.intermediate_size, config.hidden_size)
+    return wide if name == "gate_up_proj" else (config.num_local_experts, config.hidden_size, config.intermediate_size)

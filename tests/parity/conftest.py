@@ -1,0 +1,56 @@
+"""Checkpoints of random weights, and what Optimum's exporter needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_convert.synthetic import write_checkpoint
+
+SMALL: dict[str, Any] = {
+    **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    **{"sliding_window": 32, "max_position_embeddings": 1024, "eos_token_id": 1, "pad_token_id": 0},
+}
+# Each differs in what a graph could get wrong; all read prompts longer than their windows.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grouped heads": {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64},
+    "one head a group": {"num_attention_heads": 3, "num_key_value_heads": 3},
+    "many experts": {"num_local_experts": 16, "num_experts_per_tok": 4, "intermediate_size": 32},
+    "one expert": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "five layers": {"num_hidden_layers": 5},
+    "tiny window": {"sliding_window": 4},
+    "all full attention": {"layer_types": ["full_attention"] * 2},
+    "other limits": {"swiglu_limit": 1.0, "rms_norm_eps": 1e-3, "rope_theta": 10000},
+}
+PACKAGES = (
+    *("transformers==4.57.6", "optimum==2.1.0", "optimum-onnx==0.1.0"),
+    *("huggingface_hub==0.36.2", "tokenizers==0.22.1"),
+)
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("variant"), SMALL | VARIANTS[request.param], seed=1)
+
+
+@pytest.fixture(scope="session")
+def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experts never quantised, as Optimum and fine-tunes have them."""
+    return write_checkpoint(tmp_path_factory.mktemp("float"), SMALL, seed=2, mxfp4=False)
+
+
+@pytest.fixture(scope="session")
+def optimum_packages(request: pytest.FixtureRequest) -> Path:
+    """Optimum's exporter with the transformers it wants, kept between runs in pytest's cache."""
+    folder = request.config.cache.mkdir("optimum-oracle") / "-".join(p.replace("=", "") for p in PACKAGES[:3])
+    if not (folder / "optimum").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *PACKAGES]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+        if done.returncode:
+            pytest.skip(f"Optimum's exporter cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    return folder
