@@ -1,7 +1,7 @@
 """Exports a checkpoint with Optimum's own ONNX exporter; run as a program in a process of its own.
 
-optimum-onnx 0.1 wants transformers < 4.58 and this project's tests run on transformers 5, so the exporter lives in a folder
-of its own (see conftest.py) that comes first on this process's path; torch, onnx and numpy are shared.
+optimum-onnx 0.1 wants transformers < 4.58 and this project's tests run on transformers 5, so the exporter lives in a
+folder of its own (see conftest.py) that comes first on this process's path; torch, onnx and numpy are shared.
 """
 
 from __future__ import annotations
