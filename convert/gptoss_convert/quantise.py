@@ -18,6 +18,9 @@ Float32 = NDArray[np.float32]
 _SHRINK = np.linspace(0.80, 1.0, 9, dtype=np.float32)
 
 
+_PIECE = 1 << 23  # weights quantised at a time
+
+
 @dataclass(frozen=True)
 class Quantised:
     """One quantised matrix.
@@ -50,7 +53,23 @@ def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Qu
     """
     if bits not in (4, 8) or weights.shape[-1] % block:
         raise ValueError(f"cannot quantise [..., {weights.shape[-1]}] to {bits} bits in blocks of {block}")
-    grouped = np.asarray(weights, np.float32).reshape(*weights.shape[:-1], -1, block)
+    columns = weights.shape[-1]
+    rows = weights.reshape(-1, columns)
+    step = max(1, _PIECE // columns)  # pieces bound the temporaries: a whole lm_head would take 10 GB of them
+    pieces = [_quantise(rows[at : at + step], bits, block) for at in range(0, len(rows), step)]
+    packed, scales = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("packed", "scales"))
+    return Quantised(
+        packed.reshape(*weights.shape[:-1], columns * bits // 8),
+        scales.reshape(*weights.shape[:-1], columns // block),
+        sum(piece.squared_error for piece in pieces),
+        sum(piece.squared_norm for piece in pieces),
+        max(piece.max_error for piece in pieces),
+    )
+
+
+def _quantise(weights: NDArray[np.floating[Any]], bits: int, block: int) -> Quantised:
+    """[N, K] in one piece."""
+    grouped = np.asarray(weights, np.float32).reshape(len(weights), -1, block)
     scales = _search(grouped, bits) if bits == 4 else _peak(grouped) / np.float32(127)
     codes, error = _encode(grouped, scales, bits)
     half = 1 << (bits - 1)

@@ -19,9 +19,7 @@ def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
     scheme, stored = g.quantisation.embedding, g.checkpoint.tensors[_SOURCE]
     rows, columns = stored.shape
     if scheme.is_integer:
-        packed, scales = integer_weights(
-            g, _SOURCE, (rows, columns), lambda: g.checkpoint.float32(_SOURCE), "embedding", scheme
-        )
+        packed, scales = integer_weights(g, _SOURCE, (rows, columns), stored.array, "embedding", scheme)
         flat = g.op("Reshape", packed, g.ints(rows, columns * scheme.bits // 8))
         return g.op(
             "GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, bits=scheme.bits, block_size=scheme.block_size,

@@ -6,6 +6,7 @@ Knows how a [N, K] weight of the checkpoint becomes the operands of MatMul or co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -44,8 +45,8 @@ def linear(
     tensors = [g.checkpoint.tensors[f"{source}.weight"] for source in sources]
     rows, columns = sum(t.shape[0] for t in tensors), tensors[0].shape[1]
 
-    def load() -> NDArray[np.float32]:
-        return np.concatenate([t.array().astype(np.float32) for t in tensors])
+    def load() -> NDArray[Any]:
+        return np.concatenate([t.array() for t in tensors]) if len(tensors) > 1 else tensors[0].array()
 
     offset = g.stacked(f"{name}.bias", [f"{source}.bias" for source in sources], group="biases") if bias else None
     if scheme.is_integer:
@@ -66,7 +67,7 @@ def integer_weights(
     g: GraphBuilder,
     name: str,
     shape: tuple[int, int],
-    load: Callable[[], NDArray[np.float32]],
+    load: Callable[[], NDArray[Any]],
     group: Group,
     scheme: Scheme,
 ) -> Sequence[ir.Value]:
