@@ -1,4 +1,4 @@
-"""Runs the examples of docs/runtime.md as they stand, on the nano artifact."""
+"""Runs the examples of docs/runtime.md and the README as they stand, on the nano artifact."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import pytest
 
 from gptoss_runtime.errors import GptOssError
 
-PAGE = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE + README, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["engine", "chat", "plain"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["engine", "chat", "plain", "readme"])
 def test_an_example(
     example: str, nano_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gptoss_runtime.vocabulary.platformdirs.user_cache_dir", lambda *_, **__: str(cache))
     monkeypatch.setattr("gptoss_runtime.options.GenerationOptions.__init__.__defaults__", _bounded())
-    exec(compile(example.replace("artifacts/gptoss-nano/cpu", nano_artifact.as_posix()), "docs/runtime.md", "exec"), {})
+    exec(compile(example.replace("artifacts/gptoss-nano/cpu", nano_artifact.as_posix()), "example", "exec"), {})
     assert capsys.readouterr().out
 
 
@@ -28,6 +30,17 @@ def _bounded() -> tuple[object, ...]:
     from gptoss_runtime.options import GenerationOptions
 
     return (64, *GenerationOptions.__init__.__defaults__[1:])  # type: ignore[misc]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("*/README.md"),
+    ):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_every_exit_code_is_in_the_table() -> None:

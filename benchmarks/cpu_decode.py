@@ -1,0 +1,89 @@
+"""Native MXFP4 experts against int4 experts on the CPU, at gpt-oss-20b's dimensions.
+
+    python benchmarks/cpu_decode.py --work DIR [--layers 4] [--rounds 3] [--json]
+
+Writes a checkpoint of random weights with that many layers (0.6 GB each, and 2.3 GB beside), converts it for ``cpu`` and
+``cpu-int4``, and runs ``gptoss bench`` on both in turn. Files in DIR are kept and used again. Random weights are as fast
+as trained ones: every token takes the same work whatever its value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gptoss_convert.synthetic import write_checkpoint
+
+TARGETS = ("cpu", "cpu-int4")  # us, the rival
+RATES = ("decode_rate", "prefill_rate")
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """One gptoss command in a process of its own, so that peak memory is its own."""
+    command = [sys.executable, "-m", "gptoss_runtime.cli.main", *arguments, "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def checkpoint(work: Path, layers: int) -> Path:
+    """The random checkpoint, with nano's tokenizer."""
+    folder = work / f"random-20b-{layers}-layers"
+    if not (folder / "tokenizer.json").exists():
+        write_checkpoint(folder, {"num_hidden_layers": layers, "max_position_embeddings": 8192})
+        nano = work / "nano"
+        run("nano", str(nano), "--overwrite")
+        for name in ("tokenizer_config.json", "tokenizer.json"):
+            (folder / name).write_bytes((nano / name).read_bytes())
+    return folder
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    source = checkpoint(options.work, options.layers)
+    artifacts = {target: options.work / f"{source.name}-{target}" for target in TARGETS}
+    conversions = {
+        target: run("convert", str(source), "-o", str(out), "--target", target)
+        for target, out in artifacts.items()
+        if not out.exists()
+    }
+    size = ("--prompt-tokens", str(options.prompt_tokens), "--new-tokens", str(options.new_tokens), "--repeat", "1")
+    runs: dict[str, list[dict[str, Any]]] = {target: [] for target in TARGETS}
+    for _ in range(options.rounds):
+        for target, out in artifacts.items():
+            runs[target].append(run("bench", str(out), *size))
+    report: dict[str, Any] = {"layers": options.layers, "rounds": options.rounds}
+    for target, results in runs.items():
+        names = (*RATES, "time_to_first_token", "load_seconds", "peak_memory")
+        report[target] = {name: statistics.median(result[name] for result in results) for name in names}
+        if target in conversions:
+            report[target] |= {f"convert_{name}": conversions[target][name] for name in ("seconds", "peak_memory")}
+    us, rival = (report[target] for target in TARGETS)
+    report["ratio"] = {name: us[name] / rival[name] for name in RATES}
+    if options.json:
+        print(json.dumps(report))
+        return
+    for target in TARGETS:
+        print(target)
+        for name, value in report[target].items():
+            print(
+                f"  {name:22}{value / 2**20 if 'memory' in name else value:12,.2f}{' MB' if 'memory' in name else ''}"
+            )
+    print("ratio", ", ".join(f"{name} {value:.2f}" for name, value in report["ratio"].items()))
+
+
+if __name__ == "__main__":
+    main()
