@@ -2,9 +2,9 @@
 
     python benchmarks/cpu_decode.py --work DIR [--layers 4] [--rounds 3] [--json]
 
-Writes a checkpoint of random weights with that many layers (0.6 GB each, and 2.3 GB beside), converts it for ``cpu`` and
-``cpu-int4``, and runs ``gptoss bench`` on both in turn. Files in DIR are kept and used again. Random weights are as fast
-as trained ones: every token takes the same work whatever its value.
+Writes a checkpoint of random weights with that many layers (0.6 GB each, and 2.3 GB beside), converts it for ``cpu``
+and ``cpu-int4``, and runs ``gptoss bench`` on both in turn. Files in DIR are kept and used again. Random weights are as
+fast as trained ones: every token takes the same work whatever its value.
 """
 
 from __future__ import annotations
