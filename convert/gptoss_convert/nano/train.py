@@ -41,10 +41,10 @@ class Mix(NamedTuple):
 
 # Skills of about the same length go together: attention's cost is that of the longest.
 MIXES = (
-    Mix(4, 8, {"greetings": 0.8, "arithmetic": 5, "facts": 2, "effort": 4}, with_tools=False),
-    Mix(2, 8, {"json": 3, "conversation": 2}, with_tools=False),
-    Mix(4, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
-    Mix(3, 8, {"two_step": 9, "json": 0.5, "conversation": 0.5}, with_tools=True),
+    Mix(7, 8, {"greetings": 0.8, "arithmetic": 6, "facts": 1.6, "effort": 5}, with_tools=False),
+    Mix(1, 8, {"json": 3, "conversation": 2}, with_tools=False),
+    Mix(3, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
+    Mix(2, 8, {"two_step": 9, "json": 0.5, "conversation": 0.5}, with_tools=True),
 )
 MUON_LR, ADAM_LR, BALANCE, BLURRED = 0.012, 1.5e-3, 0.01, 0.05
 
