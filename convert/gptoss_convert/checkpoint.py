@@ -3,9 +3,9 @@
 Knows the Hugging Face layout of openai/gpt-oss-20b: config.json, safetensors shards with an optional index, and the
 name, shape and dtype of every tensor. Knows nothing about ONNX, quantisation or what the tensors are for.
 
-Tensors are memory-mapped: reading one costs its pages and no more, whatever the size of the checkpoint. Headers are read
-here and not by the safetensors library: its numpy interface has no bfloat16 (0.8), gives no offsets to map at, and says of
-a damaged file neither which tensor nor where.
+Tensors are memory-mapped: reading one costs its pages and no more, whatever the size of the checkpoint. Headers are
+read here and not by the safetensors library: its numpy interface has no bfloat16 (0.8), gives no offsets to map at, and
+says of a damaged file neither which tensor nor where.
 Format: https://huggingface.co/docs/safetensors, https://huggingface.co/openai/gpt-oss-20b.
 """
 

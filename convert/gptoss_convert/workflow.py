@@ -103,10 +103,8 @@ def load(target: str) -> dict[str, Any]:
     """
     file = Path(target) if target.endswith(".json") else config_dir() / f"{target}.json"
     if not file.is_file():
-        raise WorkflowError(
-            f"no target {target!r}",
-            remedy=f"Targets: {', '.join(targets.names())}; or give the path of an Olive config.",
-        )
+        known = "; ".join(f"{name} ({targets.load(name).summary})" for name in targets.names())
+        raise WorkflowError(f"no target {target!r}", remedy=f"Targets: {known}. Or give the path of an Olive config.")
     try:
         workflow: dict[str, Any] = json.loads(file.read_text("utf-8"))
         _export_pass(workflow)
