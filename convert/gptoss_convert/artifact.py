@@ -137,13 +137,18 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
         "num_hidden_layers": config.num_hidden_layers,
         "num_key_value_heads": config.num_key_value_heads,
     }
-    generation = _generation_config(checkpoint.path)
+    # A checkpoint without a generation config: harmony's tokens, or config.json's where the vocabulary is another.
+    end = 0 if config.eos_token_id is None else config.eos_token_id
+    usual: dict[str, Any] = {"bos_token_id": end, "eos_token_id": [end], "pad_token_id": config.pad_token_id or 0}
+    if config.vocab_size > _CALL:
+        usual = {"bos_token_id": _START_OF_TEXT, "eos_token_id": [_RETURN, _END_OF_TEXT, _CALL]}
+        usual["pad_token_id"] = _END_OF_TEXT
+    tokens = {name: value for name, value in _generation_config(checkpoint.path).items() if name in usual}
     model = {
-        "bos_token_id": generation.get("bos_token_id", _START_OF_TEXT),
+        **usual,
+        **tokens,
         "context_length": config.max_position_embeddings,
         "decoder": decoder,
-        "eos_token_id": generation.get("eos_token_id", [_RETURN, _END_OF_TEXT, _CALL]),
-        "pad_token_id": generation.get("pad_token_id", _END_OF_TEXT),
         "type": "gptoss",
         "vocab_size": config.vocab_size,
     }

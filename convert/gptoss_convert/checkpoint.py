@@ -112,10 +112,6 @@ class Checkpoint:
         """The named tensor as a read-only memory map, in its stored dtype and shape."""
         return self.tensors[name].array()
 
-    def float32(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The named float tensor widened to float32 (exact for bfloat16 and float16), in memory."""
-        return self.array(name).astype(np.float32)
-
     def _check(self) -> None:
         for name, shape, dtypes in expected_tensors(self.config, mxfp4=self.has_mxfp4_experts):
             tensor = self.tensors.get(name)
@@ -223,7 +219,7 @@ def read_header(file: Path) -> list[StoredTensor]:
         tensors = [_stored(file, 8 + length, name, entry) for name, entry in entries]
     except OSError as error:
         raise broken(str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise broken(f"malformed safetensors header ({error!r})") from error
     for tensor in tensors:
         if tensor.offset + tensor.nbytes > size:

@@ -51,8 +51,10 @@ def encode(values: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArra
     best: tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]] | None = None
     for exponent in (floor, floor + 1):
         exponent = np.clip(exponent, -127, 127)
-        codes = _nearest(np.ldexp(grouped, -exponent[..., None]))
-        error = ((np.ldexp(VALUES[codes], exponent[..., None]) - grouped) ** 2).sum(axis=-1)
+        scaled = np.ldexp(grouped, -exponent[..., None])
+        codes = _nearest(scaled)
+        # in units of the lower scale, so that the square of no weight overflows
+        error = np.ldexp(((VALUES[codes] - scaled) ** 2).sum(axis=-1), 2 * (exponent - floor))
         if best is None:
             best = codes, exponent, error
         else:

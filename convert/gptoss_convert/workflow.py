@@ -117,7 +117,11 @@ def load(target: str) -> dict[str, Any]:
 
 
 def _export_pass(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    return next(step for step in workflow["passes"].values() if step["type"].lower() == "gptossexport")
+    for step in workflow["passes"].values():
+        if step["type"].lower() == "gptossexport":
+            found: dict[str, Any] = step
+            return found
+    raise LookupError("no GptOssExport among the passes")
 
 
 def _apply(workflow: dict[str, Any], options: Options) -> None:

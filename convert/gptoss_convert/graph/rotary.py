@@ -1,7 +1,7 @@
 """cos and sin of YaRN for every position, as GroupQueryAttention takes them.
 
 Source: Peng et al., YaRN (https://arxiv.org/abs/2309.00071), in the form of transformers' ``_compute_yarn_parameters``,
-whose float32 steps are kept one for one so that angles agree to the last bit.
+whose float32 steps are kept one for one: frequencies agree to a unit in the last place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def tables(config: GptOssConfig) -> tuple[NDArray[np.float32], NDArray[np.float3
 def inverse_frequencies(yarn: Yarn, head_dim: int) -> tuple[NDArray[np.float32], float]:
     """Inverse frequencies, float32 [head_dim/2], and the scale of cos and sin (YaRN's attention factor)."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    plain = np.float32(1) / np.power(np.float32(yarn.theta), exponents, dtype=np.float32)
+    periods = np.power(np.float64(yarn.theta), exponents).astype(np.float32)  # rounded once, as torch's mostly is
+    plain = np.float32(1) / periods
     if yarn.factor == 1.0:
         return plain, 1.0
 
@@ -56,6 +57,6 @@ def inverse_frequencies(yarn: Yarn, head_dim: int) -> tuple[NDArray[np.float32],
         high += 0.001  # transformers' guard against a ramp of no width
     ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
     kept = np.float32(1) - ramp.astype(np.float32)
-    frequencies = plain / np.float32(yarn.factor) * (1 - kept) + plain * kept
+    frequencies = np.float32(1) / (np.float32(yarn.factor) * periods) * (1 - kept) + plain * kept
     factor = yarn.attention_factor if yarn.attention_factor is not None else 0.1 * math.log(yarn.factor) + 1.0
     return frequencies.astype(np.float32), factor

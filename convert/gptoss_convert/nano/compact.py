@@ -106,7 +106,7 @@ def read_source(folder: Path) -> tuple[NDArray[np.int32], dict[str, torch.Tensor
     import torch
 
     packed = tensors.read(folder / WEIGHTS)
-    used = packed.pop("used_tokens")
+    used = packed.pop("used_tokens").copy()
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in packed.items():
         if name.endswith("_blocks"):

@@ -1,0 +1,125 @@
+"""The converter's commands through the runtime's ``gptoss``, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gptoss_runtime.cli.main import app
+from gptoss_runtime.manifest import Manifest
+
+Gptoss = Callable[..., Result]
+
+
+@pytest.fixture
+def gptoss(monkeypatch: pytest.MonkeyPatch) -> Gptoss:
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def reported(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_convert_and_inspect(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    report = reported(gptoss("convert", tiny, "-o", tmp_path / "out", "--scheme", "lm_head=int4", "--json"))
+    assert report["manifest"]["groups"]["lm_head"]["scheme"] == "int4 block 32"
+    assert report["peak_memory"] > 0
+    seen = reported(gptoss("inspect", tmp_path / "out", "--json"))
+    assert seen["verified"]
+    assert seen["graph"]["operators"]["com.microsoft::QMoE"] == 2
+    assert seen["graph"]["cached"] == 4
+    text = gptoss("inspect", tmp_path / "out").stdout
+    for words in ("com.microsoft::GroupQueryAttention", "int4 block 32", "parity: not recorded", "all as the manifest"):
+        assert words in text
+
+
+def test_convert_in_words(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    result = gptoss("convert", tiny, "-o", tmp_path / "out", "--target", "cpu-int4", "--name", "small one")
+    assert result.exit_code == 0
+    for words in ("small one: ", "peak memory", "experts    int4 block 32", "dB above its rounding", "gptoss chat"):
+        assert words in result.stdout
+
+
+def test_what_fails_says_so(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    refusals = {
+        ("convert", tmp_path / "nothing", "-o", tmp_path / "out"): (3, "no such folder", "Give the folder"),
+        ("convert", tiny, "-o", tmp_path / "out", "-t", "vulkan"): (3, "no target 'vulkan'", "cpu-int4 ("),
+        ("convert", tiny, "-o", tiny): (5, "already exists", "--overwrite"),
+        ("convert", tiny, "-o", tiny, "--overwrite"): (5, "won't be replaced", "remove it yourself"),
+        ("convert", tiny, "-o", tmp_path / "out", "--scheme", "lm_head"): (3, "lm_head", "Groups are"),
+        ("nano", tiny / "config.json" / "x"): (5, "config.json", "may write"),
+        ("inspect", tiny): (4, "not an artifact", "gptoss convert"),
+    }
+    for command, (code, message, remedy) in refusals.items():
+        result = gptoss(*command)
+        assert result.exit_code == code, result.output
+        assert message in result.stderr
+        assert remedy in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_inspect_finds_damage(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    gptoss("convert", tiny, "-o", tmp_path / "out")
+    with (tmp_path / "out" / "model.onnx.data").open("r+b") as file:
+        file.write(b"damage")
+    result = gptoss("inspect", tmp_path / "out")
+    assert result.exit_code == 4
+    assert "model.onnx.data is not the file the manifest lists" in result.stderr
+    assert gptoss("inspect", tmp_path / "out", "--no-verify").exit_code == 0
+
+
+def test_a_stock_folder_is_shown_but_not_checked(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    gptoss("convert", tiny, "-o", tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    result = gptoss("inspect", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "not made by gptoss convert" in result.stdout
+    assert "files: not checked" in result.stdout
+
+
+def test_nano(gptoss: Gptoss, tmp_path: Path) -> None:
+    report = reported(gptoss("nano", tmp_path / "nano", "--json"))
+    assert report["bytes"] > 100e6
+    assert gptoss("nano", tmp_path / "nano").exit_code == 5
+    assert "gptoss convert" in gptoss("nano", tmp_path / "nano", "--overwrite").stdout
+
+
+def test_parity(gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(nano_artifact, tmp_path / "artifact"))
+    common = ("parity", artifact, "--reference", nano_checkpoint, "--sequences", 1, "--length", 40)
+    report = reported(gptoss(*common, "--report", tmp_path / "page.html", "--record", "--json"))
+    assert report["tokens"] == 80  # prefill and step by step
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "<svg" in page
+    assert "&lt;|start|&gt;" in page
+    recorded = Manifest.read(artifact).parity
+    assert recorded is not None
+    assert recorded.mean_kl == report["mean_kl"]
+    assert "same top token" in gptoss(*common).stdout
+
+
+def test_parity_of_another_vocabulary(gptoss: Gptoss, tiny: Path, nano_artifact: Path) -> None:
+    result = gptoss("parity", nano_artifact, "--reference", tiny)
+    assert result.exit_code == 3
+    assert "201088" in result.stderr
+
+
+def test_demo(gptoss: Gptoss, tmp_path: Path) -> None:
+    report = reported(gptoss("demo", "-o", tmp_path, "--json"))
+    sums, record, weather = report["answers"]
+    assert sums["answer"] == "27 + 45 = 72"
+    assert json.loads(record["answer"]) == {"name": "Tom", "age": 34, "city": "Oslo"}
+    assert weather["tool_calls"] == [{"name": "get_weather", "arguments": '{"city":"Paris"}'}]
+    assert weather["answer"] == "It is 21 degrees and sunny in Paris."
+    again = gptoss("demo", "-o", tmp_path)
+    assert again.exit_code == 0
+    assert "→ get_weather" in again.stdout

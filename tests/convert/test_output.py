@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gptoss_convert.errors import OutputError, OutputExists
+from gptoss_convert.output import aside, publish, require_free
+
+
+def build(folder: Path, text: str) -> Path:
+    made = folder / "made"
+    made.mkdir()
+    (made / "marker").write_text(text, encoding="utf-8")
+    return made
+
+
+def test_a_finished_folder_appears(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with aside(out) as folder:
+        publish(build(folder, "one"), out)
+    assert (out / "marker").read_text(encoding="utf-8") == "one"
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_is_left_of_an_interrupted_one(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupted() -> None:
+        with aside(tmp_path / "out") as folder:
+            build(folder, "half")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for text in ("old", "new"):
+        with aside(out) as folder:
+            publish(build(folder, text), out)
+    assert (out / "marker").read_text(encoding="utf-8") == "new"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_old_one_survives_a_failed_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    with aside(out) as folder:
+        publish(build(folder, "old"), out)
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "made":
+            raise PermissionError(13, "in use")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError, match="in use"), aside(out) as folder:
+        publish(build(folder, "new"), out)
+    assert (out / "marker").read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OutputError) as caught, aside(tmp_path / "file" / "out"):
+        pass
+    assert caught.value.remedy
+
+
+def test_what_may_be_replaced(tmp_path: Path) -> None:
+    require_free(tmp_path / "absent", overwrite=False, marker="marker")
+    require_free(tmp_path, overwrite=False, marker="marker")  # empty
+    mine = tmp_path / "photo.jpg"
+    mine.write_text("", encoding="utf-8")
+    for path in (tmp_path, mine):
+        for overwrite in (False, True):
+            with pytest.raises(OutputExists) as caught:
+                require_free(path, overwrite=overwrite, marker="marker")
+            assert caught.value.remedy
+    (tmp_path / "marker").write_text("", encoding="utf-8")
+    require_free(tmp_path, overwrite=True, marker="marker")
+    with pytest.raises(OutputExists):
+        require_free(tmp_path, overwrite=False, marker="marker")

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptoss_convert.errors import OutputError
+from gptoss_convert.weights import Made, Recipe, TensorSpec, cast, layout, write
+
+
+def recipe(name: str, size: int, group: str = "g", error: float | None = None) -> Recipe:
+    def make() -> Made:
+        return Made([np.full(size, len(name), np.uint8)], error, 4.0)
+
+    return Recipe((TensorSpec(name, ir.DataType.UINT8, (size,)),), make, group, "plain")
+
+
+@given(st.lists(st.sampled_from((0, 1, 63, 64, 65, (1 << 20) - 1, 1 << 20, (1 << 20) + 5)), max_size=12))
+def test_extents_are_aligned_and_apart(sizes: list[int]) -> None:
+    extents, total = layout([recipe(f"w{i}", size) for i, size in enumerate(sizes)])
+    end = 0
+    for start, length in extents.values():
+        assert start >= end
+        assert start % (1 << 16 if length >= 1 << 20 else 64) == 0
+        end = start + length
+    assert total == end
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    recipes = [recipe("a", 100), recipe("bb", 1 << 20, "other", 1.0), recipe("ccc", 7, "other", 3.0)]
+    made = write(recipes, tmp_path / "data", lambda done, total: seen.append((done, total)))
+    data = (tmp_path / "data").read_bytes()
+    assert len(data) == made.nbytes
+    assert hashlib.sha256(data).hexdigest() == made.sha256
+    for name, (start, length) in made.extents.items():
+        assert set(data[start : start + length]) == {len(name)}
+    assert seen[-1] == (made.nbytes, made.nbytes)
+    assert made.groups["g"].snr_db is None
+    assert made.groups["other"].snr_db == pytest.approx(10 * np.log10(8 / 4))
+    assert made.groups["other"].tensors == 2
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OutputError) as caught:
+        write([recipe("a", 10)], tmp_path / "file" / "data")
+    assert caught.value.remedy
+
+
+def test_a_full_disk() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full to stand in for a full disk")
+    with pytest.raises(OutputError, match="/dev/full: No space left"):
+        write([recipe("a", 10)], full)
+
+
+@given(st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=20))
+def test_a_cast_reports_its_rounding(values: list[float]) -> None:
+    exact = np.array(values, np.float32)
+    made = cast(exact, np.float16)
+    error = made.arrays[0].astype(np.float64) - exact
+    assert made.squared_error == pytest.approx(float((error**2).sum()))
+    assert made.max_error == float(np.abs(error).max())
+
+
+def test_an_exact_cast_has_no_error() -> None:
+    half = np.arange(8, dtype=np.float32).astype(ml_dtypes.bfloat16)
+    assert cast(half, np.float32).squared_error is None
+    assert cast(half, ml_dtypes.bfloat16).squared_error is None

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptoss_convert import targets
+from gptoss_convert.checkpoint import Checkpoint, StoredTensor
+from gptoss_convert.errors import CheckpointError, ConversionError, OutputError, OutputExists, WorkflowError
+from gptoss_convert.workflow import Options, config_dir, convert
+from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.errors import GptOssError
+
+from .conftest import write_tiny
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def refused(error: type[GptOssError], checkpoint: Path, out: Path, words: str, **arguments: Any) -> None:
+    """The conversion fails as it should, and the folder of the output is as it was."""
+    before = sorted(out.parent.iterdir()) if out.parent.is_dir() else None
+    with pytest.raises(error, match=words) as caught:
+        convert(checkpoint, out, **arguments)
+    assert caught.value.remedy
+    assert before == (sorted(out.parent.iterdir()) if out.parent.is_dir() else None)
+
+
+@pytest.mark.parametrize("target", targets.names())
+def test_the_same_input_makes_the_same_bytes(target: str, tiny: Path, tmp_path: Path) -> None:
+    elsewhere = Path(shutil.copytree(tiny, tmp_path / "elsewhere" / "tiny"))
+    done: list[tuple[int, int]] = []
+    convert(tiny, tmp_path / "one", target=target, progress=lambda *at: done.append(at))
+    convert(elsewhere, tmp_path / "two", target=target)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert done[-1][0] == done[-1][1] > 0
+
+
+def test_an_artifact_says_where_it_came_from(tiny: Path, tmp_path: Path) -> None:
+    manifest = convert(tiny, tmp_path / "out", options=Options(name="mine"))
+    artifact = Artifact.open(tmp_path / "out", verify=True)
+    assert artifact.manifest == manifest
+    assert (manifest.name, manifest.target, manifest.preset, manifest.source.name) == (
+        "mine",
+        "cpu",
+        "balanced",
+        "tiny",
+    )
+    assert set(manifest.source.files) == {"config.json", "model.safetensors"}
+    assert manifest.groups["experts"].scheme == "mxfp4"
+    assert manifest.groups["experts"].snr_db is None
+    attention = manifest.groups["attention"].snr_db
+    assert attention is not None
+    assert attention > 35
+    assert manifest.memory.peak > manifest.memory.weights == manifest.files["model.onnx.data"].size
+    assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text("utf-8")
+    assert json.loads((tmp_path / "out" / "inference_model.json").read_text("utf-8"))["Name"] == "mine"
+
+
+def test_a_hub_cache_folder_tells_repository_and_commit(tiny: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--openai--gpt-oss-9b" / "snapshots" / "abc123"
+    shutil.copytree(tiny, snapshot)
+    manifest = convert(snapshot, tmp_path / "out")
+    assert (manifest.source.name, manifest.source.revision) == ("openai/gpt-oss-9b", "abc123")
+    assert manifest.name == "gpt-oss-9b-cpu"
+
+
+def test_experts_are_the_checkpoints_own_bytes(tiny: Path, tmp_path: Path) -> None:
+    convert(tiny, tmp_path / "out")
+    data, checkpoint = (tmp_path / "out" / "model.onnx.data").read_bytes(), Checkpoint.open(tiny)
+    for name in ("gate_up_proj_blocks", "down_proj_blocks", "gate_up_proj_scales", "down_proj_scales"):
+        assert checkpoint.array(f"model.layers.1.mlp.experts.{name}").tobytes() in data
+
+
+def test_shards_make_the_same_model_as_one_file(tiny: Path, sharded: Path, tmp_path: Path) -> None:
+    for source, out in ((tiny, "one"), (sharded, "many")):
+        convert(source, tmp_path / out, options=Options(name="same"))
+    assert files(tmp_path / "one")["model.onnx"] == files(tmp_path / "many")["model.onnx"]
+
+
+@pytest.mark.parametrize("schemes", [None, {"experts": "float32"}, {"experts": "int8"}])
+def test_float_experts_convert(schemes: dict[str, str] | None, tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "float", mxfp4=False)
+    manifest = convert(source, tmp_path / "out", options=Options(quantisation=schemes))
+    assert (manifest.groups["experts"].snr_db is None) == (schemes == {"experts": "float32"})
+
+
+def test_stock_olive_makes_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
+    workflow["input_model"]["model_path"] = str(tiny)
+    workflow["output_dir"] = str(tmp_path / "olive")
+    (tmp_path / "workflow.json").write_text(json.dumps(workflow), encoding="utf-8")
+    olive = [sys.executable, "-m", "olive", "run", "--config", "workflow.json", "--package-config"]
+    done = subprocess.run(
+        [*olive, str(config_dir() / "package.json")],
+        cwd=tmp_path,
+        env={**os.environ, "OLIVE_DISABLE_TELEMETRY": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    convert(tiny, tmp_path / "ours")
+    ours, theirs = files(tmp_path / "ours"), files(tmp_path / "olive")
+    assert {name: theirs.get(name) for name in ours} == ours
+
+
+def test_a_config_of_ones_own(tiny: Path, tmp_path: Path) -> None:
+    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
+    workflow["passes"]["export"] |= {
+        "preset": "smallest",
+        "quantisation": {"lm_head": {"type": "int8", "block_size": 64}},
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(workflow), encoding="utf-8")
+    manifest = convert(tiny, tmp_path / "out", target=str(tmp_path / "mine.json"))
+    assert manifest.groups["lm_head"].scheme == "int8 block 64"
+    assert manifest.groups["attention"].scheme == "int4 block 32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"target": "vulkan"}, "no target 'vulkan'"),
+        ({"target": "missing.json"}, "missing.json"),
+        ({"options": Options(preset="best")}, "no preset 'best'"),
+        ({"options": Options(quantisation={"experts": "int3"})}, "experts"),
+        ({"options": Options(quantisation={"norms": "int8"})}, "norms"),
+        ({"options": Options(quantisation={"attention": "mxfp4"})}, "attention cannot be mxfp4"),
+        ({"options": Options(quantisation={"experts": "float16"})}, "no float16"),
+        ({"options": Options(quantisation={"attention": {"type": "int8", "block_size": 128}})}, "whole blocks of 128"),
+        ({"options": Options(logits="first")}, "logits"),
+    ],
+)
+def test_settings_that_cannot_be(arguments: dict[str, Any], words: str, tiny: Path, tmp_path: Path) -> None:
+    refused(WorkflowError, tiny, tmp_path / "out", words, **arguments)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"passes": {"x": {"type": "OnnxConversion"}}}'])
+def test_configs_without_our_pass(text: str, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(text, encoding="utf-8")
+    refused(WorkflowError, tiny, tmp_path / "out", "other.json", target=str(tmp_path / "other.json"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"])
+def test_an_incomplete_checkpoint(name: str, breakable: Path, tmp_path: Path) -> None:
+    (breakable / name).unlink()
+    refused(CheckpointError, breakable, tmp_path / "out", name.removeprefix("model"))
+
+
+def test_a_checkpoint_damaged_after_it_was_opened(
+    breakable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = StoredTensor.array
+
+    def truncated(self: StoredTensor) -> Any:
+        if "layers.1" in self.name:
+            self.file.write_bytes(b"")
+        return array(self)
+
+    monkeypatch.setattr(StoredTensor, "array", truncated)
+    refused(CheckpointError, breakable, tmp_path / "out", "model.safetensors: cannot map")
+
+
+def test_weights_that_are_not_numbers(breakable: Path, tmp_path: Path) -> None:
+    tensor = Checkpoint.open(breakable).tensors["model.norm.weight"]
+    with tensor.file.open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(np.full(tensor.nbytes // 2, 0x7FC0, np.uint16).tobytes())
+    refused(ConversionError, breakable, tmp_path / "out", "not finite")
+
+
+def test_an_interrupt_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(tiny, tmp_path / "out", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full to stand in for a full disk")
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *others: Any, **named: Any) -> Any:
+        return opened(
+            Path("/dev/full") if self.name == "model.onnx.data" and "w" in mode else self, mode, *others, **named
+        )
+
+    monkeypatch.setattr(Path, "open", full)
+    refused(OutputError, tiny, tmp_path / "out", "No space left")
+
+
+def test_an_output_that_cannot_be(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    refused(OutputError, tiny, tmp_path / "file" / "out", "file")
+    refused(OutputExists, tiny, tmp_path / "file", "already exists")
+    refused(OutputExists, tiny, tmp_path / "file", "won't be replaced", options=Options(overwrite=True))
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
+
+
+def test_an_earlier_artifact_is_replaced_only_if_asked(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(tiny, out)
+    before = files(out)
+    refused(OutputExists, tiny, out, "already exists")
+    refused(WorkflowError, tiny, out, "no preset", options=Options(preset="best", overwrite=True))
+    assert files(out) == before
+    convert(tiny, out, options=Options(preset="smallest", overwrite=True))
+    assert files(out) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
