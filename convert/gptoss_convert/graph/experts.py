@@ -1,26 +1,53 @@
-"""What every way of emitting the experts shares: their activation, their shapes, their exact values."""
+"""What every way of emitting the experts shares: the node, their shapes, their exact values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_convert import mxfp4
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
+from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
+from gptoss_convert.graph.router import router_logits
 
 # Attributes of com.microsoft's MoE and QMoE: gpt-oss's clamped SwiGLU on interleaved rows, weights of the chosen
 # experts by a softmax over those alone. Source: OpenAI's gpt_oss/torch/model.py, ``swiglu`` and ``MLPBlock``.
-SWIGLU: Mapping[str, Any] = {
+_SWIGLU: Mapping[str, Any] = {
     "activation_type": "swiglu",
     "swiglu_fusion": 1,
     "activation_alpha": 1.702,
     "activation_beta": 1.0,
     "normalize_routing_weights": 1,
 }
+
+
+def moe_node(
+    g: GraphBuilder, op_type: str, layer: int, x: ir.Value, weights: Sequence[ir.Value | None], **attributes: Any
+) -> ir.Value:
+    """The router and com.microsoft's MoE or QMoE behind it, [batch, sequence, hidden] to the same.
+
+    Args:
+        g: the builder.
+        op_type: "MoE" or "QMoE".
+        layer: whose experts.
+        x: normalised hidden states.
+        weights: the operator's inputs after the router's logits.
+        attributes: beside those that all kinds share.
+    """
+    return g.op(
+        op_type,
+        *(x, router_logits(g, layer, x), *weights),
+        domain=MICROSOFT,
+        k=g.config.num_experts_per_tok,
+        swiglu_limit=g.config.swiglu_limit,
+        **_SWIGLU,
+        **attributes,
+    )
 
 
 def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)) -> NDArray[np.float32]:

@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.experts import SWIGLU, expert_values, projection_shape
-from gptoss_convert.graph.router import router_logits
+from gptoss_convert.graph.builder import GraphBuilder
+from gptoss_convert.graph.experts import expert_values, moe_node, projection_shape
 from gptoss_convert.weights import TensorSpec, cast
 
 
 def moe_float(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """Experts in the graph's float type, [batch, sequence, hidden] to the same."""
-    operands = [*_projection(g, layer, "gate_up_proj"), *_projection(g, layer, "down_proj")]
-    return g.op(
-        "MoE",
-        *(x, router_logits(g, layer, x), *operands),
-        domain=MICROSOFT,
-        k=g.config.num_experts_per_tok,
-        swiglu_limit=g.config.swiglu_limit,
-        **SWIGLU,
-    )
+    return moe_node(g, "MoE", layer, x, [*_projection(g, layer, "gate_up_proj"), *_projection(g, layer, "down_proj")])
 
 
 def _projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:

@@ -7,17 +7,13 @@ and the implied zero point. Both keep gate and up rows interleaved as the checkp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert import mxfp4
-from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.experts import SWIGLU, expert_values, projection_shape
-from gptoss_convert.graph.router import router_logits
+from gptoss_convert.graph.builder import GraphBuilder
+from gptoss_convert.graph.experts import expert_values, moe_node, projection_shape
 from gptoss_convert.quantise import quantise
 from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec
@@ -30,26 +26,15 @@ def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     ones = _global_scales(g, layer)
     absent = [None] * 7  # fc3's three, three zero points, router_weights
     operands = [*up, *down, *absent, ones, ones]
-    return _qmoe(g, layer, x, operands, quant_type="fp4", weights_prepacked=1, expert_weight_bits=4, block_size=32)
+    attributes = {"quant_type": "fp4", "weights_prepacked": 1, "expert_weight_bits": 4, "block_size": 32}
+    return moe_node(g, "QMoE", layer, x, operands, **attributes)
 
 
 def moe_integer(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """Experts in int4 or int8 blocks, [batch, sequence, hidden] to the same."""
     scheme = g.quantisation.experts
     operands = [*_integer_projection(g, layer, "gate_up_proj"), *_integer_projection(g, layer, "down_proj")]
-    return _qmoe(g, layer, x, operands, expert_weight_bits=scheme.bits, block_size=scheme.block_size)
-
-
-def _qmoe(g: GraphBuilder, layer: int, x: ir.Value, weights: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
-    return g.op(
-        "QMoE",
-        *(x, router_logits(g, layer, x), *weights),
-        domain=MICROSOFT,
-        k=g.config.num_experts_per_tok,
-        swiglu_limit=g.config.swiglu_limit,
-        **SWIGLU,
-        **attributes,
-    )
+    return moe_node(g, "QMoE", layer, x, operands, expert_weight_bits=scheme.bits, block_size=scheme.block_size)
 
 
 def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:

@@ -18,6 +18,16 @@ Logits = Literal["last", "all"]
 HEADS: Mapping[Logits, Callable[[GraphBuilder, ir.Value], None]] = {"last": logits_of_last, "all": logits_of_all}
 
 
+_INT8 = {"type": "int8", "accuracy_level": 4}
+_INT4 = {"type": "int4", "accuracy_level": 4}
+# How dense weights are stored on the CPU, by preset; a target adds its experts.
+CPU_DENSE: Mapping[str, Mapping[Group, Any]] = {
+    "balanced": {"embedding": "bfloat16", "attention": _INT8, "router": "float32", "lm_head": _INT8},
+    "smallest": {"embedding": "bfloat16", "attention": _INT4, "router": "float32", "lm_head": _INT4},
+    "lossless": {"embedding": "bfloat16", "attention": "float32", "router": "float32", "lm_head": "float32"},
+}
+
+
 def pick_experts(pieces: Mapping[SchemeType, Layer], quantisation: Quantisation) -> Layer:
     """The piece that emits experts of the scheme asked for.
 

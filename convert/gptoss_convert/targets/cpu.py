@@ -11,7 +11,7 @@ import onnx_ir as ir
 from gptoss_convert.graph import attention_gqa, moe_float, moe_qmoe
 from gptoss_convert.graph.decoder import Composition, Layer
 from gptoss_convert.schemes import Quantisation, SchemeType
-from gptoss_convert.targets.base import HEADS, Logits, Target, pick_experts
+from gptoss_convert.targets.base import CPU_DENSE, HEADS, Logits, Target, pick_experts
 
 _EXPERTS: dict[SchemeType, Layer] = {
     "mxfp4": moe_qmoe.moe_mxfp4,
@@ -25,29 +25,13 @@ def _compose(quantisation: Quantisation, logits: Logits) -> Composition:
     return Composition(attention_gqa.prepare, pick_experts(_EXPERTS, quantisation), HEADS[logits])
 
 
-_INT8 = {"type": "int8", "accuracy_level": 4}
-_INT4 = {"type": "int4", "accuracy_level": 4}
-
 TARGET = Target(
     name="cpu",
     summary="experts in native MXFP4, for onnxruntime 1.32 and later",
     dtype=ir.DataType.FLOAT,
     opset=24,  # the first with float8_e8m0, the dtype of MXFP4's scales
     ir_version=11,
-    presets={
-        "balanced": {
-            **{"embedding": "bfloat16", "attention": _INT8, "router": "float32"},
-            **{"experts": "mxfp4", "lm_head": _INT8},
-        },
-        "smallest": {
-            **{"embedding": "bfloat16", "attention": _INT4, "router": "float32"},
-            **{"experts": "mxfp4", "lm_head": _INT4},
-        },
-        "lossless": {
-            **{"embedding": "bfloat16", "attention": "float32", "router": "float32"},
-            **{"experts": "mxfp4", "lm_head": "float32"},
-        },
-    },
+    presets={name: {**dense, "experts": "mxfp4"} for name, dense in CPU_DENSE.items()},
     compose=_compose,
     requires={"onnxruntime": ">=1.32", "onnxruntime-genai": ">=0.18"},
 )
