@@ -34,7 +34,7 @@ def convert(
     from gptoss_convert.workflow import convert as run
     from gptoss_runtime.cli.render import print_json
 
-    cost, console = Cost(), Console(highlight=False)
+    cost, console = Cost(), Console(highlight=False, soft_wrap=True)
     options = Options(preset, _schemes(scheme), name, logits, overwrite)
     with progress_bar("weights") as progress:
         manifest = run(checkpoint, out, target=target, options=options, progress=progress)

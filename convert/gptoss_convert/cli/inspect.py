@@ -32,7 +32,7 @@ def inspect(
     if verified:
         artifact = Artifact.open(folder, verify=True)
     graph = summarise(artifact.path / artifact.config["model"]["decoder"].get("filename", "model.onnx"))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if json_output:
         manifest = artifact.manifest.model_dump() if artifact.manifest else None
         print_json(console, {"verified": verified, "graph": graph.to_dict(), "manifest": manifest})

@@ -22,7 +22,7 @@ def nano(
     from gptoss_convert.nano import materialise
     from gptoss_runtime.cli.render import print_json
 
-    cost, console = Cost(), Console(highlight=False)
+    cost, console = Cost(), Console(highlight=False, soft_wrap=True)
     materialise(out, overwrite=overwrite)
     if json_output:
         print_json(

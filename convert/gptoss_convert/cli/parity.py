@@ -28,7 +28,7 @@ def parity(
     from gptoss_convert.parity import measure as parities
     from gptoss_runtime.cli.render import print_json
 
-    cost, console = Cost(), Console(highlight=False)
+    cost, console = Cost(), Console(highlight=False, soft_wrap=True)
     with progress_bar("sequences", size=False) as progress:
         measurement = parities.measure(
             folder, reference, provider=provider, count=sequences, length=length, seed=seed, progress=progress
