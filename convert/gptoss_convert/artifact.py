@@ -143,7 +143,8 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
     if config.vocab_size > _CALL:
         usual = {"bos_token_id": _START_OF_TEXT, "eos_token_id": [_RETURN, _END_OF_TEXT, _CALL]}
         usual["pad_token_id"] = _END_OF_TEXT
-    tokens = {name: value for name, value in _generation_config(checkpoint.path).items() if name in usual}
+    given = _generation_config(checkpoint.path)
+    tokens = {name: given[name] for name in usual if given.get(name) is not None}
     model = {
         **usual,
         **tokens,
@@ -230,7 +231,7 @@ def _generation_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error})", remedy="Download it again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: not a JSON object", remedy="Download it again.")

@@ -88,9 +88,13 @@ class Checkpoint:
                 wrong name, shape or dtype.
         """
         path = Path(path)
-        if not path.is_dir():
+        try:
+            found, why = path.is_dir(), "no such folder"
+        except OSError as error:  # above all a parent that may not be searched
+            found, why = False, error.strerror or str(error)
+        if not found:
             raise CheckpointError(
-                f"{path}: no such folder", remedy="Give the folder that holds config.json and the *.safetensors files."
+                f"{path}: {why}", remedy="Give the folder that holds config.json and the *.safetensors files."
             )
         config = GptOssConfig.read(path)
         tensors = {tensor.name: tensor for file in shard_files(path) for tensor in read_header(file)}
@@ -177,7 +181,7 @@ def shard_files(path: Path) -> list[Path]:
         return files
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{index}: not a safetensors index ({error!r})", remedy=_REDOWNLOAD) from error
     files = []
     for name in names:

@@ -7,6 +7,7 @@ since transformers 5) and which dimensions the kernels take. Reads nothing but c
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from gptoss_convert.errors import CheckpointError, UnsupportedModel
 
+_HUGE = 1e12  # rotary settings below it keep every step of YaRN within float32
 AttentionType = Literal["sliding_attention", "full_attention"]
 
 
@@ -77,7 +79,7 @@ class GptOssConfig:
             raise CheckpointError(
                 f"{file}: missing", remedy="Give the folder of a gpt-oss checkpoint in the Hugging Face layout."
             ) from error
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise CheckpointError(f"{file}: not readable as JSON ({error})", remedy="Download it again.") from error
         if not isinstance(raw, dict) or raw.get("model_type") != "gpt_oss":
             kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
@@ -87,7 +89,7 @@ class GptOssConfig:
             )
         try:
             config = cls._parse(raw)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{file}: {error!r}", remedy="Take config.json from the same revision.") from error
         config._check(file)
         return config
@@ -110,8 +112,8 @@ class GptOssConfig:
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
             swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
             rope=_yarn(raw),
-            eos_token_id=raw.get("eos_token_id"),
-            pad_token_id=raw.get("pad_token_id"),
+            eos_token_id=_token(raw, "eos_token_id"),
+            pad_token_id=_token(raw, "pad_token_id"),
         )
 
     def _check(self, file: Path) -> None:
@@ -137,18 +139,36 @@ class GptOssConfig:
             raise refuse("head_dim must be a multiple of 16")
         if not 0 < self.num_experts_per_tok <= self.num_local_experts:
             raise refuse(f"num_experts_per_tok is {self.num_experts_per_tok} of {self.num_local_experts} experts")
-        if len(self.layer_types) != self.num_hidden_layers or set(self.layer_types) - {
-            "sliding_attention",
-            "full_attention",
-        }:
+        kinds = ("sliding_attention", "full_attention")
+        if len(self.layer_types) != self.num_hidden_layers or any(kind not in kinds for kind in self.layer_types):
             raise refuse("layer_types must name sliding_attention or full_attention for every layer")
+        if not (0 <= self.rms_norm_eps < 1 and 0 < self.swiglu_limit < math.inf):
+            raise refuse(f"rms_norm_eps is {self.rms_norm_eps}, swiglu_limit {self.swiglu_limit}")
 
     def window(self, layer: int) -> int | None:
         """Positions a query of this layer sees, itself included; None where it sees all before it."""
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
 
 
+def _token(raw: Mapping[str, Any], name: str) -> int | None:
+    value = raw.get(name)
+    if isinstance(value, list) and value:  # transformers allows several
+        value = value[0]
+    if not isinstance(value, int | None):
+        raise TypeError(f"{name} is {value!r}")
+    return value
+
+
 def _yarn(raw: Mapping[str, Any]) -> Yarn:
+    yarn = _parse_yarn(raw)
+    ordered = 0 < yarn.beta_slow <= yarn.beta_fast < _HUGE
+    within = 1 < yarn.theta < _HUGE and 1 <= yarn.factor < _HUGE and 0 < yarn.original_max_position_embeddings < _HUGE
+    if not (ordered and within and (yarn.attention_factor is None or 0 < yarn.attention_factor < _HUGE)):
+        raise ValueError(f"no rotary settings that a position can be computed with: {yarn}")
+    return yarn
+
+
+def _parse_yarn(raw: Mapping[str, Any]) -> Yarn:
     settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = float(settings.get("rope_theta") or raw.get("rope_theta") or 150000.0)
     kind = settings.get("rope_type", settings.get("type", "default"))

@@ -37,6 +37,11 @@ class OutputError(ConversionError):
 
     exit_code = 5
 
+    def __init__(
+        self, message: str, *, remedy: str = "Give a folder that you may write to, on a disk with room."
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+
 
 class OutputExists(OutputError):
     """Something is already at the output path."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 BLOCK = 32
 VALUES: NDArray[np.float32] = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_LARGEST = 125  # exponent: above it, 6 is beyond float32, and what isn't has a code at this one as well
 # Both values of a packed byte at once: one table look-up decodes two weights.
 _PAIRS: NDArray[np.float32] = np.stack([VALUES[np.arange(256) & 15], VALUES[np.arange(256) >> 4]], axis=-1)
 
@@ -50,7 +51,7 @@ def encode(values: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArra
     floor = np.where(peak > 0, np.frexp(peak)[1] - 1 - 2, -127)  # E2M1's largest exponent is 2
     best: tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]] | None = None
     for exponent in (floor, floor + 1):
-        exponent = np.clip(exponent, -127, 127)
+        exponent = np.clip(exponent, -127, _LARGEST)
         scaled = np.ldexp(grouped, -exponent[..., None])
         codes = _nearest(scaled)
         # in units of the lower scale, so that the square of no weight overflows

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptoss_convert.errors import OutputError, OutputExists
@@ -24,12 +24,18 @@ def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
 
     Raises:
         OutputExists: it is not.
+        OutputError: what is there cannot be seen.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    try:
+        free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+        replaceable = (out / marker).is_file()
+    except OSError as error:
+        raise OutputError(f"{out}: {error.strerror or error}") from error
+    if free:
         return
     if not overwrite:
         raise OutputExists(f"{out} already exists", remedy="Give another folder, or --overwrite to replace it.")
-    if not (out / marker).is_file():
+    if not replaceable:
         raise OutputExists(
             f"{out} holds no {marker}: it is not an earlier output and won't be replaced",
             remedy="Give another folder, or remove it yourself.",
@@ -38,18 +44,26 @@ def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
 
 @contextmanager
 def aside(out: Path) -> Iterator[Path]:
-    """A folder beside the output, on the same disk, that is gone afterwards whatever happens."""
+    """A folder beside the output, on the same disk, that is gone afterwards whatever happens.
+
+    So are the output's parents that were made for it, if nothing was published.
+    """
+    absent: list[Path] = []
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise OutputError(
-            f"{out.parent}: {error.strerror or error}", remedy="Give an output path in a folder you may write to."
-        ) from error
-    try:
-        yield folder
+        try:
+            absent += [parent for parent in out.parents if not parent.exists()]
+            out.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        except OSError as error:
+            raise OutputError(f"{out.parent}: {error.strerror or error}") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for parent in absent:
+            with suppress(OSError):  # the output is in it
+                parent.rmdir()
 
 
 def publish(made: Path, out: Path) -> None:
@@ -57,12 +71,12 @@ def publish(made: Path, out: Path) -> None:
     old = made.parent / "replaced"
     try:
         made.chmod(0o755)  # mkdtemp's folders are private
-        if out.exists():
-            out.rename(old)
         try:
+            if out.exists():
+                out.rename(old)
             made.rename(out)
-        except OSError:
-            if old.exists():
+        except BaseException:  # an interrupt, too, must not cost the old one
+            if old.exists() and not out.exists():
                 old.rename(out)
             raise
     except OSError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gptoss_convert.errors import OutputError
+from gptoss_convert.errors import CheckpointError, OutputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Windows maps files at 64 KiB granularity; a large tensor that starts on one can be mapped instead of read.
@@ -157,6 +157,7 @@ def write(recipes: Sequence[Recipe], file: Path, progress: Callable[[int, int], 
 
     Raises:
         OutputError: the file cannot be written; the text says why (no space, no permission).
+        CheckpointError: weights that were to be rounded are infinite or not numbers.
     """
     extents, total = layout(recipes)
     digest, position = hashlib.sha256(), 0
@@ -164,7 +165,9 @@ def write(recipes: Sequence[Recipe], file: Path, progress: Callable[[int, int], 
     try:
         with file.open("wb") as stream:
             for recipe in recipes:
-                made = recipe.make()
+                with np.errstate(over="ignore", invalid="ignore"):  # refused in our own words
+                    made = recipe.make()
+                _require_finite(recipe, made)
                 groups.setdefault(recipe.group, GroupReport(recipe.scheme)).add(recipe, made)
                 for output, array in zip(recipe.outputs, made.arrays, strict=True):
                     start, length = extents[output.name]
@@ -181,6 +184,14 @@ def write(recipes: Sequence[Recipe], file: Path, progress: Callable[[int, int], 
             f"{file}: {error.strerror or error}", remedy=f"The weights need {total / 1e9:.2f} GB in a writable folder."
         ) from error
     return WrittenWeights(file, total, digest.hexdigest(), extents, groups)
+
+
+def _require_finite(recipe: Recipe, made: Made) -> None:
+    if made.squared_error is not None and not math.isfinite(made.squared_error + made.squared_norm):
+        raise CheckpointError(
+            f"{recipe.outputs[0].name}: weights that are not finite, or beyond what {recipe.scheme} holds",
+            remedy="Check the checkpoint's weights for NaN and infinities.",
+        )
 
 
 def _bytes_of(output: TensorSpec, array: Array, length: int) -> memoryview:

@@ -99,7 +99,7 @@ def load(target: str) -> dict[str, Any]:
         target: a target's name, or the path of a config.
 
     Raises:
-        WorkflowError: no such target or file, not JSON, or without our export pass.
+        WorkflowError: no such target or file, not JSON, or without our passes.
     """
     file = Path(target) if target.endswith(".json") else config_dir() / f"{target}.json"
     if not file.is_file():
@@ -107,26 +107,35 @@ def load(target: str) -> dict[str, Any]:
         raise WorkflowError(f"no target {target!r}", remedy=f"Targets: {known}. Or give the path of an Olive config.")
     try:
         workflow: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        _export_pass(workflow)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        _check(workflow)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise WorkflowError(
-            f"{file}: not an Olive workflow with a GptOssExport pass ({error!r})",
+            f"{file}: not an Olive workflow with our passes ({error!r})",
             remedy="Start from a file in olive_configs/; see docs/conversion.md.",
         ) from error
     return workflow
 
 
-def _export_pass(workflow: Mapping[str, Any]) -> dict[str, Any]:
+def _check(workflow: Mapping[str, Any]) -> None:
+    """Whether the JSON has what is taken from it before Olive, with its own checks, gets it."""
+    _pass(workflow, "GptOssArtifact")
+    export = _pass(workflow, "GptOssExport")
+    for name, kind in (("target", str), ("preset", str | None), ("quantisation", dict | None)):
+        if not isinstance(export.get(name), kind):
+            raise TypeError(f"{name} is {export.get(name)!r}")
+
+
+def _pass(workflow: Mapping[str, Any], name: str) -> dict[str, Any]:
     for step in workflow["passes"].values():
-        if step["type"].lower() == "gptossexport":
+        if step["type"].lower() == name.lower():
             found: dict[str, Any] = step
             return found
-    raise LookupError("no GptOssExport among the passes")
+    raise LookupError(f"no {name} among the passes")
 
 
 def _apply(workflow: dict[str, Any], options: Options) -> None:
     """Puts a caller's options into the config, and checks what can be checked without Olive."""
-    export = _export_pass(workflow)
+    export = _pass(workflow, "GptOssExport")
     for key in ("preset", "quantisation", "logits"):
         value = getattr(options, key)
         if value is not None:
@@ -134,9 +143,8 @@ def _apply(workflow: dict[str, Any], options: Options) -> None:
     target = targets.load(export["target"])
     chosen = resolve(target.presets, export.get("preset") or target.default_preset, export.get("quantisation"))
     target.compose(chosen, "last")
-    for step in workflow["passes"].values():
-        if options.name is not None and step["type"].lower() == "gptossartifact":
-            step["name"] = options.name
+    if options.name is not None:
+        _pass(workflow, "GptOssArtifact")["name"] = options.name
 
 
 def _run(workflow: dict[str, Any], progress: Progress | None) -> Path:
@@ -150,11 +158,11 @@ def _run(workflow: dict[str, Any], progress: Progress | None) -> Path:
     from gptoss_convert.passes import CURRENT, Run
 
     run, token, reports = Run(progress), None, Path(workflow["output_dir"])
-    quiet = logging.getLogger("olive")
-    level = quiet.level
+    quiet = {logging.getLogger(name): logging.getLogger(name).level for name in ("olive", "transformers")}
     try:
         token = CURRENT.set(run)
-        quiet.setLevel(logging.CRITICAL)  # a failed pass is reported by our own exception
+        for logger in quiet:  # a failed pass is reported by our own exception, a config by our own checks
+            logger.setLevel(logging.CRITICAL)
         config = RunConfig.parse_file_or_obj(deepcopy(workflow))  # it takes apart what it is given
         engine = config.engine.create_engine(
             OlivePackageConfig.parse_file_or_obj(config_dir() / PACKAGE_CONFIG), config.workflow_id
@@ -171,7 +179,8 @@ def _run(workflow: dict[str, Any], progress: Progress | None) -> Path:
             raise run.error from error
         raise WorkflowError(f"Olive failed: {error}", remedy="Check the config; see docs/conversion.md.") from error
     finally:
-        quiet.setLevel(level)
+        for logger, level in quiet.items():
+            logger.setLevel(level)
         if token is not None:
             CURRENT.reset(token)
     if run.error is not None:  # Olive logs what passes raise, and goes on

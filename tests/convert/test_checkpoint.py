@@ -23,6 +23,7 @@ def refused(folder: Path, names: str, error: type[CheckpointError] = CheckpointE
     with pytest.raises(error) as caught:
         Checkpoint.open(folder)
     assert names in caught.value.message
+    assert str(folder) in caught.value.message
     assert caught.value.remedy
 
 
@@ -39,6 +40,10 @@ def rewrite_header(file: Path, change: Callable[[Any], None]) -> None:
     change(header)
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def lead(folder: Path, name: object) -> None:
+    edit(folder / INDEX, lambda index: index["weight_map"].update({"lm_head.weight": name}))
 
 
 def test_tensors_are_mapped_as_stored(tiny: Path) -> None:
@@ -70,7 +75,7 @@ def test_no_weights(breakable: Path) -> None:
 
 def test_a_missing_shard(sharded: Path) -> None:
     (sharded / "model-00002-of-00003.safetensors").unlink()
-    refused(sharded, "model-00002-of-00003.safetensors")
+    refused(sharded, "model-00002-of-00003.safetensors: missing, but named by")
 
 
 def test_a_shard_that_the_index_leaves_out(sharded: Path) -> None:
@@ -88,13 +93,52 @@ def test_a_truncated_shard(breakable: Path, keep: int) -> None:
     refused(breakable, "model.safetensors: truncated")
 
 
+def test_a_truncated_shard_among_whole_ones(sharded: Path) -> None:
+    file = sharded / "model-00003-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(sharded, "model-00003-of-00003.safetensors: truncated")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff" * 64,
+        b"PK\x03\x04" + bytes(60),
+        (100 << 20).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"\xff\xfe",
+        (5000).to_bytes(8, "little") + b"[" * 5000,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4792272488\n",
+    ],
+    ids=["ones", "zip", "long header", "list", "not utf-8", "deep", "git-lfs pointer"],
+)
+def test_a_file_that_is_none_of_safetensors(breakable: Path, content: bytes) -> None:
+    (breakable / "model.safetensors").write_bytes(content)
+    refused(breakable, "model.safetensors: ")
+
+
+def test_folders_in_the_place_of_files(breakable: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (breakable / name).unlink()
+        (breakable / name).mkdir()
+        refused(breakable, name)
+
+
+def test_a_folder_that_may_not_be_seen(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    refused(tiny, "Permission denied")
+
+
 def test_a_tensor_of_another_shape(breakable: Path) -> None:
     def swap(header: Any) -> None:
         entry = header["model.layers.0.self_attn.q_proj.weight"]
         entry["shape"] = [entry["shape"][1], entry["shape"][0]]
 
     rewrite_header(breakable / "model.safetensors", swap)
-    refused(breakable, "model.layers.0.self_attn.q_proj.weight is BF16 [64, 128]")
+    refused(breakable, "model.safetensors: model.layers.0.self_attn.q_proj.weight is BF16 [64, 128]")
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("lm_head.weight", "F8_E4M3"), ("model.norm.weight", "I16")])
@@ -103,7 +147,7 @@ def test_a_tensor_of_another_type(breakable: Path, name: str, dtype: str) -> Non
         header[name]["dtype"] = dtype
 
     rewrite_header(breakable / "model.safetensors", retype)
-    refused(breakable, f"{name} is {dtype}")
+    refused(breakable, f"model.safetensors: {name} is {dtype}")
 
 
 def test_a_missing_tensor(breakable: Path) -> None:
@@ -120,17 +164,42 @@ def test_a_tensor_that_does_not_fill_its_bytes(breakable: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../elsewhere", "/etc/passwd", "a/b", "a\\b", "C:model", "..", ".", "", "file:stream", 7, None]
+    "name",
+    [
+        *(
+            "../elsewhere",
+            "/etc/passwd",
+            "a/b",
+            "..\\elsewhere",
+            "a\\b",
+            "\\\\host\\share",
+            "C:model",
+            "C:\\model",
+            "C:/model",
+        ),
+        *("..", ".", "", "file:stream", "model\0.safetensors"),
+    ],
 )
-def test_an_index_that_leads_outside(sharded: Path, name: object) -> None:
-    def lead(index: Any) -> None:
-        index["weight_map"]["lm_head.weight"] = name
+def test_an_index_that_leads_outside(sharded: Path, name: str) -> None:
+    lead(sharded, name)
+    refused(sharded, f"{INDEX}: names {name!r}, which is not a file in this folder")
 
-    edit(sharded / INDEX, lead)
+
+@pytest.mark.parametrize("name", [7, None, ["model-00001-of-00003.safetensors"]])
+def test_an_index_of_other_things_than_names(sharded: Path, name: object) -> None:
+    lead(sharded, name)
     refused(sharded, INDEX)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "\x00"])
+def test_an_index_that_leads_outside_by_an_existing_path(sharded: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes((sharded / "model-00001-of-00003.safetensors").read_bytes())
+    for name in (str(outside), "../outside.safetensors"):
+        lead(sharded, name)
+        refused(sharded, "which is not a file in this folder")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "\x00", "[" * 100_000], ids=range(6))
 def test_a_malformed_index(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text, encoding="utf-8")
     refused(sharded, INDEX)

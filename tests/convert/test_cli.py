@@ -107,6 +107,27 @@ def test_parity(gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_
     assert "same top token" in gptoss(*common).stdout
 
 
+def test_parity_that_cannot_be_written(
+    gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    artifact = Path(shutil.copytree(nano_artifact, tmp_path / "artifact"))
+    before = sorted(artifact.iterdir())
+    common = ("parity", artifact, "--reference", nano_checkpoint, "--sequences", 1, "--length", 2)
+    monkeypatch.setattr(Path, "replace", refuse)
+    for option, name in (
+        ("--record", "manifest.json"),
+        (f"--report={tmp_path / 'no folder' / 'page.html'}", "page.html"),
+    ):
+        result = gptoss(*common, option)
+        assert result.exit_code == 5
+        assert name in result.stderr
+        assert "may write" in result.stderr
+    assert sorted(artifact.iterdir()) == before
+
+
 def test_parity_of_another_vocabulary(gptoss: Gptoss, tiny: Path, nano_artifact: Path) -> None:
     result = gptoss("parity", nano_artifact, "--reference", tiny)
     assert result.exit_code == 3

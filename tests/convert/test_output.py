@@ -35,12 +35,65 @@ def test_nothing_is_left_of_an_interrupted_one(tmp_path: Path, error: type[BaseE
     assert list(tmp_path.iterdir()) == []
 
 
+def test_parents_that_were_made_go_with_it_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    out = tmp_path / "mine" / "deep" / "deeper" / "out"
+
+    def failed() -> None:
+        with aside(out):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failed()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gptoss_convert.output.tempfile.mkdtemp", refuse)
+    with pytest.raises(OutputError, match="Permission denied") as caught, aside(tmp_path / "deep" / "out"):
+        pass
+    assert caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(OutputError, match="Permission denied") as caught:
+        require_free(tmp_path / "out", overwrite=True, marker="marker")
+    monkeypatch.undo()
+    assert caught.value.remedy
+
+
 def test_a_new_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for text in ("old", "new"):
         with aside(out) as folder:
             publish(build(folder, text), out)
     assert (out / "marker").read_text(encoding="utf-8") == "new"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_old_one_survives_an_interrupted_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    with aside(out) as folder:
+        publish(build(folder, "old"), out)
+
+    def interrupt(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if target.name == "replaced":
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt), aside(out) as folder:
+        publish(build(folder, "new"), out)
+    assert (out / "marker").read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [out]
 
 

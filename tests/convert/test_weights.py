@@ -7,11 +7,14 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_convert.errors import OutputError
+from gptoss_convert.errors import CheckpointError, OutputError
+from gptoss_convert.quantise import quantise
 from gptoss_convert.weights import Made, Recipe, TensorSpec, cast, layout, write
+
+unhurried = settings(deadline=None)
 
 
 def recipe(name: str, size: int, group: str = "g", error: float | None = None) -> Recipe:
@@ -21,6 +24,7 @@ def recipe(name: str, size: int, group: str = "g", error: float | None = None) -
     return Recipe((TensorSpec(name, ir.DataType.UINT8, (size,)),), make, group, "plain")
 
 
+@unhurried
 @given(st.lists(st.sampled_from((0, 1, 63, 64, 65, (1 << 20) - 1, 1 << 20, (1 << 20) + 5)), max_size=12))
 def test_extents_are_aligned_and_apart(sizes: list[int]) -> None:
     extents, total = layout([recipe(f"w{i}", size) for i, size in enumerate(sizes)])
@@ -34,6 +38,7 @@ def test_extents_are_aligned_and_apart(sizes: list[int]) -> None:
 
 def test_what_is_written(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
+    (tmp_path / "data").write_bytes(b"old" * 10**6)
     recipes = [recipe("a", 100), recipe("bb", 1 << 20, "other", 1.0), recipe("ccc", 7, "other", 3.0)]
     made = write(recipes, tmp_path / "data", lambda done, total: seen.append((done, total)))
     data = (tmp_path / "data").read_bytes()
@@ -42,6 +47,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     for name, (start, length) in made.extents.items():
         assert set(data[start : start + length]) == {len(name)}
     assert seen[-1] == (made.nbytes, made.nbytes)
+    assert [done for done, _ in seen] == [start + length for start, length in made.extents.values()]
     assert made.groups["g"].snr_db is None
     assert made.groups["other"].snr_db == pytest.approx(10 * np.log10(8 / 4))
     assert made.groups["other"].tensors == 2
@@ -54,6 +60,38 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_are_not_numbers_are_not_rounded(bits: int, damage: float, tmp_path: Path) -> None:
+    weights = np.ones((2, 64), np.float32)
+    weights[1, 40] = damage
+
+    def make() -> Made:
+        q = quantise(weights, bits=bits, block=32)
+        return Made([q.packed], q.squared_error, q.squared_norm, q.max_error)
+
+    damaged = Recipe((TensorSpec("w", ir.DataType.UINT8, (2, 8 * bits)),), make, "attention", "plain")
+    with pytest.raises(CheckpointError, match="w: weights that are not finite") as caught:
+        write([damaged], tmp_path / "data")
+    assert caught.value.remedy
+
+
+def test_weights_beyond_a_narrower_type(tmp_path: Path) -> None:
+    made = Recipe(
+        (TensorSpec("w", ir.DataType.FLOAT16, (1,)),),
+        lambda: cast(np.array([1e5], np.float32), np.float16),
+        "g",
+        "float16",
+    )
+    with pytest.raises(CheckpointError, match="beyond what float16 holds"):
+        write([made], tmp_path / "data")
+
+
+def test_nothing_to_write(tmp_path: Path) -> None:
+    made = write([], tmp_path / "data")
+    assert (made.nbytes, made.extents, (tmp_path / "data").read_bytes()) == (0, {}, b"")
+
+
 def test_a_full_disk() -> None:
     full = Path("/dev/full")
     if not full.exists():
@@ -62,6 +100,7 @@ def test_a_full_disk() -> None:
         write([recipe("a", 10)], full)
 
 
+@unhurried
 @given(st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=20))
 def test_a_cast_reports_its_rounding(values: list[float]) -> None:
     exact = np.array(values, np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss_convert import targets
+from gptoss_convert import smoke, targets
 from gptoss_convert.checkpoint import Checkpoint, StoredTensor
 from gptoss_convert.errors import CheckpointError, ConversionError, OutputError, OutputExists, WorkflowError
 from gptoss_convert.workflow import Options, config_dir, convert
@@ -143,16 +143,69 @@ def test_settings_that_cannot_be(arguments: dict[str, Any], words: str, tiny: Pa
     refused(WorkflowError, tiny, tmp_path / "out", words, **arguments)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"passes": {"x": {"type": "OnnxConversion"}}}'])
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        ("export", None),
+        ("artifact", None),
+        ("export", {"target": None}),
+        ("export", {"target": 3}),
+        ("export", {"preset": ["balanced"]}),
+        ("export", {"quantisation": "int4"}),
+        ("export", {"quantisation": ["int4"]}),
+        ("export", {"type": 3}),
+    ],
+)
+def test_configs_that_are_not_quite_ours(step: str, changes: Any, tiny: Path, tmp_path: Path) -> None:
+    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
+    if changes is None:
+        del workflow["passes"][step]
+    else:
+        workflow["passes"][step] |= changes
+    (tmp_path / "other.json").write_text(json.dumps(workflow), encoding="utf-8")
+    refused(WorkflowError, tiny, tmp_path / "out", "other.json", target=str(tmp_path / "other.json"))
+
+
+def test_what_only_olive_finds_wrong(tiny: Path, tmp_path: Path) -> None:
+    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
+    for change, words in (
+        ({"systems": 3}, "Olive failed"),
+        ({"passes": workflow["passes"] | {"more": {"type": "NoSuchPass"}}}, "nosuchpass"),
+        ({"passes": dict(reversed(workflow["passes"].items()))}, "no model of GptOssExport before it"),
+    ):
+        (tmp_path / "other.json").write_text(json.dumps(workflow | change), encoding="utf-8")
+        refused(WorkflowError, tiny, tmp_path / "out", words, target=str(tmp_path / "other.json"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"passes": {"x": {"type": "OnnxConversion"}}}', "[" * 100_000], ids=range(5)
+)
 def test_configs_without_our_pass(text: str, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(text, encoding="utf-8")
     refused(WorkflowError, tiny, tmp_path / "out", "other.json", target=str(tmp_path / "other.json"))
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000], ids=range(4))
+def test_a_damaged_generation_config(text: str, breakable: Path, tmp_path: Path) -> None:
+    (breakable / "generation_config.json").write_text(text, encoding="utf-8")
+    refused(CheckpointError, breakable, tmp_path / "out", "generation_config.json")
+
+
+def test_a_generation_config_that_leaves_tokens_open(breakable: Path, tmp_path: Path) -> None:
+    given = {"bos_token_id": None, "eos_token_id": [7, 8], "pad_token_id": None, "temperature": 0.5}
+    (breakable / "generation_config.json").write_text(json.dumps(given), encoding="utf-8")
+    convert(breakable, tmp_path / "out")
+    model = json.loads((tmp_path / "out" / "genai_config.json").read_text("utf-8"))["model"]
+    assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [7, 8], 0)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"])
 def test_an_incomplete_checkpoint(name: str, breakable: Path, tmp_path: Path) -> None:
+    def early(*_: int) -> None:
+        pytest.fail("weights were written first")
+
     (breakable / name).unlink()
-    refused(CheckpointError, breakable, tmp_path / "out", name.removeprefix("model"))
+    refused(CheckpointError, breakable, tmp_path / "out", name.removeprefix("model"), progress=early)
 
 
 def test_a_checkpoint_damaged_after_it_was_opened(
@@ -177,6 +230,34 @@ def test_weights_that_are_not_numbers(breakable: Path, tmp_path: Path) -> None:
     refused(ConversionError, breakable, tmp_path / "out", "not finite")
 
 
+@pytest.mark.parametrize("target", targets.names())
+def test_an_expert_that_is_not_numbers_and_never_chosen(target: str, tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "float", mxfp4=False)
+    checkpoint = Checkpoint.open(source)
+    with checkpoint.tensors["model.norm.weight"].file.open("r+b") as file:
+        for name, value in (("router.bias", 0xC7C3), ("experts.down_proj", 0x7FC0)):  # -100,000; NaN
+            tensor = checkpoint.tensors[f"model.layers.1.mlp.{name}"]
+            file.seek(tensor.offset + tensor.nbytes - 2)  # of the last expert
+            file.write(value.to_bytes(2, "little"))
+    refused(CheckpointError, source, tmp_path / "out", "down_proj.*not finite", target=target)
+
+
+def test_paths_of_other_alphabets_and_from_a_folder_of_ones_own(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "模型 π"))
+    monkeypatch.chdir(tmp_path)
+    manifest = convert(source.name, Path("данные") / "путь")
+    assert manifest.name == "模型 π-cpu"
+    assert Artifact.open(tmp_path / "данные" / "путь", verify=True).manifest == manifest
+    assert [path.name for path in (tmp_path / "данные").iterdir()] == ["путь"]
+
+
+def test_a_failure_leaves_no_parents_either(tiny: Path, tmp_path: Path) -> None:
+    refused(WorkflowError, tiny, tmp_path / "deep" / "er" / "out", "logits", options=Options(logits="first"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupt_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -186,18 +267,50 @@ def test_an_interrupt_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["model.onnx.data", "genai_config.json", "manifest.json"])
+def test_a_full_disk(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full to stand in for a full disk")
     opened = Path.open
 
     def full(self: Path, mode: str = "r", *others: Any, **named: Any) -> Any:
-        return opened(
-            Path("/dev/full") if self.name == "model.onnx.data" and "w" in mode else self, mode, *others, **named
-        )
+        return opened(Path("/dev/full") if self.name == name and "w" in mode else self, mode, *others, **named)
 
     monkeypatch.setattr(Path, "open", full)
     refused(OutputError, tiny, tmp_path / "out", "No space left")
+
+
+@pytest.mark.parametrize("step", ["export.ir.save", "passes.shutil.copyfile", "artifact.shutil.copyfile"])
+def test_other_writes_that_fail(step: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"gptoss_convert.{step}", refuse)
+    monkeypatch.setattr("gptoss_convert.passes.os.link", refuse)  # a file system without hard links
+    refused(OutputError, tiny, tmp_path / "out", "No space left")
+
+
+def test_a_file_system_without_hard_links(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    convert(tiny, tmp_path / "linked")
+    monkeypatch.setattr("gptoss_convert.passes.os.link", refuse)
+    convert(tiny, tmp_path / "copied")
+    assert files(tmp_path / "linked") == files(tmp_path / "copied")
+
+
+def test_a_disk_that_gives_back_other_bytes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = smoke.first_breath
+
+    def flip(model: Path) -> Any:
+        logits = run(model)
+        with model.with_name("model.onnx.data").open("r+b") as file:
+            file.write(b"other")
+        return logits
+
+    monkeypatch.setattr(smoke, "first_breath", flip)
+    refused(OutputError, tiny, tmp_path / "out", "other bytes than were written")
 
 
 def test_an_output_that_cannot_be(tiny: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def inverse_frequencies(yarn: Yarn, head_dim: int) -> tuple[NDArray[np.float32],
     periods = np.power(np.float64(yarn.theta), exponents).astype(np.float32)  # rounded once, as torch's mostly is
     plain = np.float32(1) / periods
     if yarn.factor == 1.0:
-        return plain, 1.0
+        return plain, 1.0 if yarn.attention_factor is None else yarn.attention_factor
 
     def dimension(rotations: float) -> float:
         turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)

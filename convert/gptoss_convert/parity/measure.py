@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.errors import CheckpointError
+from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
@@ -96,8 +96,15 @@ def record(artifact: Path, parity: Parity) -> None:
 
     Raises:
         ArtifactError: there is no readable manifest.
+        OutputError: it cannot be replaced.
     """
     manifest = Manifest.read(artifact).model_copy(update={"parity": parity})
     new = artifact / f"{MANIFEST}.new"
-    new.write_bytes(manifest.to_bytes())
-    new.replace(artifact / MANIFEST)
+    try:
+        try:
+            new.write_bytes(manifest.to_bytes())
+            new.replace(artifact / MANIFEST)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{artifact / MANIFEST}: {error.strerror or error}") from error
