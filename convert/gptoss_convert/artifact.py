@@ -215,6 +215,8 @@ def require_tokenizer(folder: Path) -> None:
             raise CheckpointError(
                 f"{folder / name}: missing", remedy="Download the tokenizer's files into the folder as well."
             )
+        if needed:
+            _json_object(folder / name)
     _generation_config(folder)
 
 
@@ -227,8 +229,10 @@ def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
 
 def _generation_config(folder: Path) -> dict[str, Any]:
     file = folder / "generation_config.json"
-    if not file.is_file():
-        return {}
+    return _json_object(file) if file.is_file() else {}
+
+
+def _json_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from gptoss_convert.errors import CheckpointError, UnsupportedModel
 
 _HUGE = 1e12  # rotary settings below it keep every step of YaRN within float32
+_MOST_LAYERS = 1000  # gpt-oss-120b has 36
 AttentionType = Literal["sliding_attention", "full_attention"]
 
 
@@ -97,6 +98,8 @@ class GptOssConfig:
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> GptOssConfig:
         layers = int(raw["num_hidden_layers"])
+        if layers > _MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is {layers}")
         types = raw.get("layer_types") or [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
         return cls(
             **{

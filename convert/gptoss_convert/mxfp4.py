@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 BLOCK = 32
 VALUES: NDArray[np.float32] = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _LARGEST = 125  # exponent: above it, 6 is beyond float32, and what isn't has a code at this one as well
+LARGEST_SCALE = 127 + _LARGEST  # the same as a scale byte
 # Both values of a packed byte at once: one table look-up decodes two weights.
 _PAIRS: NDArray[np.float32] = np.stack([VALUES[np.arange(256) & 15], VALUES[np.arange(256) >> 4]], axis=-1)
 

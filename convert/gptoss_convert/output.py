@@ -26,6 +26,8 @@ def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
         OutputExists: it is not.
         OutputError: what is there cannot be seen.
     """
+    if out.resolve() == Path.cwd():
+        raise OutputError(f"{out} is the current folder", remedy="Name a folder in it that is not there yet.")
     try:
         free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
         replaceable = (out / marker).is_file()

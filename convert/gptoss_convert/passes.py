@@ -24,10 +24,11 @@ from olive.passes.pass_config import PassConfigParam
 
 from gptoss_convert import artifact, smoke, targets
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.errors import OutputError, WorkflowError
+from gptoss_convert.errors import CheckpointError, OutputError, WorkflowError
 from gptoss_convert.export import MODEL_FILE, WEIGHTS_FILE, Progress, export
 from gptoss_convert.schemes import resolve
-from gptoss_runtime.errors import GptOssError
+from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.errors import ArtifactError, GptOssError
 from gptoss_runtime.manifest import TensorGroup
 
 _ATTRIBUTES = "gptoss"  # where the first pass leaves word for the second, in Olive's model attributes
@@ -144,8 +145,20 @@ class GptOssArtifact(Pass):
             if config.check:
                 smoke.first_breath(folder / MODEL_FILE)
             artifact.complete(folder, checkpoint, description)
+            _require_loadable(folder)
             others = [str(file) for file in sorted(folder.iterdir()) if file.name not in (MODEL_FILE, WEIGHTS_FILE)]
             return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={"additional_files": others})
+
+
+def _require_loadable(folder: Path) -> None:
+    """Refuses to publish what the runtime would refuse; only files copied from the checkpoint can be to blame."""
+    try:
+        Artifact.open(folder)
+    except ArtifactError as error:
+        raise CheckpointError(
+            f"the artifact would not load: {error.message.replace(str(folder), folder.name)}",
+            remedy="Check generation_config.json and the tokenizer's files of the checkpoint.",
+        ) from error
 
 
 def _new_folder(output_model_path: str) -> Path:

@@ -42,11 +42,11 @@ def first_breath(model: Path, token_ids: tuple[int, ...] = (1, 2, 3, 4)) -> NDAr
         (logits,) = session.run(["logits"], {node.name: _feed(node, token_ids) for node in session.get_inputs()})
     except Exception as error:  # onnxruntime's exceptions share no base class but this
         raise ConversionError(
-            f"{model}: onnxruntime {onnxruntime.__version__} does not run what was made: {error}",
+            f"{model.name}: onnxruntime {onnxruntime.__version__} does not run what was made: {error}",
             remedy="Please report this; the conversion was not published.",
         ) from error
     if not np.isfinite(logits).all():
-        raise ConversionError(f"{model}: logits are not finite", remedy="Check the checkpoint's weights for NaN.")
+        raise ConversionError(f"{model.name}: logits are not finite", remedy="Check the checkpoint's weights for NaN.")
     result: NDArray[np.float32] = np.asarray(logits, np.float32)
     return result
 

@@ -24,6 +24,8 @@ from gptoss_convert.schemes import resolve
 from gptoss_runtime.manifest import Manifest
 
 PACKAGE_CONFIG = "package.json"
+_PASS_KEYS = {"gptossexport": {"target", "preset", "quantisation", "logits"}, "gptossartifact": {"name", "check"}}
+_OLIVE_KEYS = {"type", "host", "evaluator", "disable_search"}  # of any pass
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def convert(
     _apply(workflow, options)
     opened = Checkpoint.open(checkpoint)  # before Olive starts: quick, and with our own words
     require_tokenizer(opened.path)
-    output.require_free(out, overwrite=options.overwrite, marker="genai_config.json")
+    output.require_free(out, overwrite=options.overwrite, marker="manifest.json")
     workflow["input_model"] = {"type": "HfModel", "model_path": str(opened.path.resolve())}
     with output.aside(out) as aside:
         workflow["cache_dir"], workflow["output_dir"] = str(aside / "cache"), str(aside / "out")
@@ -118,8 +120,12 @@ def load(target: str) -> dict[str, Any]:
 
 def _check(workflow: Mapping[str, Any]) -> None:
     """Whether the JSON has what is taken from it before Olive, with its own checks, gets it."""
-    _pass(workflow, "GptOssArtifact")
+    artifact = _pass(workflow, "GptOssArtifact")
     export = _pass(workflow, "GptOssExport")
+    for step in (export, artifact):
+        unknown = set(step) - _PASS_KEYS[step["type"].lower()] - _OLIVE_KEYS
+        if unknown:  # Olive would say nothing
+            raise LookupError(f"{step['type']} has no setting {', '.join(sorted(unknown))}")
     for name, kind in (("target", str), ("preset", str | None), ("quantisation", dict | None)):
         if not isinstance(export.get(name), kind):
             raise TypeError(f"{name} is {export.get(name)!r}")

@@ -331,3 +331,40 @@ def test_an_earlier_artifact_is_replaced_only_if_asked(tiny: Path, tmp_path: Pat
     convert(tiny, out, options=Options(preset="smallest", overwrite=True))
     assert files(out) != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("target", targets.names())
+def test_a_scale_that_is_not_a_number(target: str, breakable: Path, tmp_path: Path) -> None:
+    tensor = Checkpoint.open(breakable).tensors["model.layers.1.mlp.experts.down_proj_scales"]
+    with tensor.file.open("r+b") as file:
+        file.seek(tensor.offset + 5)
+        file.write(b"\xff")
+    refused(CheckpointError, breakable, tmp_path / "out", "down_proj_scales holds 255", target=target)
+
+
+def test_a_setting_that_olive_would_pass_over(tiny: Path, tmp_path: Path) -> None:
+    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
+    workflow["passes"]["export"]["quantization"] = {"lm_head": "int4"}
+    (tmp_path / "typo.json").write_text(json.dumps(workflow), encoding="utf-8")
+    refused(WorkflowError, tiny, tmp_path / "out", "no setting quantization", target=str(tmp_path / "typo.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("tokenizer.json", "{"), ("tokenizer_config.json", "[]"), ("generation_config.json", '{"eos_token_id": "<|x|>"}')],
+)
+def test_tokenizer_files_that_would_not_load(name: str, text: str, breakable: Path, tmp_path: Path) -> None:
+    (breakable / name).write_text(text, encoding="utf-8")
+    refused(CheckpointError, breakable, tmp_path / "out", name.split("_")[0].removesuffix(".json"))
+
+
+def test_the_current_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(OutputError, tiny, Path(), "current folder")
+
+
+def test_a_folder_of_another_tool_is_not_replaced(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stock"
+    out.mkdir()
+    (out / "genai_config.json").write_text("{}", encoding="utf-8")
+    refused(OutputExists, tiny, out, "no manifest.json", options=Options(overwrite=True))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gptoss_convert import mxfp4
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
+from gptoss_convert.errors import CheckpointError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.router import router_logits
 
@@ -50,6 +51,28 @@ def moe_node(
     )
 
 
+def mxfp4_parts(
+    checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Blocks [(E,) N, K/32, 16] and scales [(E,) N, K/32] of one projection, mapped.
+
+    Args:
+        checkpoint: one whose experts are MXFP4.
+        module: such as ``model.layers.0.mlp.experts.down_proj``.
+        expert: which expert; all of them by default.
+
+    Raises:
+        CheckpointError: a scale that float32 has no room for; 255 is NaN in the format.
+    """
+    blocks, scales = checkpoint.array(f"{module}_blocks")[expert], checkpoint.array(f"{module}_scales")[expert]
+    if int(scales.max(initial=0)) > mxfp4.LARGEST_SCALE:
+        raise CheckpointError(
+            f"{module}_scales holds {int(scales.max())}, which is no finite scale",
+            remedy="The weights are damaged: download that shard again.",
+        )
+    return blocks, scales
+
+
 def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)) -> NDArray[np.float32]:
     """Exact weights of one projection, float32 [(experts,) N, K], whichever way the checkpoint holds them.
 
@@ -59,7 +82,7 @@ def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = sli
         expert: which expert; all of them by default.
     """
     if checkpoint.has_mxfp4_experts:
-        return mxfp4.decode(checkpoint.array(f"{module}_blocks")[expert], checkpoint.array(f"{module}_scales")[expert])
+        return mxfp4.decode(*mxfp4_parts(checkpoint, module, expert))
     return np.ascontiguousarray(checkpoint.array(module)[expert].swapaxes(-1, -2).astype(np.float32))
 
 

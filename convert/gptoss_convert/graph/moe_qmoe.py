@@ -14,7 +14,7 @@ import onnx_ir as ir
 from gptoss_convert import mxfp4
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.graph.builder import GraphBuilder
-from gptoss_convert.graph.experts import expert_values, moe_node, projection_shape
+from gptoss_convert.graph.experts import expert_values, moe_node, mxfp4_parts, projection_shape
 from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.requantise import requantise
 from gptoss_convert.schemes import Scheme, require_whole_blocks
@@ -49,7 +49,7 @@ def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
 
     def make() -> Made:
         if checkpoint.has_mxfp4_experts:
-            blocks, scales = checkpoint.array(f"{module}_blocks"), checkpoint.array(f"{module}_scales")
+            blocks, scales = mxfp4_parts(checkpoint, module)
             return Made([blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)])
         exact = expert_values(checkpoint, module)
         blocks, scales = mxfp4.encode(exact)
@@ -91,7 +91,7 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
 def _quantised(checkpoint: Checkpoint, module: str, expert: int, scheme: Scheme) -> Quantised:
     """One expert's projection in integers; from MXFP4 to int4 without a detour where the blocks are the same."""
     if checkpoint.has_mxfp4_experts and scheme.type == "int4" and scheme.block_size == mxfp4.BLOCK:
-        return requantise(checkpoint.array(f"{module}_blocks")[expert], checkpoint.array(f"{module}_scales")[expert])
+        return requantise(*mxfp4_parts(checkpoint, module, expert))
     return quantise(expert_values(checkpoint, module, expert), bits=scheme.bits, block=scheme.block_size)
 
 

@@ -36,7 +36,9 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
                 flat = np.frombuffer(data[start + first : start + last], _TYPES[entry["dtype"]])
                 found[name] = flat.reshape(entry["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error!r}") from error
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file: {error!r}", remedy="Restore the file."
+        ) from error
     return found
 
 
