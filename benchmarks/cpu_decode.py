@@ -1,6 +1,6 @@
 """Native MXFP4 experts against int4 experts on the CPU, at gpt-oss-20b's dimensions.
 
-    python benchmarks/cpu_decode.py --work DIR [--layers 4] [--rounds 3] [--json]
+    python benchmarks/cpu_decode.py --work DIR [--layers 4] [--rounds 3] [--targets cpu cpu-int4] [--json]
 
 Writes a checkpoint of random weights with that many layers (0.6 GB each, and 2.3 GB beside), converts it for ``cpu``
 and ``cpu-int4``, and runs ``gptoss bench`` on both in turn. Files in DIR are kept and used again. Random weights are as
@@ -49,19 +49,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     source = checkpoint(options.work, options.layers)
-    artifacts = {target: options.work / f"{source.name}-{target}" for target in TARGETS}
+    artifacts = {target: options.work / f"{source.name}-{target}" for target in options.targets}
     conversions = {
         target: run("convert", str(source), "-o", str(out), "--target", target)
         for target, out in artifacts.items()
         if not out.exists()
     }
     size = ("--prompt-tokens", str(options.prompt_tokens), "--new-tokens", str(options.new_tokens), "--repeat", "1")
-    runs: dict[str, list[dict[str, Any]]] = {target: [] for target in TARGETS}
+    runs: dict[str, list[dict[str, Any]]] = {target: [] for target in artifacts}
     for _ in range(options.rounds):
         for target, out in artifacts.items():
             runs[target].append(run("bench", str(out), *size))
@@ -71,18 +72,20 @@ def main() -> None:
         report[target] = {name: statistics.median(result[name] for result in results) for name in names}
         if target in conversions:
             report[target] |= {f"convert_{name}": conversions[target][name] for name in ("seconds", "peak_memory")}
-    us, rival = (report[target] for target in TARGETS)
-    report["ratio"] = {name: us[name] / rival[name] for name in RATES}
+    if all(target in runs for target in TARGETS):
+        us, rival = (report[target] for target in TARGETS)
+        report["ratio"] = {name: us[name] / rival[name] for name in RATES}
     if options.json:
         print(json.dumps(report))
         return
-    for target in TARGETS:
+    for target in runs:
         print(target)
         for name, value in report[target].items():
             print(
                 f"  {name:22}{value / 2**20 if 'memory' in name else value:12,.2f}{' MB' if 'memory' in name else ''}"
             )
-    print("ratio", ", ".join(f"{name} {value:.2f}" for name, value in report["ratio"].items()))
+    if "ratio" in report:
+        print("ratio", ", ".join(f"{name} {value:.2f}" for name, value in report["ratio"].items()))
 
 
 if __name__ == "__main__":
