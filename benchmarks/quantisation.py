@@ -11,7 +11,6 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,6 +26,7 @@ from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
+from gptoss_convert.smoke import first_inputs
 
 Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 
@@ -34,12 +34,9 @@ Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 def runner(model: Path) -> Logits:
     """Logits [tokens, vocab] of a graph that gives all positions, in one prefill."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    past = [node for node in session.get_inputs() if node.name.startswith("past_key_values.")]
-    empty: dict[str, Any] = {node.name: np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32) for node in past}
 
     def logits(ids: Sequence[int]) -> NDArray[np.float32]:
-        inputs = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        result: NDArray[np.float32] = session.run(["logits"], {**inputs, **empty})[0][0]
+        result: NDArray[np.float32] = session.run(["logits"], first_inputs(session, ids))[0][0]
         return result
 
     return logits

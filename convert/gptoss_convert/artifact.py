@@ -6,7 +6,6 @@ that its caller publishes; knows nothing of Olive, and nothing of how the model 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
+from gptoss_convert.output import write_json
 from gptoss_convert.targets import Target
 from gptoss_convert.targets.base import Logits
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
@@ -82,7 +82,7 @@ def complete(folder: Path, checkpoint: Checkpoint, description: Description) -> 
         _copy_tokenizer(checkpoint.path, folder)
         write_json(folder / "genai_config.json", genai_config(checkpoint, description.target))
         write_json(folder / "inference_model.json", {"Name": description.name, "PromptTemplate": dict(PROMPT_TEMPLATE)})
-        files = {file.name: file_entry(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+        files = {file.name: FileEntry.of(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
         weights = files[f"{MODEL_FILE}.data"]
         if weights.sha256 != description.weights_sha256:
             raise OutputError(
@@ -165,7 +165,7 @@ def source(checkpoint: Checkpoint) -> Source:
     """Name, revision and files of a checkpoint."""
     name, revision = source_name(checkpoint.path)
     used = [checkpoint.path / "config.json", *checkpoint.files]
-    return Source(name=name, revision=revision, files={file.name: file_entry(file) for file in used})
+    return Source(name=name, revision=revision, files={file.name: FileEntry.of(file) for file in used})
 
 
 def source_name(folder: Path) -> tuple[str, str | None]:
@@ -190,18 +190,6 @@ def memory_budget(checkpoint: Checkpoint, weights: int, itemsize: float) -> Memo
     widest = config.num_experts_per_tok * 2 * config.intermediate_size + 4 * config.hidden_size
     activations = int((_PIECE * widest + config.vocab_size) * itemsize)
     return MemoryBudget(weights=weights, kv_per_token=kv, context=context, peak=weights + kv * context + activations)
-
-
-def file_entry(file: Path) -> FileEntry:
-    """Size and sha256 of a file; reads all of it."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileEntry(size=file.stat().st_size, sha256=digest)
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """JSON with an indent of 2 and the same line ends everywhere."""
-    file.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def require_tokenizer(folder: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,11 @@ class Checkpoint:
     def array(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
         """The named tensor as a read-only memory map, in its stored dtype and shape."""
         return self.tensors[name].array()
+
+    def stacked(self, names: Sequence[str]) -> np.ndarray[Any, np.dtype[Any]]:
+        """Several tensors end to end along their first axis; of a single one, its memory map."""
+        arrays = [self.array(name) for name in names]
+        return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
     def _check(self) -> None:
         for name, shape, dtypes in expected_tensors(self.config, mxfp4=self.has_mxfp4_experts):

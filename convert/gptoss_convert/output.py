@@ -1,15 +1,17 @@
 """Output folders that appear at once or not at all, and never in place of a user's own files.
 
-Knows paths and the file system; nothing of what is written.
+Knows paths and the file system; of what is written, only how JSON is.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gptoss_convert.errors import OutputError, OutputExists
 
@@ -85,3 +87,8 @@ def publish(made: Path, out: Path) -> None:
         raise OutputError(
             f"{out}: {error.strerror or error}", remedy="Close programs that have files of that folder open."
         ) from error
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """JSON with an indent of 2 and the same line ends everywhere."""
+    file.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

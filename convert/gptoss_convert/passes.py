@@ -80,8 +80,6 @@ class GptOssExport(Pass):
 
     def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str) -> ONNXModelHandler:
         with _reported() as run:
-            if config.logits not in ("last", "all"):
-                raise WorkflowError(f"logits: {config.logits!r}", remedy="Use 'last' or 'all'.")
             target = targets.load(config.target)
             preset = config.preset or target.default_preset
             checkpoint = Checkpoint.open(model.model_path)
@@ -137,7 +135,7 @@ class GptOssArtifact(Pass):
             for name in (MODEL_FILE, WEIGHTS_FILE):
                 _link(before / name, folder / name)
             checkpoint, target = Checkpoint.open(word["checkpoint"]), targets.load(word["target"])
-            name = config.name or f"{artifact.source_name(checkpoint.path)[0].rsplit('/')[-1]}-{target.name}"
+            name = config.name or f"{artifact.source_name(checkpoint.path)[0].split('/')[-1]}-{target.name}"
             groups = {group: TensorGroup.model_validate(report) for group, report in word["groups"].items()}
             description = artifact.Description(
                 name, target, word["preset"], word["logits"], groups, word["weights_sha256"]

@@ -16,8 +16,6 @@ Float32 = NDArray[np.float32]
 # Fractions of the largest magnitude that int4's outermost code may stand for: clipping the peak a little buys a finer
 # step for the rest. The range is where minima were found on Gaussian and MXFP4 weights; beyond it none was.
 _SHRINK = np.linspace(0.80, 1.0, 9, dtype=np.float32)
-
-
 _PIECE = 1 << 23  # weights quantised at a time
 
 

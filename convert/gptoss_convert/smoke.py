@@ -6,6 +6,7 @@ elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _TYPES: dict[str, type[np.generic]] = {
 }
 
 
-def first_breath(model: Path, token_ids: tuple[int, ...] = (1, 2, 3, 4)) -> NDArray[np.float32]:
+def first_breath(model: Path, token_ids: Sequence[int] = (1, 2, 3, 4)) -> NDArray[np.float32]:
     """Loads a model on the CPU and runs it once with an empty cache.
 
     Args:
@@ -39,7 +40,7 @@ def first_breath(model: Path, token_ids: tuple[int, ...] = (1, 2, 3, 4)) -> NDAr
 
     try:
         session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-        (logits,) = session.run(["logits"], {node.name: _feed(node, token_ids) for node in session.get_inputs()})
+        (logits,) = session.run(["logits"], first_inputs(session, token_ids))
     except Exception as error:  # onnxruntime's exceptions share no base class but this
         raise ConversionError(
             f"{model.name}: onnxruntime {onnxruntime.__version__} does not run what was made: {error}",
@@ -51,7 +52,12 @@ def first_breath(model: Path, token_ids: tuple[int, ...] = (1, 2, 3, 4)) -> NDAr
     return result
 
 
-def _feed(node: Any, token_ids: tuple[int, ...]) -> NDArray[Any]:
+def first_inputs(session: Any, token_ids: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """What a decoder's session is fed with a prompt and an empty cache."""
+    return {node.name: _feed(node, token_ids) for node in session.get_inputs()}
+
+
+def _feed(node: Any, token_ids: Sequence[int]) -> NDArray[Any]:
     kind = _TYPES[node.type]
     if node.name == "input_ids":
         return np.array([token_ids], kind)

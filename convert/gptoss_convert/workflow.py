@@ -20,6 +20,7 @@ from gptoss_convert.artifact import require_tokenizer
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.export import Progress
+from gptoss_convert.resources import shipped
 from gptoss_convert.schemes import resolve
 from gptoss_runtime.manifest import Manifest
 
@@ -49,8 +50,7 @@ class Options:
 
 def config_dir() -> Path:
     """olive_configs/ of a checkout, else the copy inside the package."""
-    checkout = Path(__file__).resolve().parents[2] / "olive_configs"
-    return checkout if checkout.is_dir() else Path(__file__).resolve().parent / "olive_configs"
+    return shipped("olive_configs", "olive_configs")
 
 
 def convert(
@@ -126,7 +126,7 @@ def _check(workflow: Mapping[str, Any]) -> None:
         unknown = set(step) - _PASS_KEYS[step["type"].lower()] - _OLIVE_KEYS
         if unknown:  # Olive would say nothing
             raise LookupError(f"{step['type']} has no setting {', '.join(sorted(unknown))}")
-    for name, kind in (("target", str), ("preset", str | None), ("quantisation", dict | None)):
+    for name, kind in (("target", str), ("preset", str | None), ("quantisation", dict | None), ("logits", str | None)):
         if not isinstance(export.get(name), kind):
             raise TypeError(f"{name} is {export.get(name)!r}")
 
@@ -148,7 +148,7 @@ def _apply(workflow: dict[str, Any], options: Options) -> None:
             export[key] = value
     target = targets.load(export["target"])
     chosen = resolve(target.presets, export.get("preset") or target.default_preset, export.get("quantisation"))
-    target.compose(chosen, "last")
+    target.compose(chosen, export.get("logits", "last"))
     if options.name is not None:
         _pass(workflow, "GptOssArtifact")["name"] = options.name
 

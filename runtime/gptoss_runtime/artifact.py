@@ -6,7 +6,6 @@ weights (unless ``verify`` asks for every file's sha256).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,7 +13,7 @@ from typing import Any
 
 from gptoss_runtime.errors import ArtifactError
 from gptoss_runtime.external_data import external_spans
-from gptoss_runtime.manifest import MANIFEST, Manifest
+from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest
 
 CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
@@ -147,9 +146,8 @@ def verify_checksums(folder: Path, manifest: Manifest | None) -> None:
             f"{folder} has no {MANIFEST} that lists its files", remedy="Convert with gptoss to get a manifest."
         )
     for name, entry in manifest.files.items():
-        with inside(folder, name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                raise ArtifactError(f"{folder / name} is not the file the manifest lists", remedy=_RECONVERT)
+        if FileEntry.of(inside(folder, name)).sha256 != entry.sha256:
+            raise ArtifactError(f"{folder / name} is not the file the manifest lists", remedy=_RECONVERT)
 
 
 def _folder(path: Path) -> Path:

@@ -6,6 +6,7 @@ the same bytes. Parity is the one part added later, by ``gptoss parity --record`
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,13 @@ class FileEntry(_Part):
 
     size: int = Field(ge=0)
     sha256: str = _Sha256
+
+    @classmethod
+    def of(cls, file: Path) -> FileEntry:
+        """Of a file as it is; reads all of it."""
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(size=file.stat().st_size, sha256=digest)
 
 
 class Source(_Part):

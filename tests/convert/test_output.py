@@ -15,6 +15,14 @@ def build(folder: Path, text: str) -> Path:
     return made
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An earlier output."""
+    with aside(tmp_path / "out") as folder:
+        publish(build(folder, "old"), tmp_path / "out")
+    return tmp_path / "out"
+
+
 def test_a_finished_folder_appears(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     with aside(out) as folder:
@@ -79,10 +87,8 @@ def test_a_new_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_the_old_one_survives_an_interrupted_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, rename = tmp_path / "out", Path.rename
-    with aside(out) as folder:
-        publish(build(folder, "old"), out)
+def test_the_old_one_survives_an_interrupted_publish(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
 
     def interrupt(self: Path, target: Path) -> Path:
         moved = rename(self, target)
@@ -94,13 +100,11 @@ def test_the_old_one_survives_an_interrupted_publish(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt), aside(out) as folder:
         publish(build(folder, "new"), out)
     assert (out / "marker").read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [out]
+    assert list(out.parent.iterdir()) == [out]
 
 
-def test_the_old_one_survives_a_failed_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, rename = tmp_path / "out", Path.rename
-    with aside(out) as folder:
-        publish(build(folder, "old"), out)
+def test_the_old_one_survives_a_failed_publish(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
         if self.name == "made":
@@ -111,7 +115,7 @@ def test_the_old_one_survives_a_failed_publish(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OutputError, match="in use"), aside(out) as folder:
         publish(build(folder, "new"), out)
     assert (out / "marker").read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [out]
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_a_parent_that_is_a_file(tmp_path: Path) -> None:

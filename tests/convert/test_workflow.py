@@ -368,3 +368,11 @@ def test_a_folder_of_another_tool_is_not_replaced(tiny: Path, tmp_path: Path) ->
     out.mkdir()
     (out / "genai_config.json").write_text("{}", encoding="utf-8")
     refused(OutputExists, tiny, out, "no manifest.json", options=Options(overwrite=True))
+
+
+def test_the_settings_that_are_known_are_the_passes() -> None:
+    from gptoss_convert import passes
+    from gptoss_convert.workflow import _PASS_KEYS
+
+    for kind in (passes.GptOssExport, passes.GptOssArtifact):
+        assert _PASS_KEYS[kind.__name__.lower()] == set(kind._default_config(None))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,6 +34,15 @@ class Cost:
     def peak_memory(self) -> int:
         """Of the whole process, from its start."""
         return hardware.peak_memory()
+
+    def report(self, folder: Path) -> dict[str, Any]:
+        """What it cost to make a folder, for JSON."""
+        return {
+            "path": str(folder),
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "bytes": folder_size(folder),
+        }
 
     def __str__(self) -> str:
         return f"{self.seconds:.1f} s, peak memory {self.peak_memory / 2**20:,.0f} MB"

@@ -39,8 +39,7 @@ def convert(
     with progress_bar("weights") as progress:
         manifest = run(checkpoint, out, target=target, options=options, progress=progress)
     if json_output:
-        report = {"path": str(out), "seconds": cost.seconds, "peak_memory": cost.peak_memory, "bytes": folder_size(out)}
-        print_json(console, report | {"manifest": manifest.model_dump()})
+        print_json(console, cost.report(out) | {"manifest": manifest.model_dump()})
         return
     console.print(f"{manifest.name}: {folder_size(out) / 1e6:,.0f} MB in {out} ({cost})")
     for label, group in manifest.groups.items():

@@ -24,13 +24,13 @@ def inspect(
     from rich.console import Console
 
     from gptoss_convert.summary import summarise
-    from gptoss_runtime.artifact import Artifact
+    from gptoss_runtime.artifact import Artifact, verify_checksums
     from gptoss_runtime.cli.render import print_json
 
     artifact = Artifact.open(folder)
     verified = verify and artifact.manifest is not None  # a stock folder has nothing to check against
     if verified:
-        artifact = Artifact.open(folder, verify=True)
+        verify_checksums(artifact.path, artifact.manifest)
     graph = summarise(artifact.path / artifact.config["model"]["decoder"].get("filename", "model.onnx"))
     console = Console(highlight=False, soft_wrap=True)
     if json_output:

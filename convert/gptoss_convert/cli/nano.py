@@ -25,10 +25,7 @@ def nano(
     cost, console = Cost(), Console(highlight=False, soft_wrap=True)
     materialise(out, overwrite=overwrite)
     if json_output:
-        print_json(
-            console,
-            {"path": str(out), "seconds": cost.seconds, "peak_memory": cost.peak_memory, "bytes": folder_size(out)},
-        )
+        print_json(console, cost.report(out))
         return
     console.print(f"nano: {folder_size(out) / 1e6:,.0f} MB in {out} ({cost})")
     console.print(f"Next: gptoss convert {out} -o DIR")

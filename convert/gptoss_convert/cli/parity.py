@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptoss_convert.cli.common import Cost, progress_bar
 from gptoss_runtime.cli.options import Folder, Json, Provider
+
+if TYPE_CHECKING:
+    from gptoss_convert.parity.measure import Measurement
 
 
 def parity(
@@ -49,14 +52,12 @@ def parity(
         )
 
 
-def _write(report: Path, measurement: object, folder: Path) -> None:
+def _write(report: Path, measurement: Measurement, folder: Path) -> None:
     from tokenizers import Tokenizer
 
     from gptoss_convert.errors import OutputError
-    from gptoss_convert.parity.measure import Measurement
     from gptoss_convert.parity.report import render
 
-    assert isinstance(measurement, Measurement)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     try:
         report.write_text(

@@ -11,7 +11,7 @@
     experts.py            what all kinds of experts share
     moe_float.py          experts by com.microsoft.MoE: float
     moe_qmoe.py           experts by com.microsoft.QMoE: native MXFP4 or integer
-    head.py               last norm and logits
+    head.py               logits of the last position or of all
     decoder.py            the order of the pieces
 
 Another target is another choice of pieces (gptoss_convert.targets), not a flag inside one.

@@ -116,20 +116,18 @@ class GraphBuilder:
             values.append(value)
         return values
 
-    def copied(self, name: str, source: str, *, group: str, shape: tuple[int, ...] | None = None) -> ir.Value:
+    def copied(self, name: str, source: str, *, group: str) -> ir.Value:
         """A weight that is the checkpoint's tensor ``source`` in the graph's float type."""
-        return self.stacked(name, [source], group=group, shape=shape)
+        return self.stacked(name, [source], group=group)
 
-    def stacked(
-        self, name: str, sources: Sequence[str], *, group: str, shape: tuple[int, ...] | None = None
-    ) -> ir.Value:
+    def stacked(self, name: str, sources: Sequence[str], *, group: str) -> ir.Value:
         """A weight that is several of the checkpoint's tensors end to end, in the graph's float type."""
         stored = [self.checkpoint.tensors[source] for source in sources]
         rows = sum(tensor.shape[0] for tensor in stored)
-        spec = TensorSpec(name, self.dtype, shape or (rows, *stored[0].shape[1:]))
+        spec = TensorSpec(name, self.dtype, (rows, *stored[0].shape[1:]))
 
         def make() -> Made:
-            return cast(np.concatenate([tensor.array() for tensor in stored]).reshape(spec.shape), self.numpy_dtype)
+            return cast(self.checkpoint.stacked(sources), self.numpy_dtype)
 
         return self.weights(group, self.dtype.name.lower(), [spec], make)[0]
 

@@ -46,7 +46,7 @@ def linear(
     rows, columns = sum(t.shape[0] for t in tensors), tensors[0].shape[1]
 
     def load() -> NDArray[Any]:
-        return np.concatenate([t.array() for t in tensors]) if len(tensors) > 1 else tensors[0].array()
+        return g.checkpoint.stacked([f"{source}.weight" for source in sources])
 
     offset = g.stacked(f"{name}.bias", [f"{source}.bias" for source in sources], group="biases") if bias else None
     if scheme.is_integer:

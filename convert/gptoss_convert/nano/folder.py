@@ -83,15 +83,11 @@ def _fill(folder: Path) -> None:
         "model_max_length": settings["max_position_embeddings"],
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    _write_json(folder / "config.json", settings)
-    _write_json(folder / "generation_config.json", generation)
-    _write_json(folder / "tokenizer_config.json", tokenizer_config)
-    _write_json(folder / "special_tokens_map.json", _SPECIAL_TOKENS)
+    output.write_json(folder / "config.json", settings)
+    output.write_json(folder / "generation_config.json", generation)
+    output.write_json(folder / "tokenizer_config.json", tokenizer_config)
+    output.write_json(folder / "special_tokens_map.json", _SPECIAL_TOKENS)
     (folder / "tokenizer.json").write_bytes(tokenizer_text().encode())
     (folder / "chat_template.jinja").write_bytes((source_dir() / "chat_template.jinja").read_bytes())
     compact = tensors.read(source_dir() / WEIGHTS)
     tensors.write(folder / "model.safetensors", checkpoint_tensors(compact, settings["vocab_size"]))
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_bytes((json.dumps(value, indent=2) + "\n").encode())

@@ -28,20 +28,28 @@ CPU_DENSE: Mapping[str, Mapping[Group, Any]] = {
 }
 
 
-def pick_experts(pieces: Mapping[SchemeType, Layer], quantisation: Quantisation) -> Layer:
-    """The piece that emits experts of the scheme asked for.
+def composed(
+    attention: Callable[[GraphBuilder], Layer], experts: Mapping[SchemeType, Layer]
+) -> Callable[[Quantisation, Logits], Composition]:
+    """A target's ``compose``, of the pieces it has.
 
     Args:
-        pieces: by scheme, as many as the target has.
-        quantisation: what was asked for.
+        attention: the one kind of attention.
+        experts: the piece that emits them, by scheme.
 
-    Raises:
-        WorkflowError: the target has none for it.
+    Returns:
+        A function that picks among them; it raises WorkflowError for experts or logits there is no piece for.
     """
-    kind = quantisation.experts.type
-    if kind not in pieces:
-        raise WorkflowError(f"experts: this target has no {kind}", remedy=f"It has: {', '.join(pieces)}.")
-    return pieces[kind]
+
+    def compose(quantisation: Quantisation, logits: Logits) -> Composition:
+        kind = quantisation.experts.type
+        if kind not in experts:
+            raise WorkflowError(f"experts: this target has no {kind}", remedy=f"It has: {', '.join(experts)}.")
+        if logits not in HEADS:
+            raise WorkflowError(f"logits: {logits!r}", remedy=f"Use {' or '.join(HEADS)}.")
+        return Composition(attention, experts[kind], HEADS[logits])
+
+    return compose
 
 
 @dataclass(frozen=True)

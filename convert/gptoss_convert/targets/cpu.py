@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gptoss_convert.graph import attention_gqa, moe_float, moe_qmoe
-from gptoss_convert.graph.decoder import Composition, Layer
-from gptoss_convert.schemes import Quantisation, SchemeType
-from gptoss_convert.targets.base import CPU_DENSE, HEADS, Logits, Target, pick_experts
+from gptoss_convert.graph.decoder import Layer
+from gptoss_convert.schemes import SchemeType
+from gptoss_convert.targets.base import CPU_DENSE, Target, composed
 
 _EXPERTS: dict[SchemeType, Layer] = {
     "mxfp4": moe_qmoe.moe_mxfp4,
@@ -20,11 +20,6 @@ _EXPERTS: dict[SchemeType, Layer] = {
     "float32": moe_float.moe_float,
 }
 
-
-def _compose(quantisation: Quantisation, logits: Logits) -> Composition:
-    return Composition(attention_gqa.prepare, pick_experts(_EXPERTS, quantisation), HEADS[logits])
-
-
 TARGET = Target(
     name="cpu",
     summary="experts in native MXFP4, for onnxruntime 1.32 and later",
@@ -32,6 +27,6 @@ TARGET = Target(
     opset=24,  # the first with float8_e8m0, the dtype of MXFP4's scales
     ir_version=11,
     presets={name: {**dense, "experts": "mxfp4"} for name, dense in CPU_DENSE.items()},
-    compose=_compose,
+    compose=composed(attention_gqa.prepare, _EXPERTS),
     requires={"onnxruntime": ">=1.32", "onnxruntime-genai": ">=0.18"},
 )

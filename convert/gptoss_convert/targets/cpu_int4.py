@@ -5,16 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gptoss_convert.graph import attention_gqa, moe_qmoe
-from gptoss_convert.graph.decoder import Composition, Layer
-from gptoss_convert.schemes import Quantisation, SchemeType
-from gptoss_convert.targets.base import CPU_DENSE, HEADS, Logits, Target, pick_experts
+from gptoss_convert.graph.decoder import Layer
+from gptoss_convert.schemes import SchemeType
+from gptoss_convert.targets.base import CPU_DENSE, Target, composed
 
 _EXPERTS: dict[SchemeType, Layer] = {"int4": moe_qmoe.moe_integer, "int8": moe_qmoe.moe_integer}
-
-
-def _compose(quantisation: Quantisation, logits: Logits) -> Composition:
-    return Composition(attention_gqa.prepare, pick_experts(_EXPERTS, quantisation), HEADS[logits])
-
 
 TARGET = Target(
     name="cpu-int4",
@@ -23,6 +18,6 @@ TARGET = Target(
     opset=21,
     ir_version=10,
     presets={name: {**CPU_DENSE[name], "experts": "int4"} for name in ("balanced", "smallest")},
-    compose=_compose,
+    compose=composed(attention_gqa.prepare, _EXPERTS),
     requires={"onnxruntime": ">=1.23", "onnxruntime-genai": ">=0.9"},
 )

@@ -1,0 +1,13 @@
+"""Where folders that ship with the package lie. Knows the two layouts: a checkout and an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(in_checkout: str, in_package: str) -> Path:
+    """A folder of a checkout, given from its root, else its copy inside the package."""
+    checkout = _PACKAGE.parents[1] / in_checkout
+    return checkout if checkout.is_dir() else _PACKAGE / in_package
