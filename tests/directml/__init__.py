@@ -1,0 +1,1 @@
+"""The real DirectML, in a lab under Wine."""
