@@ -1,7 +1,6 @@
-"""What is in a graph: nodes by operator, weights by type, inputs and outputs; for ``gptoss inspect``.
+"""What is in a graph, for ``gptoss inspect``: nodes by operator, weights by type, inputs, outputs, where nodes run.
 
-Knows ONNX files; reads no weights. Says which operators are contributed ones, since those are what an execution
-provider may lack.
+Knows ONNX files; reads no weights. Where a node runs is the business of :mod:`gptoss_convert.placement`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from gptoss_convert.placement import Placement, place
 from gptoss_runtime.errors import ArtifactError
 
 
@@ -29,6 +29,7 @@ class GraphSummary:
         inputs: dtype and shape by name, those of the cache left out.
         outputs: likewise.
         cached: key and value tensors in the cache.
+        placement: where the nodes run on DirectML, where that was asked.
     """
 
     opsets: dict[str, int]
@@ -39,17 +40,23 @@ class GraphSummary:
     inputs: dict[str, str]
     outputs: dict[str, str]
     cached: int
+    placement: Placement | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "placement": self.placement.to_dict() if self.placement else None}
 
 
-def summarise(model: Path) -> GraphSummary:
+def summarise(model: Path, *, directml: bool = False) -> GraphSummary:
     """Reads a graph.
+
+    Args:
+        model: the .onnx file.
+        directml: say where the nodes run on DirectML.
 
     Raises:
         ArtifactError: it is not a readable ONNX file.
+        ConversionError: the table of DirectML's kernels is missing or damaged.
     """
     try:
         loaded = ir.load(model)
@@ -70,7 +77,15 @@ def summarise(model: Path) -> GraphSummary:
         inputs=_described(graph.inputs, "past_key_values."),
         outputs=_described(graph.outputs, "present."),
         cached=sum((value.name or "").startswith("past_key_values.") for value in graph.inputs),
+        placement=_placed(model, loaded) if directml else None,
     )
+
+
+def _placed(model: Path, loaded: ir.Model) -> Placement:
+    try:
+        return place(loaded)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:  # readable, but no graph of ONNX's
+        raise ArtifactError(f"{model} has a node that makes no sense: {error}", remedy="Convert again.") from error
 
 
 def _described(values: Any, cache: str) -> dict[str, str]:

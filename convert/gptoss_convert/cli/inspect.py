@@ -1,4 +1,4 @@
-"""``gptoss inspect``: what an artifact is made of, and whether it is whole."""
+"""``gptoss inspect``: what an artifact is made of, where its nodes would run, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gptoss_runtime.cli.options import Folder, Json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gptoss_convert.placement import Placement
     from gptoss_convert.summary import GraphSummary
     from gptoss_runtime.artifact import Artifact
 
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 def inspect(
     folder: Folder,
     verify: Annotated[bool, typer.Option(help="Check every file against the manifest's sha256.")] = True,
+    provider: Annotated[
+        str | None, typer.Option(help="Say where nodes would run: directml or cpu; the artifact's own by default.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
-    """Show an artifact's graph, weights, memory budget and source, and check its files."""
+    """Show an artifact's graphs, placement, weights, memory budget and source, and check its files."""
     from rich.console import Console
 
     from gptoss_convert.summary import summarise
@@ -28,32 +32,50 @@ def inspect(
     from gptoss_runtime.cli.render import print_json
 
     artifact = Artifact.open(folder)
+    directml = _provider(artifact, provider) == "directml"
     verified = verify and artifact.manifest is not None  # a stock folder has nothing to check against
     if verified:
         verify_checksums(artifact.path, artifact.manifest)
-    graph = summarise(artifact.path / artifact.config["model"]["decoder"].get("filename", "model.onnx"))
+    graphs = {name: summarise(artifact.path / name, directml=directml) for name in _models(artifact)}
     console = Console(highlight=False, soft_wrap=True)
     if json_output:
         manifest = artifact.manifest.model_dump() if artifact.manifest else None
-        print_json(console, {"verified": verified, "graph": graph.to_dict(), "manifest": manifest})
+        described = {name: graph.to_dict() for name, graph in graphs.items()}
+        first = next(iter(described.values()))
+        print_json(console, {"verified": verified, "graph": first, "graphs": described, "manifest": manifest})
         return
-    _show(console, artifact, graph)
+    _show(console, artifact, graphs)
     console.print(
         "files: all as the manifest lists them" if verified else "files: not checked",
         style="green" if verified else "yellow",
     )
 
 
-def _show(console: Console, artifact: Artifact, graph: GraphSummary) -> None:
+def _models(artifact: Artifact) -> list[str]:
+    """Every .onnx file of the folder, the decoder's first."""
+    first = str(artifact.config["model"]["decoder"].get("filename", "model.onnx"))
+    others = (path.relative_to(artifact.path).as_posix() for path in artifact.path.rglob("*.onnx"))
+    return [first, *sorted(name for name in others if name != first)]
+
+
+def _provider(artifact: Artifact, asked: str | None) -> str:
+    """The provider to judge for: the one asked for, or the one genai_config.json names."""
+    from gptoss_runtime.errors import InvalidRequest
+
+    if asked is None:
+        options = artifact.config["model"]["decoder"].get("session_options") or {}
+        named = {name.lower() for entry in options.get("provider_options") or [] for name in entry}
+        return "directml" if "dml" in named else "cpu"
+    if asked.lower() not in ("cpu", "directml"):
+        raise InvalidRequest(f"nothing is known of what {asked!r} runs", remedy="Use --provider directml or cpu.")
+    return asked.lower()
+
+
+def _show(console: Console, artifact: Artifact, graphs: dict[str, GraphSummary]) -> None:
     manifest = artifact.manifest
     console.print(f"{artifact.name}: target {artifact.target}, {artifact.context_length:,} positions", style="bold")
-    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in graph.opsets.items())
-    console.print(f"graph: {graph.nodes} nodes, {opsets}, IR {graph.ir_version}; {graph.cached} cached tensors")
-    for operator, count in graph.operators.items():
-        console.print(f"  {count:6}  {operator}")
-    console.print("weights by type:")
-    for kind, nbytes in graph.weight_bytes.items():
-        console.print(f"  {nbytes / 1e6:12,.1f} MB  {kind}")
+    for name, graph in graphs.items():
+        _show_graph(console, name if len(graphs) > 1 else "graph", graph)
     if manifest is None:
         console.print("no manifest: not made by gptoss convert", style="yellow")
         return
@@ -73,3 +95,23 @@ def _show(console: Console, artifact: Artifact, graph: GraphSummary) -> None:
         if parity
         else "parity: not recorded; gptoss parity --record does"
     )
+
+
+def _show_graph(console: Console, name: str, graph: GraphSummary) -> None:
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in graph.opsets.items())
+    console.print(f"{name}: {graph.nodes} nodes, {opsets}, IR {graph.ir_version}; {graph.cached} cached tensors")
+    for operator, count in graph.operators.items():
+        console.print(f"  {count:6}  {operator}")
+    if graph.placement:
+        _show_placement(console, graph.placement)
+    console.print("weights by type:")
+    for kind, nbytes in graph.weight_bytes.items():
+        console.print(f"  {nbytes / 1e6:12,.1f} MB  {kind}")
+
+
+def _show_placement(console: Console, placement: Placement) -> None:
+    console.print(f"placement: {placement}", style="green" if placement.whole else "yellow")
+    for group in placement.groups:
+        style = {"error": "red", "cpu": "yellow", "remark": None}[group.severity]
+        what = f"{group.operator}: {group.reason}: {group.detail} ({group.first or 'unnamed'})"
+        console.print(f"  {group.nodes:6}  {what}", style=style)
