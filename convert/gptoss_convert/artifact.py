@@ -127,6 +127,7 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
+            **{name: name for name in target.inputs},
             **{f"past_{part}_names": name for part, name in cache.items()},
         },
         "outputs": {
@@ -157,6 +158,7 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
         "do_sample": False,
         "max_length": min(config.max_position_embeddings, _BUDGET_CONTEXT),  # genai allocates the cache for all of it
         "past_present_share_buffer": True,
+        **target.search,
     }
     return {"model": model, "search": search}
 

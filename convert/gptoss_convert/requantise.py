@@ -1,4 +1,4 @@
-"""MXFP4 to int4 without leaving the codes: the best of many scales a block, from a histogram.
+"""MXFP4 to int4 and int8 without leaving the codes: int8 is exact, int4 gets the best of many scales a block.
 
 A block of MXFP4 holds at most 15 distinct values, so the error of a candidate scale is the histogram of its codes times
 a table of 16 errors, all candidates of all blocks are one matrix product, and re-encoding is a look-up a byte. Knows
@@ -23,6 +23,8 @@ _ERRORS = np.abs(_CODES * STEPS[:, None] - VALUES)
 _SQUARES = np.ascontiguousarray(np.square(_ERRORS).T)  # [16, steps]
 _NIBBLES = (_CODES + 8).astype(np.uint8)
 _BYTES = (_NIBBLES[:, np.arange(256) & 15] | (_NIBBLES[:, np.arange(256) >> 4] << 4)).reshape(-1)  # [steps * 256]
+_PAIRS = np.stack([np.arange(256) & 15, np.arange(256) >> 4], -1)
+_WIDE = (VALUES[_PAIRS] * 2 + 128).astype(np.uint8)  # [256, 2], int8 codes of a byte's two E2M1 codes
 _PIECE = 1 << 17  # blocks at a time
 
 
@@ -70,6 +72,23 @@ def requantise(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantise
     return Quantised(
         packed.reshape(*blocks.shape[:-2], -1), steps.reshape(scales.shape), squared_error, squared_norm, max_error
     )
+
+
+def widen(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantised:
+    """The int8 codes of MXFP4 blocks: exact, since twice an E2M1 value is a whole number of at most 12.
+
+    Args:
+        blocks: uint8 [..., K/32, 16], packed E2M1 codes.
+        scales: uint8 [..., K/32], exponents biased by 127.
+
+    Returns:
+        packed uint8 [..., K], the zero point 128, and scales float32 [..., K/32].
+    """
+    steps = np.ldexp(np.float32(0.5), scales.astype(np.int32) - 127)
+    packed = _WIDE[blocks].reshape(*blocks.shape[:-2], -1)
+    norms = (histogram(blocks.reshape(-1, BLOCK // 2)) @ np.square(VALUES)).astype(np.float64)
+    squares = np.ldexp(np.float64(1), 2 * (scales.reshape(-1).astype(np.int32) - 127))
+    return Quantised(packed, steps, 0.0, float(norms @ squares), 0.0)
 
 
 def histogram(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:

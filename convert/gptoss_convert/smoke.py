@@ -58,10 +58,12 @@ def first_inputs(session: Any, token_ids: Sequence[int]) -> dict[str, NDArray[An
 
 
 def _feed(node: Any, token_ids: Sequence[int]) -> NDArray[Any]:
-    kind = _TYPES[node.type]
+    kind, length = _TYPES[node.type], len(token_ids)
     if node.name == "input_ids":
         return np.array([token_ids], kind)
-    if node.name == "attention_mask":
-        return np.ones((1, len(token_ids)), kind)
-    empty = {"batch": 1, "past": 0}
-    return np.zeros([empty.get(size, size) for size in node.shape], kind)
+    if node.name == "position_ids":
+        return np.arange(length, dtype=kind)[None]
+    # A cache that grows starts empty and the mask is the prompt's; one of fixed size is as long as its mask.
+    sizes = {"batch": 1, "total": length, "past": 0, "max_length": length + 1}
+    shape = [sizes.get(size, size) for size in node.shape]
+    return np.ones(shape, kind) if node.name == "attention_mask" else np.zeros(shape, kind)

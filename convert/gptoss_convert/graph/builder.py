@@ -116,6 +116,10 @@ class GraphBuilder:
             values.append(value)
         return values
 
+    def shared(self, name: str) -> ir.Value | None:
+        """The weight of that name if it was declared already."""
+        return self._weights.get(name)
+
     def copied(self, name: str, source: str, *, group: str) -> ir.Value:
         """A weight that is the checkpoint's tensor ``source`` in the graph's float type."""
         return self.stacked(name, [source], group=group)

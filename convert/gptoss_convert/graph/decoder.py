@@ -27,16 +27,18 @@ class Composition:
         attention: adds what all layers share and returns the function that emits one layer's attention.
         moe: emits one layer's experts.
         head: emits the logits.
+        embed: emits the hidden states of token ids.
     """
 
     attention: Callable[[GraphBuilder], Layer]
     moe: Layer
     head: Callable[[GraphBuilder, ir.Value], None]
+    embed: Callable[[GraphBuilder, ir.Value], ir.Value] = embedding
 
 
 def decoder(g: GraphBuilder, pieces: Composition) -> None:
     """Emits the whole decoder."""
-    residual = embedding(g, inputs.token_ids(g))
+    residual = pieces.embed(g, inputs.token_ids(g))
     attention = pieces.attention(g)
     update: ir.Value | None = None
     for layer in range(g.config.num_hidden_layers):

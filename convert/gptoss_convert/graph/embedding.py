@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from gptoss_convert.errors import WorkflowError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import FLOAT_TYPES, integer_weights
 from gptoss_convert.weights import TensorSpec, cast
@@ -34,3 +35,21 @@ def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
     )[0]
     gathered = g.op("Gather", table, ids, axis=0)
     return gathered if onnx_type == g.dtype else g.op("Cast", gathered, to=g.dtype)
+
+
+def embedding_by_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
+    """As :func:`embedding`, an integer table taken apart by plain operators: rows gathered, then scaled.
+
+    For execution providers without GatherBlockQuantized; only int8, since none gathers 4-bit types.
+    """
+    scheme, stored = g.quantisation.embedding, g.checkpoint.tensors[_SOURCE]
+    if not scheme.is_integer:
+        return embedding(g, ids)
+    if scheme.type != "int8":
+        raise WorkflowError(f"embedding: this target has no {scheme}", remedy="Use int8, or a float type.")
+    rows, columns = stored.shape
+    codes, scales = integer_weights(g, _SOURCE, (rows, columns), stored.array, "embedding", scheme)
+    taken = g.op("Cast", g.op("Gather", codes, ids, axis=0), to=g.dtype)  # [batch, sequence, blocks, block]
+    factors = g.op("Unsqueeze", g.op("Gather", scales, ids, axis=0), g.ints(3))
+    values = g.op("Mul", g.op("Sub", taken, g.constant(128.0)), factors)
+    return g.op("Reshape", values, g.ints(1, -1, columns))

@@ -15,6 +15,9 @@ from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.router import router_logits
+from gptoss_convert.quantise import Quantised, quantise
+from gptoss_convert.requantise import requantise, widen
+from gptoss_convert.schemes import Scheme
 
 # Attributes of com.microsoft's MoE and QMoE: gpt-oss's clamped SwiGLU on interleaved rows, weights of the chosen
 # experts by a softmax over those alone. Source: OpenAI's gpt_oss/torch/model.py, ``swiglu`` and ``MLPBlock``.
@@ -84,6 +87,21 @@ def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = sli
     if checkpoint.has_mxfp4_experts:
         return mxfp4.decode(*mxfp4_parts(checkpoint, module, expert))
     return np.ascontiguousarray(checkpoint.array(module)[expert].swapaxes(-1, -2).astype(np.float32))
+
+
+def quantised_expert(checkpoint: Checkpoint, module: str, expert: int, scheme: Scheme) -> Quantised:
+    """One expert's projection in integer blocks; from MXFP4 without a detour where the blocks are the same.
+
+    Args:
+        checkpoint: where from.
+        module: such as ``model.layers.0.mlp.experts.down_proj``.
+        expert: which expert.
+        scheme: int4 or int8; int8 of MXFP4's own blocks is exact.
+    """
+    if checkpoint.has_mxfp4_experts and scheme.block_size == mxfp4.BLOCK:
+        from_codes = requantise if scheme.type == "int4" else widen
+        return from_codes(*mxfp4_parts(checkpoint, module, expert))
+    return quantise(expert_values(checkpoint, module, expert), bits=scheme.bits, block=scheme.block_size)
 
 
 def projection_shape(config: GptOssConfig, name: str) -> tuple[int, int, int]:

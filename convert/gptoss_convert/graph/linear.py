@@ -63,6 +63,14 @@ def linear(
     return g.op("Add", product, offset) if offset else product
 
 
+def linear_then_bias(
+    g: GraphBuilder, x: ir.Value, name: str, sources: Sequence[str], group: Group, scheme: Scheme
+) -> ir.Value:
+    """As :func:`linear`, the bias by a node of its own: DirectML's MatMulNBits takes none."""
+    product = linear(g, x, name, sources, group, scheme, bias=False)
+    return g.op("Add", product, g.stacked(f"{name}.bias", [f"{source}.bias" for source in sources], group="biases"))
+
+
 def integer_weights(
     g: GraphBuilder,
     name: str,

@@ -12,12 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert import mxfp4
-from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.graph.builder import GraphBuilder
-from gptoss_convert.graph.experts import expert_values, moe_node, mxfp4_parts, projection_shape
-from gptoss_convert.quantise import Quantised, quantise
-from gptoss_convert.requantise import requantise
-from gptoss_convert.schemes import Scheme, require_whole_blocks
+from gptoss_convert.graph.experts import expert_values, moe_node, mxfp4_parts, projection_shape, quantised_expert
+from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec
 
 
@@ -76,7 +73,7 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
 
     def make() -> Made:
         # One expert at a time: a whole layer in float32 would be 4 GB at gpt-oss-120b's dimensions.
-        parts = [_quantised(g.checkpoint, module, expert, scheme) for expert in range(experts)]
+        parts = [quantised_expert(g.checkpoint, module, expert, scheme) for expert in range(experts)]
         return Made(
             [np.stack([p.packed for p in parts]), np.stack([p.scales.astype(g.numpy_dtype) for p in parts])],
             sum(p.squared_error for p in parts),
@@ -86,13 +83,6 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
 
     weight, scales = g.weights("experts", str(scheme), specs, make)
     return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
-
-
-def _quantised(checkpoint: Checkpoint, module: str, expert: int, scheme: Scheme) -> Quantised:
-    """One expert's projection in integers; from MXFP4 to int4 without a detour where the blocks are the same."""
-    if checkpoint.has_mxfp4_experts and scheme.type == "int4" and scheme.block_size == mxfp4.BLOCK:
-        return requantise(*mxfp4_parts(checkpoint, module, expert))
-    return quantise(expert_values(checkpoint, module, expert), bits=scheme.bits, block=scheme.block_size)
 
 
 def _global_scales(g: GraphBuilder, layer: int) -> ir.Value:

@@ -16,7 +16,7 @@ def rms_norm(g: GraphBuilder, x: ir.Value, source: str) -> ir.Value:
 def add_rms_norm(g: GraphBuilder, x: ir.Value, residual: ir.Value, source: str) -> tuple[ir.Value, ir.Value]:
     """(norm(x + residual), x + residual), both [batch, sequence, hidden], in one node."""
     weight = g.copied(source, source, group="norms")
-    normed, _, _, total = g.ops(
+    normed, mean, inverse, total = g.ops(
         "SkipSimplifiedLayerNormalization",
         x,
         residual,
@@ -25,4 +25,5 @@ def add_rms_norm(g: GraphBuilder, x: ir.Value, residual: ir.Value, source: str) 
         domain=MICROSOFT,
         epsilon=g.config.rms_norm_eps,
     )
+    mean.name = inverse.name = ""  # absent: DirectML takes no node that is asked for them
     return normed, total

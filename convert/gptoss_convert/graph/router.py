@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.linear import linear
+from gptoss_convert.weights import Made, TensorSpec
 
 
 def router_logits(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
@@ -13,3 +15,25 @@ def router_logits(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     module = f"model.layers.{layer}.mlp.router"
     logits = linear(g, x, module, [module], "router", g.quantisation.router)
     return g.op("Reshape", logits, g.ints(-1, g.config.num_local_experts))
+
+
+def router_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
+    """[1, sequence, hidden] to [1, sequence, experts] in float32, whatever the graph's type.
+
+    Near ties decide between experts, and the weights are few: float16 would lose more here than it saves.
+    """
+    module, checkpoint = f"model.layers.{layer}.mlp.router", g.checkpoint
+    stored = checkpoint.tensors[f"{module}.weight"]
+    float32 = ir.DataType.FLOAT
+    specs = [
+        TensorSpec(f"{module}.weight", float32, (stored.shape[1], stored.shape[0])),
+        TensorSpec(f"{module}.bias", float32, (stored.shape[0],)),
+    ]
+
+    def make() -> Made:
+        weight, bias = checkpoint.array(f"{module}.weight"), checkpoint.array(f"{module}.bias")
+        return Made([weight.T.astype(np.float32), bias.astype(np.float32)])
+
+    weight, bias = g.weights("router", "float32", specs, make)
+    wide = x if g.dtype == float32 else g.op("Cast", x, to=float32)
+    return g.op("Add", g.op("MatMul", wide, weight), bias)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import Composition, Layer
+from gptoss_convert.graph.embedding import embedding
 from gptoss_convert.graph.head import logits_of_all, logits_of_last
 from gptoss_convert.schemes import Group, Quantisation, SchemeType
 
@@ -29,13 +30,16 @@ CPU_DENSE: Mapping[str, Mapping[Group, Any]] = {
 
 
 def composed(
-    attention: Callable[[GraphBuilder], Layer], experts: Mapping[SchemeType, Layer]
+    attention: Callable[[GraphBuilder], Layer],
+    experts: Mapping[SchemeType, Layer],
+    embed: Callable[[GraphBuilder, ir.Value], ir.Value] = embedding,
 ) -> Callable[[Quantisation, Logits], Composition]:
     """A target's ``compose``, of the pieces it has.
 
     Args:
         attention: the one kind of attention.
         experts: the piece that emits them, by scheme.
+        embed: the one kind of embedding.
 
     Returns:
         A function that picks among them; it raises WorkflowError for experts or logits there is no piece for.
@@ -47,7 +51,7 @@ def composed(
             raise WorkflowError(f"experts: this target has no {kind}", remedy=f"It has: {', '.join(experts)}.")
         if logits not in HEADS:
             raise WorkflowError(f"logits: {logits!r}", remedy=f"Use {' or '.join(HEADS)}.")
-        return Composition(attention, experts[kind], HEADS[logits])
+        return Composition(attention, experts[kind], HEADS[logits], embed)
 
     return compose
 
@@ -67,6 +71,8 @@ class Target:
         requires: packages the artifact needs to run, with version specifiers.
         provider_options: genai_config's ``provider_options``; empty is the CPU.
         session_options: further session options for genai_config.
+        inputs: graph inputs beside those of every target, as genai_config names them.
+        search: further search options for genai_config.
     """
 
     name: str
@@ -79,6 +85,8 @@ class Target:
     requires: Mapping[str, str]
     provider_options: Sequence[Mapping[str, Any]] = ()
     session_options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def default_preset(self) -> str:

@@ -1,0 +1,60 @@
+"""DirectML: gpt-oss from operators that DirectML registers, every node on the GPU.
+
+DirectML has no mixture-of-experts kernel and its fused attention knows neither sinks nor windows, so both are composed
+(graph/moe_composed.py, graph/attention_primitive.py). Why these designs: docs/directml.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from gptoss_convert.graph import attention_primitive, moe_composed
+from gptoss_convert.graph.decoder import Layer
+from gptoss_convert.graph.embedding import embedding_by_rows
+from gptoss_convert.schemes import Group, SchemeType
+from gptoss_convert.targets.base import Target, composed
+
+# Every way of composing the experts; "split" is the target's, the others are there to be measured against it.
+DESIGNS: Mapping[str, Layer] = {
+    "split": moe_composed.moe_split,
+    "slots": moe_composed.moe_slots,
+    "dense": moe_composed.moe_dense,
+}
+PRESETS: Mapping[str, Mapping[Group, Any]] = {
+    "balanced": {"embedding": "int8", "attention": "int8", "router": "float32", "experts": "int4", "lm_head": "int8"},
+    "smallest": {"embedding": "int8", "attention": "int4", "router": "float32", "experts": "int4", "lm_head": "int4"},
+    # int8 holds MXFP4's values exactly: for cards of 24 GB, and to measure what int4 costs
+    "best": {
+        **{"embedding": "float16", "attention": "float16", "router": "float32"},
+        **{"experts": "int8", "lm_head": "float16"},
+    },
+}
+
+
+def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16) -> Target:
+    """The DirectML target with its experts composed one way or another.
+
+    Args:
+        design: one of ``DESIGNS``.
+        dtype: float type of activations and caches; float32 is for measuring.
+    """
+    experts: dict[SchemeType, Layer] = {"int4": DESIGNS[design], "int8": DESIGNS[design]}
+    return Target(
+        name="directml",
+        summary="experts in int4, every node on DirectML: NVIDIA, AMD and Intel GPUs on Windows",
+        dtype=dtype,
+        opset=21,  # the last whose operators DirectML registers
+        ir_version=10,
+        presets=PRESETS,
+        compose=composed(attention_primitive.prepare, experts, embedding_by_rows),
+        requires={"onnxruntime-directml": ">=1.24.4", "onnxruntime-genai-directml": ">=0.13.1"},
+        provider_options=({"dml": {}},),
+        inputs=("position_ids",),
+        search={"chunk_size": 512},  # bounds the scores of a prompt, which grow with its square
+    )
+
+
+TARGET = target()
