@@ -17,9 +17,9 @@ from typing import Any
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
+from gptoss_convert.graph.head import Logits
 from gptoss_convert.output import write_json
 from gptoss_convert.targets import Target
-from gptoss_convert.targets.base import Logits
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
 
 # Copied as they are; those marked True must be there. A chat template may also lie inside tokenizer_config.json.

@@ -13,9 +13,9 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import OutputError
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import decoder
+from gptoss_convert.graph.head import Logits
 from gptoss_convert.schemes import Quantisation
 from gptoss_convert.targets import Target
-from gptoss_convert.targets.base import Logits
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"

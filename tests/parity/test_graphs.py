@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 from gptoss_convert import targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
+from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.parity.metrics import compare
 from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
+from gptoss_convert.targets import directml
 
 from .decoding import logits
 
 LENGTH = 300  # several windows; transformers is the slow part
 FLOAT32 = {"experts": "float32"}
+DENSE32 = {"embedding": "float32", "attention": "float32", "lm_head": "float32"}
+LIMIT = 1 << 16  # of a dequantised weight, so that even these models are taken in pieces
 
 
 def graph(checkpoint: Path, out: Path, target: str = "cpu", preset: str = "lossless", **schemes: Any) -> Path:
@@ -31,6 +36,16 @@ def graph(checkpoint: Path, out: Path, target: str = "cpu", preset: str = "lossl
     out.mkdir()
     quantisation = resolve(chosen.presets, preset, schemes)
     return export(Checkpoint.open(checkpoint), chosen, quantisation, out, logits="all").model
+
+
+def directml_graph(
+    checkpoint: Path, out: Path, design: str, dtype: ir.DataType, limit: int = LIMIT, **schemes: Any
+) -> Path:
+    """One of DirectML's designs; onnxruntime runs it on the CPU as well."""
+    target = directml.target(design, dtype, Limit(limit))
+    out.mkdir()
+    quantisation = resolve(target.presets, "best", schemes)
+    return export(Checkpoint.open(checkpoint), target, quantisation, out, logits="all").model
 
 
 def pieces(length: int) -> dict[str, list[int]]:
@@ -50,6 +65,33 @@ def test_exact_graphs_agree_with_transformers(variant: Path, schemes: dict[str, 
         apart = compare(expected, logits(model, ids, sizes))
         assert apart.max_abs.max() < 1e-3, path
         assert apart.same_top.mean() > 0.99, path  # random weights leave near ties
+
+
+@pytest.mark.parametrize("design", ["split", "dense"])
+def test_directmls_graphs_agree_with_transformers(variant: Path, design: str, tmp_path: Path) -> None:
+    """int8 experts are MXFP4's exactly. What DirectML itself makes of the graph is tests/directml's business."""
+    ids = sequences(512, count=1, length=LENGTH)[0]
+    expected = transformers_logits(load_transformers(variant), ids)
+    model = directml_graph(variant, tmp_path / "graph", design, ir.DataType.FLOAT, **DENSE32)
+    for path, sizes in pieces(LENGTH).items():
+        apart = compare(expected, logits(model, ids, sizes, max_length=LENGTH + 1))
+        assert apart.max_abs.max() < 1e-3, path
+        assert apart.same_top.mean() > 0.99, path
+
+
+def test_directmls_slots_decode_as_its_other_designs(variant: Path, tmp_path: Path) -> None:
+    ids = sequences(512, count=1, length=80)[0]
+    rows = [
+        logits(
+            directml_graph(variant, tmp_path / design, design, ir.DataType.FLOAT, **DENSE32),
+            ids,
+            [1] * 80,
+            max_length=96,
+        )
+        for design in directml.DESIGNS
+    ]
+    for other in rows[1:]:
+        assert compare(rows[0], other).max_abs.max() < 1e-3
 
 
 @pytest.mark.parametrize("schemes", [{}, FLOAT32], ids=["mxfp4", "float32"])

@@ -2,8 +2,9 @@
 
 Position p lives in slot p of a buffer that is input and output at once (genai's ``past_present_share_buffer``). The
 buffer's last slot never holds a token: it is the attention sink's, with a value of zero. Everything is data made from
-``position_ids``, so one graph serves a prompt, a piece of one and a single token, and going back costs nothing:
-slots after the position are not seen. Only operators that DirectML registers are used; nothing is computed on the CPU.
+``position_ids``, so one graph serves a prompt, a piece of one and a single token, and going back costs nothing: slots
+after the position are not seen. They must hold numbers, though: a caller starts with zeros, as genai does. Only
+operators that DirectML registers are used; nothing is computed on the CPU.
 """
 
 from __future__ import annotations
@@ -92,7 +93,6 @@ def update(g: GraphBuilder, layer: int, part: str, new: ir.Value, where: Slots) 
     """
     shape: list[int | str] = [_BATCH, g.config.num_key_value_heads, "max_length", g.config.head_dim]
     past = g.input(f"past_key_values.{layer}.{part}", g.dtype, shape)
-    # Where, not a product: memory that nobody has written may hold NaN.
     present = g.op("Where", where.kept, past, g.op("MatMul", where.placing, new))
     g.output(present, f"present.{layer}.{part}", g.dtype, shape)
     return present

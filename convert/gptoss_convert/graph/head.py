@@ -2,23 +2,68 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-from gptoss_convert.graph.builder import GraphBuilder
-from gptoss_convert.graph.linear import linear
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
+from gptoss_convert.graph.linear import integer_weights, linear
+from gptoss_convert.graph.pieces import Limit
+
+Logits = Literal["last", "all"]
+Head = Callable[[GraphBuilder, ir.Value], None]
+_NAME, _SOURCE = "lm_head", "lm_head.weight"
 
 
 def logits_of_last(g: GraphBuilder, x: ir.Value) -> None:
     """Logits of the last position only, [batch, 1, vocab]: sampling needs no other, and prefill is spared the rest."""
-    last = g.op("Slice", x, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1))
-    _logits(g, last, 1)
+    _output(g, _product(g, _last(g, x)), 1)
 
 
 def logits_of_all(g: GraphBuilder, x: ir.Value) -> None:
     """Logits of every position, [batch, sequence, vocab]: what parity and perplexity measurements need."""
-    _logits(g, x, "sequence")
+    _output(g, _product(g, x), "sequence")
 
 
-def _logits(g: GraphBuilder, x: ir.Value, positions: int | str) -> None:
-    y = linear(g, x, "lm_head", ["lm_head"], "lm_head", g.quantisation.lm_head, bias=False)
-    g.output(y, "logits", g.dtype, ["batch", positions, g.config.vocab_size])
+HEADS: Mapping[Logits, Head] = {"last": logits_of_last, "all": logits_of_all}
+
+
+def heads_in_pieces(limit: Limit) -> Mapping[Logits, Head]:
+    """The same two, the weight cut along the vocabulary into pieces that dequantise to at most ``limit``."""
+    return {
+        "last": lambda g, x: _output(g, _product_in_pieces(g, _last(g, x), limit), 1),
+        "all": lambda g, x: _output(g, _product_in_pieces(g, x, limit), "sequence"),
+    }
+
+
+def _last(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    return g.op("Slice", x, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1))
+
+
+def _output(g: GraphBuilder, logits: ir.Value, positions: int | str) -> None:
+    g.output(logits, "logits", g.dtype, ["batch", positions, g.config.vocab_size])
+
+
+def _product(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    return linear(g, x, _NAME, [_NAME], "lm_head", g.quantisation.lm_head, bias=False)
+
+
+def _product_in_pieces(g: GraphBuilder, x: ir.Value, limit: Limit) -> ir.Value:
+    scheme, stored = g.quantisation.lm_head, g.checkpoint.tensors[_SOURCE]
+    rows, columns = stored.shape
+    spans = limit.spans(rows, rows * columns * int(g.dtype.itemsize))
+    if len(spans) == 1 or not scheme.is_integer:
+        return _product(g, x)
+    parts = []
+    for number, (start, end) in enumerate(spans):
+
+        def load(start: int = start, end: int = end) -> NDArray[Any]:
+            return stored.array()[start:end]
+
+        name, shape = f"{_NAME}.{number}.weight", (end - start, columns)
+        codes, scales = integer_weights(g, name, shape, load, "lm_head", scheme)
+        attributes = {"K": columns, "N": end - start, "bits": scheme.bits, "block_size": scheme.block_size}
+        parts.append(g.op("MatMulNBits", x, codes, scales, domain=MICROSOFT, **attributes))
+    return g.op("Concat", *parts, axis=2)

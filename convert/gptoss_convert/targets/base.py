@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -12,12 +12,8 @@ from gptoss_convert.errors import WorkflowError
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import Composition, Layer
 from gptoss_convert.graph.embedding import embedding
-from gptoss_convert.graph.head import logits_of_all, logits_of_last
+from gptoss_convert.graph.head import HEADS, Head, Logits
 from gptoss_convert.schemes import Group, Quantisation, SchemeType
-
-Logits = Literal["last", "all"]
-HEADS: Mapping[Logits, Callable[[GraphBuilder, ir.Value], None]] = {"last": logits_of_last, "all": logits_of_all}
-
 
 _INT8 = {"type": "int8", "accuracy_level": 4}
 _INT4 = {"type": "int4", "accuracy_level": 4}
@@ -33,6 +29,7 @@ def composed(
     attention: Callable[[GraphBuilder], Layer],
     experts: Mapping[SchemeType, Layer],
     embed: Callable[[GraphBuilder, ir.Value], ir.Value] = embedding,
+    heads: Mapping[Logits, Head] = HEADS,
 ) -> Callable[[Quantisation, Logits], Composition]:
     """A target's ``compose``, of the pieces it has.
 
@@ -40,6 +37,7 @@ def composed(
         attention: the one kind of attention.
         experts: the piece that emits them, by scheme.
         embed: the one kind of embedding.
+        heads: the piece that emits the logits, by which are wanted.
 
     Returns:
         A function that picks among them; it raises WorkflowError for experts or logits there is no piece for.
@@ -49,9 +47,9 @@ def composed(
         kind = quantisation.experts.type
         if kind not in experts:
             raise WorkflowError(f"experts: this target has no {kind}", remedy=f"It has: {', '.join(experts)}.")
-        if logits not in HEADS:
-            raise WorkflowError(f"logits: {logits!r}", remedy=f"Use {' or '.join(HEADS)}.")
-        return Composition(attention, experts[kind], HEADS[logits], embed)
+        if logits not in heads:
+            raise WorkflowError(f"logits: {logits!r}", remedy=f"Use {' or '.join(heads)}.")
+        return Composition(attention, experts[kind], heads[logits], embed)
 
     return compose
 

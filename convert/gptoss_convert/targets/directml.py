@@ -6,7 +6,7 @@ DirectML has no mixture-of-experts kernel and its fused attention knows neither 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -14,14 +14,18 @@ import onnx_ir as ir
 from gptoss_convert.graph import attention_primitive, moe_composed
 from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.graph.embedding import embedding_by_rows
+from gptoss_convert.graph.head import heads_in_pieces
+from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.schemes import Group, SchemeType
 from gptoss_convert.targets.base import Target, composed
 
+# A dequantised weight of the 20b's experts would take 1 GB, its lm_head another.
+LIMIT = Limit(256 << 20)
 # Every way of composing the experts; "split" is the target's, the others are there to be measured against it.
-DESIGNS: Mapping[str, Layer] = {
+DESIGNS: Mapping[str, Callable[[Limit], Layer]] = {
     "split": moe_composed.moe_split,
-    "slots": moe_composed.moe_slots,
-    "dense": moe_composed.moe_dense,
+    "slots": lambda _: moe_composed.moe_slots,
+    "dense": lambda _: moe_composed.moe_dense,
 }
 PRESETS: Mapping[str, Mapping[Group, Any]] = {
     "balanced": {"embedding": "int8", "attention": "int8", "router": "float32", "experts": "int4", "lm_head": "int8"},
@@ -34,14 +38,16 @@ PRESETS: Mapping[str, Mapping[Group, Any]] = {
 }
 
 
-def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16) -> Target:
+def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limit: Limit = LIMIT) -> Target:
     """The DirectML target with its experts composed one way or another.
 
     Args:
         design: one of ``DESIGNS``.
         dtype: float type of activations and caches; float32 is for measuring.
+        limit: of what one product may dequantise.
     """
-    experts: dict[SchemeType, Layer] = {"int4": DESIGNS[design], "int8": DESIGNS[design]}
+    moe = DESIGNS[design](limit)
+    experts: dict[SchemeType, Layer] = {"int4": moe, "int8": moe}
     return Target(
         name="directml",
         summary="experts in int4, every node on DirectML: NVIDIA, AMD and Intel GPUs on Windows",
@@ -49,7 +55,7 @@ def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16) -> T
         opset=21,  # the last whose operators DirectML registers
         ir_version=10,
         presets=PRESETS,
-        compose=composed(attention_primitive.prepare, experts, embedding_by_rows),
+        compose=composed(attention_primitive.prepare, experts, embedding_by_rows, heads_in_pieces(limit)),
         requires={"onnxruntime-directml": ">=1.24.4", "onnxruntime-genai-directml": ">=0.13.1"},
         provider_options=({"dml": {}},),
         inputs=("position_ids",),

@@ -8,15 +8,17 @@
  *  1. one device a process for all who ask, as Windows does for an adapter; on lavapipe each costs seconds and memory;
  *  2. the device carries the LUID of the DXGI adapter it was asked for: DirectML finds the adapter back by it;
  *  3. IDXGIAdapter::CheckInterfaceSupport answers "yes": without a display, Wine's adapter is not 3D enough to.
- * On request it misbehaves, see "Faults". It knows no swapchain and no display, and nothing of DirectML.
+ * It counts memory, see "Memory", and on request it misbehaves, see "Faults". It knows no swapchain and no display, and nothing of DirectML.
  */
 #define COBJMACROS
 #define INITGUID
 #define VKD3D_NO_WIN32_TYPES /* Wine's headers have them, too, and DXGI besides */
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <windows.h>
 #include <d3d12.h>
 #include <dxgi.h>
@@ -101,6 +103,88 @@ static LUID adopt(IUnknown *unknown)
     return desc.AdapterLuid;
 }
 
+/* ---- Memory: what buffers and heaps take now and took at most, the GPU's and the system's (for transfers).
+ * GPTOSS_LAB_MEMORY names a file of four uint64, mapped, so that whoever runs can read it at any moment. A resource
+ * carries a small object that it releases when it goes. ----------------------------------------------------------- */
+
+struct memory
+{
+    uint64_t live, peak;
+};
+
+static struct memory unseen[2], *memory = unseen; /* the GPU's, the system's */
+
+static void show_memory(void)
+{
+    char name[160] = "";
+    void *mapped;
+    int file;
+
+    if (!GetEnvironmentVariableA("GPTOSS_LAB_MEMORY", name, sizeof(name)))
+        return;
+    file = open(name, O_RDWR | O_CREAT | O_TRUNC, 0644);
+    if (file < 0 || ftruncate(file, sizeof(unseen)))
+        abort();
+    mapped = mmap(NULL, sizeof(unseen), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (mapped == MAP_FAILED)
+        abort();
+    memory = mapped;
+}
+
+struct tally
+{
+    IUnknown unknown;
+    LONG references;
+    struct memory *kind;
+    uint64_t size;
+};
+
+static struct memory *kind_of(const D3D12_HEAP_PROPERTIES *heap)
+{
+    return &memory[heap->Type == D3D12_HEAP_TYPE_UPLOAD || heap->Type == D3D12_HEAP_TYPE_READBACK];
+}
+
+static HRESULT STDMETHODCALLTYPE tally_query(IUnknown *unknown, REFIID iid, void **out)
+{
+    *out = NULL;
+    return E_NOINTERFACE;
+}
+
+static ULONG STDMETHODCALLTYPE tally_add(IUnknown *unknown)
+{
+    return InterlockedIncrement(&((struct tally *)unknown)->references);
+}
+
+static ULONG STDMETHODCALLTYPE tally_release(IUnknown *unknown)
+{
+    struct tally *tally = (struct tally *)unknown;
+    LONG left = InterlockedDecrement(&tally->references);
+
+    if (!left)
+    {
+        __atomic_sub_fetch(&tally->kind->live, tally->size, __ATOMIC_RELAXED);
+        free(tally);
+    }
+    return left;
+}
+
+static const IUnknownVtbl tally_table = {tally_query, tally_add, tally_release};
+static const GUID tally_id = {0x67707473, 0x6d65, 0x6d6f, {'r', 'y', 0, 0, 0, 0, 0, 1}};
+
+/* Counts ``size`` until ``object`` goes; it has been added to what is live already. */
+static void attach_tally(ID3D12Object *object, struct memory *kind, uint64_t size)
+{
+    struct tally *tally = malloc(sizeof(*tally));
+
+    if (!tally)
+        abort();
+    *tally = (struct tally){{&tally_table}, 1, kind, size};
+    if (FAILED(ID3D12Object_SetPrivateDataInterface(object, &tally_id, &tally->unknown)))
+        abort();
+    tally_release(&tally->unknown);
+}
+
 /* ---- Faults: GPTOSS_LAB_FAULT, read when the device is made; README.md says what each stands for. -------------- */
 
 static struct
@@ -109,7 +193,7 @@ static struct
     char unplug[128];         /* removed:/path, gone as soon as that file is there */
     long submissions;         /* removed:n, gone after n submissions; -1 without limit */
     D3D_FEATURE_LEVEL level;  /* feature-level:b000, in hexadecimal; 0 without limit */
-    uint64_t memory, used;    /* memory:n in MiB, as bytes */
+    uint64_t memory;          /* memory:n in MiB, as bytes */
 } fault = {.memory = ~(uint64_t)0};
 
 static void read_fault(void)
@@ -150,14 +234,31 @@ static BOOL removed(void)
     return fault.removed;
 }
 
-/* Also counts: what is made is never given back, so the limit is on all that a process ever asks for. */
-static HRESULT may_allocate(uint64_t size)
+static HRESULT may_allocate(struct memory *kind, uint64_t size)
 {
+    uint64_t live;
+
     if (removed())
         return DXGI_ERROR_DEVICE_REMOVED;
-    if (__atomic_add_fetch(&fault.used, size, __ATOMIC_RELAXED) > fault.memory)
+    live = __atomic_add_fetch(&kind->live, size, __ATOMIC_RELAXED);
+    if (kind == memory && live > fault.memory)
+    {
+        __atomic_sub_fetch(&kind->live, size, __ATOMIC_RELAXED);
         return E_OUTOFMEMORY;
+    }
+    if (live > kind->peak)
+        kind->peak = live;
     return S_OK;
+}
+
+/* The end of an allocation that may_allocate allowed. */
+static HRESULT allocated(HRESULT hr, struct memory *kind, uint64_t size, void **out)
+{
+    if (SUCCEEDED(hr) && out)
+        attach_tally(*out, kind, size);
+    else
+        __atomic_sub_fetch(&kind->live, size, __ATOMIC_RELAXED);
+    return hr;
 }
 
 static struct ID3D12DeviceVtbl device_was; /* only the members that REPLACE filled */
@@ -172,18 +273,21 @@ static HRESULT STDMETHODCALLTYPE create_committed(ID3D12Device *device, const D3
         D3D12_HEAP_FLAGS flags, const D3D12_RESOURCE_DESC *desc, D3D12_RESOURCE_STATES state,
         const D3D12_CLEAR_VALUE *clear, REFIID iid, void **out)
 {
-    HRESULT hr = may_allocate(desc->Width); /* buffers: DirectML has no textures */
+    struct memory *kind = kind_of(properties);
+    HRESULT hr = may_allocate(kind, desc->Width); /* buffers: DirectML has no textures */
 
     if (FAILED(hr))
         return hr;
-    return device_was.CreateCommittedResource(device, properties, flags, desc, state, clear, iid, out);
+    hr = device_was.CreateCommittedResource(device, properties, flags, desc, state, clear, iid, out);
+    return allocated(hr, kind, desc->Width, out);
 }
 
 static HRESULT STDMETHODCALLTYPE create_heap(ID3D12Device *device, const D3D12_HEAP_DESC *desc, REFIID iid, void **out)
 {
-    HRESULT hr = may_allocate(desc->SizeInBytes);
+    struct memory *kind = kind_of(&desc->Properties);
+    HRESULT hr = may_allocate(kind, desc->SizeInBytes);
 
-    return FAILED(hr) ? hr : device_was.CreateHeap(device, desc, iid, out);
+    return FAILED(hr) ? hr : allocated(device_was.CreateHeap(device, desc, iid, out), kind, desc->SizeInBytes, out);
 }
 
 static HRESULT STDMETHODCALLTYPE check_feature(ID3D12Device *device, D3D12_FEATURE feature, void *data, UINT size)
@@ -219,11 +323,8 @@ static void plant(ID3D12Device *device)
 
     if (fault.level)
         REPLACE(device, CheckFeatureSupport, check_feature, &device_was.CheckFeatureSupport);
-    if (~fault.memory || fault.removable)
-    {
-        REPLACE(device, CreateCommittedResource, create_committed, &device_was.CreateCommittedResource);
-        REPLACE(device, CreateHeap, create_heap, &device_was.CreateHeap);
-    }
+    REPLACE(device, CreateCommittedResource, create_committed, &device_was.CreateCommittedResource);
+    REPLACE(device, CreateHeap, create_heap, &device_was.CreateHeap);
     if (!fault.removable)
         return;
     REPLACE(device, GetDeviceRemovedReason, get_removed_reason, &device_was.GetDeviceRemovedReason);
@@ -275,7 +376,10 @@ HRESULT WINAPI D3D12CreateDevice(IUnknown *adapter, D3D_FEATURE_LEVEL level, REF
 
     pthread_mutex_lock(&mutex);
     if (!device)
+    {
         read_fault();
+        show_memory();
+    }
     if (fault.nodevice || (fault.level && level > fault.level))
         hr = DXGI_ERROR_UNSUPPORTED;
     else if (!device)
