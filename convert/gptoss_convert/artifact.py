@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
 from gptoss_convert.graph.head import Logits
@@ -39,7 +40,7 @@ PROMPT_TEMPLATE = {
     "prompt": "<|start|>user<|message|>{Content}<|end|><|start|>assistant",
 }
 _START_OF_TEXT, _RETURN, _END_OF_TEXT, _CALL = 199998, 200002, 199999, 200012
-_BUDGET_CONTEXT, _PIECE = 8192, 128  # positions the memory budget is for, and of a piece of a prompt
+_BUDGET_CONTEXT = 8192  # positions that the memory budget is for
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def complete(folder: Path, checkpoint: Checkpoint, description: Description) -> 
             requires=dict(description.target.requires),
             source=source(checkpoint),
             groups=dict(description.groups),
-            memory=memory_budget(checkpoint, weights.size, description.target.dtype.itemsize),
+            memory=memory_budget(checkpoint.config, description.target, weights.size),
             tools={tool: metadata.version(tool) for tool in TOOLS},
             files=files,
         )
@@ -178,20 +179,20 @@ def source_name(folder: Path) -> tuple[str, str | None]:
     return folder.name, None
 
 
-def memory_budget(checkpoint: Checkpoint, weights: int, itemsize: float) -> MemoryBudget:
+def memory_budget(config: GptOssConfig, target: Target, weights: int) -> MemoryBudget:
     """Bytes needed to run, computed from the dimensions.
 
     Args:
-        checkpoint: the dimensions.
+        config: the dimensions.
+        target: whose caches and activations.
         weights: size of the external data file.
-        itemsize: bytes of an activation and of a cached value.
     """
-    config = checkpoint.config
+    itemsize = target.dtype.itemsize
     kv = int(2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize)
     context = min(config.max_position_embeddings, _BUDGET_CONTEXT)
-    widest = config.num_experts_per_tok * 2 * config.intermediate_size + 4 * config.hidden_size
-    activations = int((_PIECE * widest + config.vocab_size) * itemsize)
-    return MemoryBudget(weights=weights, kv_per_token=kv, context=context, peak=weights + kv * context + activations)
+    work = target.workspace(config, itemsize)
+    peak = weights + work.fixed + (kv + work.per_position) * context
+    return MemoryBudget(weights=weights, kv_per_token=kv, context=context, peak=peak, work_per_token=work.per_position)
 
 
 def require_tokenizer(folder: Path) -> None:

@@ -95,7 +95,7 @@ class Chat:
         path: str | Path,
         *,
         provider: str = "cpu",
-        device: int | None = None,
+        device: int | str | None = None,
         threads: int | None = None,
         context_length: int | None = None,
         **settings: Any,

@@ -129,7 +129,7 @@ class Engine(ABC):
         path: str | Path,
         *,
         provider: str = "cpu",
-        device: int | None = None,
+        device: int | str | None = None,
         threads: int | None = None,
         context_length: int | None = None,
         verify: bool = False,
@@ -139,14 +139,17 @@ class Engine(ABC):
         Args:
             path: the artifact folder.
             provider: the execution provider: "cpu", "directml", "cuda", "webgpu" or a name onnxruntime knows.
-            device: the adapter's index, for providers that have several.
+            device: the adapter's index, for providers that have several; "directml" also takes its LUID or name, and
+                by default the usable one with the most memory.
             threads: intra-op threads; ``None``: one a physical core.
-            context_length: at most this many positions, to spend less memory; ``None``: the artifact's.
+            context_length: at most this many positions, to spend less memory; ``None``: the artifact's, or on
+                "directml" as many as the adapter's memory holds.
             verify: check every file against the manifest's sha256 first.
 
         Raises:
             ArtifactError: the folder is missing, damaged or unsafe.
             BackendUnavailable: onnxruntime-genai or the provider is not installed.
+            DeviceError: no adapter, or not a usable one.
             BackendError: it could not load the model.
             ResourceError: there is not enough memory.
             InvalidRequest: an option out of its range.

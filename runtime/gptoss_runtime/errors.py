@@ -5,7 +5,11 @@
     │   └── ContextOverflow          exit 2    prompt and answer do not fit the context length
     ├── ArtifactError                exit 4    the artifact folder is missing, damaged or not one
     ├── BackendError                 exit 6    onnxruntime-genai is missing, too old, or failed
-    │   └── BackendUnavailable       exit 6    the package or execution provider is not installed
+    │   ├── BackendUnavailable       exit 6    the package or execution provider is not installed
+    │   └── DeviceError              exit 6    something about the graphics adapter
+    │       ├── NoAdapter            exit 6    there is none, or not the one asked for
+    │       ├── DriverTooOld         exit 6    it has no Direct3D 12 device to give
+    │       └── DeviceLost           exit 6    it was reset or removed while it worked
     ├── ResourceError                exit 7    memory or disk would not suffice
     └── ConversionError              exit 3    (gptoss_convert.errors) everything the converter raises
 
@@ -60,6 +64,22 @@ class BackendError(GptOssError):
 
 class BackendUnavailable(BackendError):
     """The package or execution provider asked for is not installed."""
+
+
+class DeviceError(BackendError):
+    """Something about the graphics adapter."""
+
+
+class NoAdapter(DeviceError):
+    """There is no adapter that DirectML can use, or not the one that was asked for."""
+
+
+class DriverTooOld(DeviceError):
+    """The adapter's driver gives no Direct3D 12 device of the feature level that DirectML needs."""
+
+
+class DeviceLost(DeviceError):
+    """The adapter was reset or removed, or its driver updated; what was loaded on it is gone."""
 
 
 class ResourceError(GptOssError):

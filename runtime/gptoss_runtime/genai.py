@@ -7,6 +7,7 @@ and keeps the KV cache; tokens are chosen by ``sampling``. Knows nothing of text
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_runtime import hardware
+from gptoss_runtime import adapters, hardware, preflight
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.decoding import Cancelled, LogitsEngine
 from gptoss_runtime.engine import ModelInfo
@@ -47,7 +48,7 @@ _FIRST_ROOM = 2048  # positions allocated at first; doubled when a sequence outg
 _ANSWER_ROOM = 1024  # positions an answer is given at first when its length is open
 _COMMIT = np.float32(1e4)  # a logit that wins against any other
 
-_MEMORY = re.compile(r"allocat|out of memory|bad_alloc|E_OUTOFMEMORY|8007000E", re.IGNORECASE)
+_MEMORY = re.compile(r"allocat|out of memory|bad_alloc", re.IGNORECASE)
 _MISSING = re.compile(r"not been built with|Unknown provider|not (?:available|supported) in this build", re.IGNORECASE)
 
 
@@ -83,6 +84,9 @@ def native_errors(doing: str) -> Iterator[None]:
         raise _memory_error(doing, "not enough memory") from error
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        explained = adapters.explained(doing, str(error))
+        if explained is not None:
+            raise explained from error
         if _MEMORY.search(text):
             raise _memory_error(doing, text) from error
         if _MISSING.search(text):
@@ -107,16 +111,20 @@ class GenaiEngine(LogitsEngine):
         artifact: Artifact,
         *,
         provider: str = "cpu",
-        device: int | None = None,
+        device: int | str | None = None,
         threads: int | None = None,
         context_length: int | None = None,
         prefill_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        _check_load_options(device, threads, context_length, prefill_chunk)
+        _check_load_options(threads, context_length, prefill_chunk)
+        longest = artifact.context_length
+        if provider.lower() == "directml":
+            budget = artifact.manifest.memory if artifact.manifest else None
+            device, context_length = preflight.directml(budget, device, longest, context_length)
         self._genai = import_genai()
-        with native_errors(f"loading {artifact.path}"):
-            config = _configured(self._genai, artifact, provider, device, threads)
+        with native_errors(f"loading {artifact.path}"), _quiet(provider):
+            config = _configured(self._genai, artifact, provider, _device_index(device), threads)
             self._model: Any = self._genai.Model(config)
         kind = str(self._model.device_type).upper()
         self._appendable = kind in _APPENDABLE
@@ -125,7 +133,7 @@ class GenaiEngine(LogitsEngine):
             name=artifact.name,
             target=artifact.target,
             provider=provider,
-            context_length=min(context_length or artifact.context_length, artifact.context_length),
+            context_length=min(context_length or longest, longest),
             vocab_size=artifact.vocab_size,
             eos_token_ids=artifact.eos_token_ids,
         )
@@ -253,13 +261,39 @@ def _common_prefix(one: list[int], other: list[int]) -> int:
     return int(different[0]) if different.size else length
 
 
-def _check_load_options(
-    device: int | None, threads: int | None, context_length: int | None, prefill_chunk: int | None
-) -> None:
-    lowest = {"device": (device, 0), "threads": (threads, 1), "context_length": (context_length, 2)}
+def _check_load_options(threads: int | None, context_length: int | None, prefill_chunk: int | None) -> None:
+    lowest = {"threads": (threads, 1), "context_length": (context_length, 2)}
     for name, (value, low) in {**lowest, "prefill_chunk": (prefill_chunk, 1)}.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
             raise InvalidRequest(f"{name} is {value!r}", remedy=f"Set {name} to a whole number of {low} or more.")
+
+
+def _device_index(device: int | str | None) -> int | None:
+    """An adapter's index; other ways to name one are for DirectML, and have become an index by now."""
+    if device is None or (isinstance(device, int) and not isinstance(device, bool) and device >= 0):
+        return device
+    if isinstance(device, str) and device.isdecimal():
+        return int(device)
+    raise InvalidRequest(f"device is {str(device)[:80]!r}", remedy="Set device to a whole number of 0 or more.")
+
+
+@contextmanager
+def _quiet(provider: str) -> Iterator[None]:
+    """What genai's DirectML build prints while it makes its device goes to stderr: stdout is the answer's."""
+    if provider.lower() != "directml":
+        yield
+        return
+    try:
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # a program without a console
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _configured(genai: ModuleType, artifact: Artifact, provider: str, device: int | None, threads: int | None) -> Any:

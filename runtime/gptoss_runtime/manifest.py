@@ -71,12 +71,27 @@ class MemoryBudget(_Part):
         kv_per_token: keys and values of one position in all layers.
         context: positions that ``peak`` is for.
         peak: weights, keys and values at ``context``, and activations of one piece of a prompt.
+        work_per_token: of those activations, what a position of context adds: scores and masks.
     """
 
     weights: int
     kv_per_token: int
     context: int
     peak: int
+    work_per_token: int = 0
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that do not depend on the context."""
+        return self.peak - self.context * (self.kv_per_token + self.work_per_token)
+
+    def at(self, context: int) -> int:
+        """Bytes needed at a context length."""
+        return self.fixed + context * (self.kv_per_token + self.work_per_token)
+
+    def largest_context(self, memory: int) -> int:
+        """The longest context for which ``memory`` bytes suffice, 0 if there is none."""
+        return max(0, (memory - self.fixed) // max(1, self.kv_per_token + self.work_per_token))
 
 
 class Parity(_Part):

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import Composition, Layer
@@ -55,6 +56,23 @@ def composed(
 
 
 @dataclass(frozen=True)
+class Workspace:
+    """Bytes of activations while a piece of a prompt is computed: whatever the context, and for each position of it."""
+
+    fixed: int
+    per_position: int = 0
+
+
+_PIECE = 128  # positions of a prompt that are computed at a time
+
+
+def plain_workspace(config: GptOssConfig, itemsize: float) -> Workspace:
+    """Of targets with fused kernels: hidden states of the chosen experts, and the logits."""
+    widest = config.num_experts_per_tok * 2 * config.intermediate_size + 4 * config.hidden_size
+    return Workspace(int((_PIECE * widest + config.vocab_size) * itemsize))
+
+
+@dataclass(frozen=True)
 class Target:
     """An execution provider and the graph for it.
 
@@ -71,6 +89,7 @@ class Target:
         session_options: further session options for genai_config.
         inputs: graph inputs beside those of every target, as genai_config names them.
         search: further search options for genai_config.
+        workspace: bytes of activations, by the dimensions and the bytes of a float.
     """
 
     name: str
@@ -85,6 +104,7 @@ class Target:
     session_options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[str] = ()
     search: Mapping[str, Any] = field(default_factory=dict)
+    workspace: Callable[[GptOssConfig, float], Workspace] = plain_workspace
 
     @property
     def default_preset(self) -> str:

@@ -11,16 +11,19 @@ from typing import Any
 
 import onnx_ir as ir
 
+from gptoss_convert.config import GptOssConfig
 from gptoss_convert.graph import attention_primitive, moe_composed
 from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.graph.embedding import embedding_by_rows
 from gptoss_convert.graph.head import heads_in_pieces
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.schemes import Group, SchemeType
-from gptoss_convert.targets.base import Target, composed
+from gptoss_convert.targets.base import Target, Workspace, composed
 
 # A dequantised weight of the 20b's experts would take 1 GB, its lm_head another.
 LIMIT = Limit(256 << 20)
+# Tokens of a prompt computed at a time: scores take memory by it, and these are enough to keep the experts computing.
+PIECE = 128
 # Every way of composing the experts; "split" is the target's, the others are there to be measured against it.
 DESIGNS: Mapping[str, Callable[[Limit], Layer]] = {
     "split": moe_composed.moe_split,
@@ -36,6 +39,23 @@ PRESETS: Mapping[str, Mapping[Group, Any]] = {
         **{"experts": "int8", "lm_head": "float16"},
     },
 }
+
+
+def workspace(config: GptOssConfig, itemsize: float, limit: Limit = LIMIT) -> Workspace:
+    """Activations of one piece of a prompt, none of them shared between the stages that could: an upper bound.
+
+    The factors were found by counting in the lab (tests/directml/test_memory.py).
+    """
+    expert = 2 * config.intermediate_size * config.hidden_size * itemsize
+    together = max(1, min(config.num_local_experts, int(limit.nbytes // expert)))
+    copies = together * expert * (1 + 0.5625 / itemsize)  # dequantised, and gathered codes and scales
+    hidden = 6 * PIECE * together * 2 * config.intermediate_size * itemsize
+    decoding = config.num_experts_per_tok * expert * 0.5625 / itemsize * 1.5  # the slots' copies of both projections
+    head = min(limit.nbytes, config.vocab_size * config.hidden_size * itemsize) + 2 * config.vocab_size * itemsize
+    group = config.num_attention_heads // config.num_key_value_heads
+    scores = 3 * config.num_attention_heads * PIECE * itemsize
+    masks = PIECE * (2 * group * itemsize + 5 * 4)
+    return Workspace(int(max(copies, head) + hidden + decoding), int(scores + masks))
 
 
 def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limit: Limit = LIMIT) -> Target:
@@ -59,7 +79,8 @@ def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limi
         requires={"onnxruntime-directml": ">=1.24.4", "onnxruntime-genai-directml": ">=0.13.1"},
         provider_options=({"dml": {}},),
         inputs=("position_ids",),
-        search={"chunk_size": 512},  # bounds the scores of a prompt, which grow with its square
+        search={"chunk_size": PIECE},
+        workspace=workspace,
     )
 
 

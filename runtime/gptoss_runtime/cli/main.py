@@ -22,6 +22,7 @@ BUILT_IN = {
     "generate": "gptoss_runtime.cli.generate:generate",
     "chat": "gptoss_runtime.cli.chat:chat",
     "bench": "gptoss_runtime.cli.bench:bench",
+    "doctor": "gptoss_runtime.cli.doctor:doctor",
 }
 INTERRUPTED = 130
 

@@ -12,7 +12,9 @@ from gptoss_runtime.errors import InvalidRequest
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The artifact folder.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: cpu, directml, cuda or webgpu.")]
-Device = Annotated[int | None, typer.Option(help="Which adapter, where the provider has several.")]
+Device = Annotated[
+    str | None, typer.Option(help="Which adapter: its index, and for directml its LUID or name as well.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; one a physical core by default.")]
 ContextLength = Annotated[int | None, typer.Option(help="Use at most so many positions, to spend less memory.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Stop after so many tokens.")]

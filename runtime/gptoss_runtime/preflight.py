@@ -1,0 +1,76 @@
+"""Before a model is loaded on an adapter: is there one, does it fit, and if not, what would.
+
+Compares a manifest's memory budget with an adapter's memory; knows nothing of how a model is loaded.
+"""
+
+from __future__ import annotations
+
+from gptoss_runtime import installed
+from gptoss_runtime.adapters import Adapter, adapters, choose
+from gptoss_runtime.errors import ResourceError
+from gptoss_runtime.manifest import MemoryBudget
+
+RESERVE = 600 << 20  # bytes left to the desktop and other programs
+CONTEXTS = (8192, 32768, 131072)  # what doctor shows
+_STEP = 1024  # suggestions are multiples of it
+
+
+def directml(
+    budget: MemoryBudget | None, device: int | str | None, context: int, wished: int | None
+) -> tuple[int, int]:
+    """Finds the adapter and the context length for a model on DirectML.
+
+    Args:
+        budget: the model's, where it has a manifest.
+        device: which adapter, as :func:`gptoss_runtime.adapters.choose` takes it.
+        context: the longest context of the model.
+        wished: the context that the user asked for; ``None``: what fits.
+
+    Returns:
+        The adapter's index and the context length.
+
+    Raises:
+        BackendUnavailable: the builds for DirectML are not installed, or not alone.
+        DeviceError: there is no such adapter, or its driver is too old.
+        ResourceError: the model does not fit.
+    """
+    installed.require_directml()
+    adapter = choose(adapters(), device)
+    length = min(wished or context, context)
+    if budget is not None:
+        most = largest_context(budget, adapter)
+        if wished is None and most >= min(_STEP, context):
+            length = min(length, most)
+        check_memory(budget, adapter, length)
+    return adapter.index, length
+
+
+def room(adapter: Adapter) -> int:
+    """Bytes that a model may take on an adapter."""
+    return max(0, adapter.memory - RESERVE)
+
+
+def largest_context(budget: MemoryBudget, adapter: Adapter) -> int:
+    """The longest context that fits, in whole thousands (1,024) from there on; 0 where not even the weights do."""
+    most = budget.largest_context(room(adapter))
+    return most // _STEP * _STEP if most >= _STEP else most
+
+
+def check_memory(budget: MemoryBudget, adapter: Adapter, context: int) -> None:
+    """Whether a model fits at a context length.
+
+    Raises:
+        ResourceError: it does not; the remedy names the longest context that would.
+    """
+    needed = budget.at(context)
+    if needed <= room(adapter):
+        return
+    most = largest_context(budget, adapter)
+    remedy = f"Load with context_length={most} (--context-length {most}) or less."
+    if most < min(_STEP, context):
+        remedy = "Use an adapter with more memory, a smaller preset (smallest), or --provider cpu."
+    raise ResourceError(
+        f"{context:,} positions need {needed / 1e9:.1f} GB, and {adapter.name} has {adapter.memory / 1e9:.1f} GB, "
+        f"{RESERVE / 1e9:.1f} of them for the desktop",
+        remedy=remedy,
+    )
