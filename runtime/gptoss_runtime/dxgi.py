@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss_runtime import hardware
+
 NOT_FOUND = 0x887A0002  # DXGI_ERROR_NOT_FOUND: no adapter of that index
 LEVELS = {"12_2": 0xC200, "12_1": 0xC100, "12_0": 0xC000, "11_1": 0xB100, "11_0": 0xB000}  # D3D_FEATURE_LEVEL
 _SOFTWARE = 2  # DXGI_ADAPTER_FLAG_SOFTWARE
+_MOST = 64  # adapters; a driver that never says NOT_FOUND must not hang anybody
 # Places in the tables: IUnknown has 0 to 2, IDXGIObject 3 to 6
 _QUERY_INTERFACE, _RELEASE = 0, 2
 _CHECK_INTERFACE_SUPPORT, _GET_DESC1, _QUERY_VIDEO_MEMORY_INFO = 9, 10, 14  # IDXGIAdapter, 1 and 3
@@ -57,9 +59,10 @@ class Described:
 
     Attributes:
         name: its description.
-        vendor_id: PCI vendor.
+        vendor_id: PCI vendor, 0 where there is none.
+        device_id: PCI device.
         luid: (high, low) of its locally unique identifier, good until the next start of Windows.
-        dedicated_memory: its own video memory.
+        dedicated_memory: its own video memory, and what the firmware sets aside of the system's for it.
         shared_memory: the system's, that it may use as well.
         software: a renderer on the CPU.
         driver: the user-mode driver's version, "a.b.c.d".
@@ -71,6 +74,7 @@ class Described:
 
     name: str
     vendor_id: int
+    device_id: int
     luid: tuple[int, int]
     dedicated_memory: int
     shared_memory: int
@@ -88,7 +92,7 @@ def describe() -> list[Described]:
     Raises:
         OSError: DXGI itself failed.
     """
-    return list(_described()) if os.name == "nt" else []
+    return list(_described()) if hardware.WINDOWS else []
 
 
 def _described() -> Iterator[Described]:
@@ -96,8 +100,7 @@ def _described() -> Iterator[Described]:
     factory = ctypes.c_void_p()
     _check(create(_FACTORY1, ctypes.byref(factory)), "CreateDXGIFactory1")
     with _released(factory):
-        index = 0
-        while True:
+        for index in range(_MOST):
             adapter = ctypes.c_void_p()
             result = _call(factory, _ENUM_ADAPTERS1, ctypes.c_uint32(index), ctypes.byref(adapter))
             if result == NOT_FOUND:
@@ -105,7 +108,6 @@ def _described() -> Iterator[Described]:
             _check(result, "IDXGIFactory1::EnumAdapters1")
             with _released(adapter):
                 yield _one(adapter)
-            index += 1
 
 
 def _one(adapter: Any) -> Described:
@@ -116,8 +118,9 @@ def _one(adapter: Any) -> Described:
     return Described(
         name=bytes(desc.description).decode("utf-16-le", "replace").split("\0", 1)[0].strip(),
         vendor_id=desc.vendor_id,
+        device_id=desc.device_id,
         luid=(desc.luid.high, desc.luid.low),
-        dedicated_memory=desc.dedicated_video,
+        dedicated_memory=desc.dedicated_video + desc.dedicated_system,
         shared_memory=desc.shared,
         software=bool(desc.flags & _SOFTWARE),
         driver=_driver(adapter),
@@ -138,7 +141,7 @@ def _driver(adapter: Any) -> str | None:
 def _feature_level(adapter: Any) -> tuple[str | None, int | None]:
     try:
         create = _library("d3d12").D3D12CreateDevice
-    except OSError:
+    except (OSError, AttributeError):  # before Windows 10
         return None, None
     result = 0
     for name, level in LEVELS.items():
@@ -163,7 +166,13 @@ def _library(name: str) -> Any:
 
 
 def _call(pointer: Any, place: int, *arguments: Any) -> int:
-    """Calls a method by its place in the object's table; the HRESULT, unsigned."""
+    """Calls a method by its place in the object's table; the HRESULT, unsigned.
+
+    Raises:
+        OSError: there is no object, whatever the HRESULT was that came with it.
+    """
+    if not pointer:
+        raise OSError("DXGI gave a null pointer")
     table = ctypes.cast(pointer, ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p))).contents
     function = ctypes.CFUNCTYPE(ctypes.c_int32)(table[place])  # Windows on 64 bits has one calling convention
     return int(function(pointer, *arguments)) & 0xFFFFFFFF
@@ -179,4 +188,5 @@ def _released(pointer: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        _call(pointer, _RELEASE)
+        if pointer:
+            _call(pointer, _RELEASE)

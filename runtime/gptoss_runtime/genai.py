@@ -313,7 +313,11 @@ def _configured(genai: ModuleType, artifact: Artifact, provider: str, device: in
         config.append_provider(name)
         if device is not None:
             config.set_provider_option(name, device_option, str(device))
+    model: dict[str, Any] = {}
     if name is None or threads is not None:
-        session = {"intra_op_num_threads": threads or hardware.cpu().physical_cores}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        model["decoder"] = {"session_options": {"intra_op_num_threads": threads or hardware.cpu().physical_cores}}
+    if name == "dml":  # see _commit: after a stop token genai's search would go on with padding of its own
+        model["eos_token_id"] = artifact.vocab_size
+    if model:
+        config.overlay(json.dumps({"model": model}))
     return config

@@ -1,6 +1,6 @@
-"""What the machine has: today the processor and its memory.
+"""What the machine has: the system, the processor and its memory. Graphics adapters are adapters.py's.
 
-Adapters (DXGI) get a module of their own beside this one. Knows the operating system through psutil; knows nothing of
+Knows the operating system through psutil; knows nothing of
 models.
 """
 
@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 
 import psutil  # type: ignore[import-untyped]
+
+WINDOWS = os.name == "nt"
 
 
 @dataclass(frozen=True, slots=True)

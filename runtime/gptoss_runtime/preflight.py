@@ -46,14 +46,21 @@ def directml(
 
 
 def room(adapter: Adapter) -> int:
-    """Bytes that a model may take on an adapter."""
-    return max(0, adapter.memory - RESERVE)
+    """Bytes that a model may take on an adapter: all but a reserve, and what Windows grants it now."""
+    free = adapter.memory - RESERVE
+    if adapter.budget is not None:
+        free = min(free, adapter.budget - (adapter.usage or 0))
+    return max(0, free)
 
 
 def largest_context(budget: MemoryBudget, adapter: Adapter) -> int:
     """The longest context that fits, in whole thousands (1,024) from there on; 0 where not even the weights do."""
-    most = budget.largest_context(room(adapter))
-    return most // _STEP * _STEP if most >= _STEP else most
+    return whole(budget.largest_context(room(adapter)))
+
+
+def whole(context: int) -> int:
+    """A context length to suggest: in whole thousands (1,024), below one as it is."""
+    return context // _STEP * _STEP if context >= _STEP else context
 
 
 def check_memory(budget: MemoryBudget, adapter: Adapter, context: int) -> None:
@@ -66,11 +73,12 @@ def check_memory(budget: MemoryBudget, adapter: Adapter, context: int) -> None:
     if needed <= room(adapter):
         return
     most = largest_context(budget, adapter)
+    free = room(adapter)
     remedy = f"Load with context_length={most} (--context-length {most}) or less."
     if most < min(_STEP, context):
         remedy = "Use an adapter with more memory, a smaller preset (smallest), or --provider cpu."
     raise ResourceError(
-        f"{context:,} positions need {needed / 1e9:.1f} GB, and {adapter.name} has {adapter.memory / 1e9:.1f} GB, "
-        f"{RESERVE / 1e9:.1f} of them for the desktop",
+        f"{context:,} positions need {needed / 1e9:.1f} GB, and of the {adapter.memory / 1e9:.1f} GB of {adapter.name} "
+        f"{free / 1e9:.1f} can be had: the rest is the desktop's and other programs'",
         remedy=remedy,
     )

@@ -1,6 +1,6 @@
 """How large a product may be: DirectML dequantises a whole weight into a temporary before it multiplies.
 
-Measured in the lab (benchmarks/directml_designs.py): 2 bytes a parameter, constant or not, one token or many. Drivers
+Measured in the lab (docs/directml.md): 2 bytes a parameter, constant or not, one token or many. Drivers
 with a kernel of their own for quantised products need less; nobody can count on that.
 """
 

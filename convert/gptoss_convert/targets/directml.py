@@ -21,7 +21,7 @@ from gptoss_convert.schemes import Group, SchemeType
 from gptoss_convert.targets.base import Target, Workspace, composed
 
 # A dequantised weight of the 20b's experts would take 1 GB, its lm_head another.
-LIMIT = Limit(256 << 20)
+LIMIT = Limit(128 << 20)
 # Tokens of a prompt computed at a time: scores take memory by it, and these are enough to keep the experts computing.
 PIECE = 128
 # Every way of composing the experts; "split" is the target's, the others are there to be measured against it.
@@ -44,7 +44,7 @@ PRESETS: Mapping[str, Mapping[Group, Any]] = {
 def workspace(config: GptOssConfig, itemsize: float, limit: Limit = LIMIT) -> Workspace:
     """Activations of one piece of a prompt, none of them shared between the stages that could: an upper bound.
 
-    The factors were found by counting in the lab (tests/directml/test_memory.py).
+    The factors were found by counting in the lab; tests/directml/test_engine.py holds the bound against it.
     """
     expert = 2 * config.intermediate_size * config.hidden_size * itemsize
     together = max(1, min(config.num_local_experts, int(limit.nbytes // expert)))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptoss_runtime.cli.options import Json
+
+if TYPE_CHECKING:
+    from gptoss_runtime.adapters import Adapter
+    from gptoss_runtime.manifest import Manifest
+
+NOTHING_RUNS = 6
+_WINDOWS_11 = 22000  # the first build of it; the version says 10 to this day
 
 
 def doctor(
@@ -21,13 +29,13 @@ def doctor(
     from gptoss_runtime.cli.render import print_json
 
     report = examine(folder)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if json_output:
         print_json(console, report)
     else:
         _show(console, report)
     if not report["runs_on"]:
-        raise typer.Exit(6)
+        raise typer.Exit(NOTHING_RUNS)
 
 
 def examine(folder: Path | None) -> dict[str, Any]:
@@ -38,78 +46,181 @@ def examine(folder: Path | None) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from gptoss_runtime import adapters, hardware, installed, preflight
+    from gptoss_runtime import adapters, hardware, installed
     from gptoss_runtime.errors import GptOssError
     from gptoss_runtime.manifest import Manifest
 
-    budget = None if folder is None else Manifest.read(folder).memory
-    packages, problems, chosen = installed.installed(), [], None
-    found: list[adapters.Adapter] = []
-    try:
+    manifest = None if folder is None else Manifest.read(folder)
+    packages, problems = installed.installed(), []
+    found: list[Adapter] = []
+    chosen: Adapter | None = None
+
+    def check(provider: str, examined: Any) -> bool:
+        """Whether it raises nothing; otherwise that is a problem of the provider's."""
+        try:
+            examined()
+        except GptOssError as error:
+            problem = {"for": provider, "problem": error.message, "remedy": error.remedy or ""}
+            if problem not in problems:
+                problems.append(problem)
+            return False
+        return True
+
+    def look() -> None:
+        nonlocal found, chosen
         found = adapters.adapters()
         chosen = adapters.choose(found)
-        installed.require_directml(packages)
-    except GptOssError as error:
-        problems.append({"for": "directml", "problem": error.message, "remedy": error.remedy or ""})
-    runs_on = [] if problems else ["directml"]
-    genai = [name for name in installed.GENAI if name in packages]
-    if genai and not installed.conflicts(packages):
+
+    device = check("directml", look)  # both are looked at, so that no second run finds a second problem
+    builds = check("directml", lambda: installed.require_directml(packages))
+    runs_on = ["directml"] if device and builds else []
+    if check("cpu", lambda: installed.require("cpu", packages)):
         runs_on.append("cpu")
-    elif not genai:
-        remedy = 'pip install "gptoss-windows[cpu]"'
-        problems.append({"for": "cpu", "problem": "no build of onnxruntime-genai is installed", "remedy": remedy})
-    fits = []
-    if budget is not None:
-        fits = [
-            {
-                "adapter": adapter.name,
-                "largest_context": preflight.largest_context(budget, adapter),
-                "contexts": {str(n): budget.at(n) <= preflight.room(adapter) for n in preflight.CONTEXTS},
-            }
-            for adapter in found
-            if adapter.usable
-        ]
+    cpu = hardware.cpu()
     return {
-        "system": f"{platform.system()} {platform.release()} {platform.version()}",
+        "system": _system(),
         "python": platform.python_version(),
-        "cpu": asdict(hardware.cpu()),
+        "gptoss": _own_version(),
+        "cpu": asdict(cpu),
         "adapters": [asdict(adapter) for adapter in found],
         "chosen_adapter": None if chosen is None else chosen.index,
         "packages": packages,
         "runs_on": runs_on,
+        "why": _why(runs_on, found, chosen),
         "problems": problems,
-        "needs": {str(n): budget.at(n) for n in preflight.CONTEXTS} if budget is not None else {},
-        "fits": fits,
+        "artifact": None if manifest is None else _artifact(manifest, packages),
+        **_needs(manifest, found, cpu.memory_available),
+    }
+
+
+def _system() -> str:
+    version = platform.version()
+    build = version.rpartition(".")[2]
+    if platform.system() == "Windows":
+        release = "11" if build.isdecimal() and int(build) >= _WINDOWS_11 else platform.release()
+        return f"Windows {release} ({version}), {platform.machine()}"
+    return f"{platform.system()} {platform.release()}, {platform.machine()}"
+
+
+def _own_version() -> str | None:
+    """None where this runs from a folder that was never installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("gptoss-windows")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _why(runs_on: Sequence[str], found: Sequence[Adapter], chosen: Adapter | None) -> str:
+    if "directml" in runs_on and chosen is not None:
+        others = sum(adapter.usable for adapter in found) - 1
+        reason = "the one with the most memory of its own" if others else "the only one that DirectML takes"
+        return f"on adapter {chosen.index}, {chosen.name}: {reason}"
+    return "because DirectML is not to be had, see above" if runs_on else ""
+
+
+def _artifact(manifest: Manifest, packages: Mapping[str, str]) -> dict[str, Any]:
+    from gptoss_runtime import installed
+
+    return {
+        "name": manifest.name,
+        "target": manifest.target,
+        "unmet": installed.unmet(manifest.requires, packages),
+    }
+
+
+def _needs(manifest: Manifest | None, found: Sequence[Adapter], memory: int) -> dict[str, Any]:
+    """What an artifact needs at each context length, and where that much is."""
+    from gptoss_runtime import preflight
+
+    if manifest is None:
+        return {"needs": {}, "fits": []}
+    budget = manifest.memory
+    places = [
+        (adapter.name, preflight.room(adapter), preflight.largest_context(budget, adapter))
+        for adapter in found
+        if adapter.usable
+    ]
+    places.append(("CPU", memory, preflight.whole(budget.largest_context(memory))))
+    return {
+        "needs": {str(n): budget.at(n) for n in preflight.CONTEXTS},
+        "fits": [
+            {
+                "adapter": name,
+                "room": room,
+                "largest_context": largest,
+                "contexts": {str(n): budget.at(n) <= room for n in preflight.CONTEXTS},
+            }
+            for name, room, largest in places
+        ],
     }
 
 
 def _show(console: Any, report: dict[str, Any]) -> None:
-    from rich.table import Table
-
     cpu = report["cpu"]
-    console.print(f"{report['system']}, Python {report['python']}")
-    console.print(f"CPU: {cpu['physical_cores']} cores, {cpu['memory_available'] / 1e9:.1f} GB of memory available")
-    if report["adapters"]:
-        table = Table()
-        for heading in ("", "adapter", "memory", "driver", "Direct3D", "LUID"):
-            table.add_column(heading)
-        for one in report["adapters"]:
-            mark = "software" if one["software"] else str(one["index"])
-            memory = f"{one['dedicated_memory'] / 2**30:.1f} GiB"
-            table.add_row(mark, one["name"], memory, one["driver"] or "?", one["feature_level"] or "none", one["luid"])
-        console.print(table)
+    own = f"gptoss-windows {report['gptoss']}, " if report["gptoss"] else ""
+    console.print(f"{own}{report['system']}, Python {report['python']}", markup=False)
+    console.print(
+        f"CPU: {cpu['physical_cores']} cores, {_gb(cpu['memory_available'])} of {_gb(cpu['memory_total'])} free"
+    )
+    _show_adapters(console, report)
     packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
-    console.print(f"packages: {packages or 'none of onnxruntime'}")
-    for context, needed in report["needs"].items():
-        console.print(f"{int(context):,} positions need {needed / 1e9:.1f} GB")
-    for fit in report["fits"]:
-        console.print(f"{fit['adapter']}: {fit['largest_context']:,} positions fit at most")
+    console.print(f"packages: {packages or 'no build of onnxruntime or onnxruntime-genai'}", markup=False)
+    _show_fits(console, report)
     for problem in report["problems"]:
         console.print(f"{problem['for']}: {problem['problem']}", style="yellow", markup=False)
-        console.print(f"  {problem['remedy']}", markup=False)
+        for line in problem["remedy"].splitlines():
+            console.print(f"  {line}", markup=False)
     if report["runs_on"]:
-        first, adapter = report["runs_on"][0], report["chosen_adapter"]
-        where = f" on adapter {adapter}, the one with the most memory" if first == "directml" else ""
-        console.print(f"gptoss would use {first}{where}: --provider {first}")
+        first = report["runs_on"][0]
+        console.print(f"gptoss would use {first} {report['why']}: --provider {first}", style="green", markup=False)
     else:
         console.print("gptoss has nothing to run on", style="red")
+
+
+def _table(*headings: str) -> Any:
+    """A table of letters and spaces: what draws boxes elsewhere is garbage in a console of code page 437 or 1252."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _show_adapters(console: Any, report: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    if not report["adapters"]:
+        console.print("adapters: none")
+        return
+    table = _table("adapter", "name", "memory", "shared", "driver", "Direct3D", "LUID")
+    for one in report["adapters"]:
+        mark = "software" if one["software"] else str(one["index"])
+        mark += " (chosen)" if one["index"] == report["chosen_adapter"] else ""
+        memory = (_gb(one["dedicated_memory"]), _gb(one["shared_memory"]))
+        row = (mark, one["name"], *memory, one["driver"] or "unknown", one["feature_level"] or "none", one["luid"])
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _show_fits(console: Any, report: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    artifact = report["artifact"]
+    if artifact is None:
+        return
+    console.print(f"{artifact['name']}, made for {artifact['target']}:", markup=False)
+    for unmet in artifact["unmet"]:
+        console.print(f"  it asks for {unmet}", style="yellow", markup=False)
+    table = _table("positions", *(f"{int(n):,}" for n in report["needs"]), "at most")
+    table.add_row("needs", *(_gb(size) for size in report["needs"].values()), "")
+    for fit in report["fits"]:
+        answers = ("fits" if fits else "too much" for fits in fit["contexts"].values())
+        table.add_row(Text(f"{fit['adapter']}, {_gb(fit['room'])}"), *answers, f"{fit['largest_context']:,}")
+    console.print(table)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
