@@ -7,16 +7,28 @@ ways of counting, because nobody can tell from outside what a driver's kernels d
     moved     they do not: a gathered byte is read, written, and read again
     unfused   and DirectML's generic kernels dequantise a whole weight into memory first, as they do in the lab
 
-    python benchmarks/directml_model.py [--context 2048] [--json]
+Then what the manifest's memory budget would be, from the dimensions alone.
+
+    python -m benchmarks.directml_model [--context 2048] [--json] [--picture docs/pictures/directml-memory.svg]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from gptoss_convert.synthetic import GPT_OSS_20B
+from gptoss_convert.artifact import memory_budget
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.export import weights_size
+from gptoss_convert.schemes import resolve
+from gptoss_convert.synthetic import GPT_OSS_20B, write_checkpoint
+from gptoss_convert.targets.directml import TARGET
+from gptoss_runtime.manifest import MemoryBudget
+from gptoss_runtime.preflight import CONTEXTS, RESERVE
 
 BANDWIDTH = {"RTX 4090": 1008, "RTX 4080": 717, "RTX 4060 Ti": 288, "RX 7900 XTX": 960, "RX 9070 XT": 640}  # GB/s
 # llama.cpp's published decode rates for gpt-oss-20b, tok/s; two cards have none
@@ -67,25 +79,35 @@ def bytes_a_token(model: Model, design: str, preset: str, way: str, context: int
     return rest + copied + product(model.chosen, INT4, way)
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--context", type=int, default=2048, help="positions of the cache's buffer")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def speeds(context: int) -> list[dict[str, Any]]:
+    """Bytes a token, the bounds in tok/s by card, and their ratios to llama.cpp's figures."""
     model, rows = Model.of_20b(), []
     for preset in ("balanced", "smallest"):
         for design, way in [("dense", "moved"), *(("split", way) for way in WAYS)]:
-            size = bytes_a_token(model, design, preset, way, options.context)
+            size = bytes_a_token(model, design, preset, way, context)
             bounds = {card: bandwidth * 1e9 / size for card, bandwidth in BANDWIDTH.items()}
             ratios = {card: bounds[card] / rival for card, rival in LLAMA_CPP.items()}
             rows.append(
                 {"preset": preset, "design": design, "way": way, "bytes": size, "bounds": bounds, "ratios": ratios}
             )
-    if options.json:
-        print(json.dumps(rows))
-        return
-    print(f"gpt-oss-20b, decoding with a buffer of {options.context:,} positions: GB a token, then at most tok/s")
+    return rows
+
+
+def budgets() -> dict[str, MemoryBudget]:
+    """The 20b's, by preset; of a checkpoint that has dimensions and no weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Checkpoint.open(write_checkpoint(Path(scratch), hollow=True))
+        return {
+            preset: memory_budget(
+                checkpoint.config, TARGET, weights_size(checkpoint, TARGET, resolve(TARGET.presets, preset))
+            )
+            for preset in TARGET.presets
+        }
+
+
+def show_speeds(rows: list[dict[str, Any]], context: int) -> None:
+    """The first table."""
+    print(f"gpt-oss-20b, decoding with a buffer of {context:,} positions: GB a token, then at most tok/s")
     print(" " * 24 + "GB".rjust(6) + "".join(card.rjust(13) for card in BANDWIDTH))
     for row in rows:
         bounds = "".join(f"{bound:13.0f}" for bound in row["bounds"].values())
@@ -93,10 +115,66 @@ def main() -> None:
     print("llama.cpp, published".ljust(30) + "".join(f"{LLAMA_CPP.get(card) or '-':>13}" for card in BANDWIDTH))
     for way in WAYS:
         row = next(r for r in rows if (r["preset"], r["design"], r["way"]) == ("smallest", "split", way))
-        print(
-            f"ratio, smallest {way}".ljust(30)
-            + "".join(f"{row['ratios'][card]:12.2f}x" if card in LLAMA_CPP else "-".rjust(13) for card in BANDWIDTH)
-        )
+        ratios = (f"{row['ratios'][card]:12.2f}x" if card in LLAMA_CPP else "-".rjust(13) for card in BANDWIDTH)
+        print(f"ratio, smallest {way}".ljust(30) + "".join(ratios))
+
+
+def show_budgets(found: dict[str, MemoryBudget]) -> None:
+    """The second table."""
+    print("\nmemory, GB".ljust(18) + "weights" + "".join(f"{context:>9,}" for context in CONTEXTS) + "   most on 16 GB")
+    for preset, budget in found.items():
+        sizes = "".join(f"{budget.at(context) / 1e9:9.2f}" for context in CONTEXTS)
+        most = budget.largest_context((16 << 30) - RESERVE)
+        print(f"{preset:17}{budget.weights / 1e9:7.2f}{sizes}{most:>16,}")
+
+
+def picture(found: dict[str, MemoryBudget]) -> str:
+    """Bars of the budgets beside a card of 16 GB, as SVG."""
+    scale, colours = 20, {"weights": "#4f6d8f", "keys, values": "#c8843c", "activations": "#8a8f4f"}
+    card = (16 << 30) / 1e9
+    lines, y = [], 40
+    for preset in ("balanced", "smallest"):
+        for context in CONTEXTS:
+            budget, x = found[preset], 130.0
+            parts = (budget.weights, budget.kv_per_token * context)
+            parts = (*parts, budget.at(context) - sum(parts))
+            lines.append(f'<text x="122" y="{y + 14}" text-anchor="end">{preset}, {context >> 10}k</text>')
+            for colour, part in zip(colours.values(), parts, strict=True):
+                width = part / 1e9 * scale
+                lines.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="18" fill="{colour}"/>')
+                x += width
+            lines.append(f'<text x="{x + 6:.1f}" y="{y + 14}">{budget.at(context) / 1e9:.1f} GB</text>')
+            y += 26
+        y += 10
+    at = 130 + card * scale
+    lines.append(f'<path d="M{at:.1f} 28V{y}" stroke="#b03030" stroke-width="2" stroke-dasharray="4 3"/>')
+    lines.append(f'<text x="{at + 4:.1f}" y="24" fill="#b03030">a card of 16 GiB</text>')
+    for number, (name, colour) in enumerate(colours.items()):
+        x = 130 + number * 110
+        lines.append(f'<rect x="{x}" y="{y + 6}" width="12" height="12" fill="{colour}"/>')
+        lines.append(f'<text x="{x + 17}" y="{y + 17}">{name}</text>')
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {y + 30}" font-family="sans-serif" font-size="13">'
+    )
+    ground = f'<rect width="740" height="{y + 30}" fill="#ffffff"/>'
+    return "\n".join([head, ground, *lines, "</svg>\n"])
+
+
+def main() -> None:
+    """Prints the tables of docs/directml.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--context", type=int, default=2048, help="positions of the cache's buffer")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory")
+    options = parser.parse_args()
+    rows, found = speeds(options.context), budgets()
+    if options.picture:
+        options.picture.write_text(picture(found), encoding="utf-8", newline="\n")
+    if options.json:
+        print(json.dumps({"speeds": rows, "memory": {preset: budget.model_dump() for preset, budget in found.items()}}))
+        return
+    show_speeds(rows, options.context)
+    show_budgets(found)
 
 
 if __name__ == "__main__":

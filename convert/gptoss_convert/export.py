@@ -52,8 +52,7 @@ def export(
     Raises:
         OutputError: the folder cannot be written or is full.
     """
-    g = GraphBuilder(checkpoint, quantisation, target.dtype)
-    decoder(g, target.compose(quantisation, logits))
+    g = _built(checkpoint, target, quantisation, logits)
     written = weights.write(g.recipes, folder / WEIGHTS_FILE, progress)
     model = g.model(
         opset=target.opset, ir_version=target.ir_version, external=WEIGHTS_FILE, extents=written.extents
@@ -63,3 +62,14 @@ def export(
     except OSError as error:
         raise OutputError(f"{folder / MODEL_FILE}: {error.strerror or error}") from error
     return Export(folder / MODEL_FILE, written)
+
+
+def weights_size(checkpoint: Checkpoint, target: Target, quantisation: Quantisation) -> int:
+    """Bytes that model.onnx.data would have, of headers and dimensions alone: no weight is read."""
+    return weights.layout(_built(checkpoint, target, quantisation, "last").recipes)[1]
+
+
+def _built(checkpoint: Checkpoint, target: Target, quantisation: Quantisation, logits: Logits) -> GraphBuilder:
+    g = GraphBuilder(checkpoint, quantisation, target.dtype)
+    decoder(g, target.compose(quantisation, logits))
+    return g

@@ -63,7 +63,13 @@ GPT_OSS_20B: Mapping[str, Any] = {
 
 
 def write_checkpoint(
-    folder: Path, changes: Mapping[str, Any] | None = None, *, seed: int = 0, shards: int = 1, mxfp4: bool = True
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    shards: int = 1,
+    mxfp4: bool = True,
+    hollow: bool = False,
 ) -> Path:
     """Writes config.json and ``shards`` safetensors files (with an index if there are several).
 
@@ -73,6 +79,7 @@ def write_checkpoint(
         seed: of the random weights.
         shards: number of safetensors files.
         mxfp4: experts as blocks and scales, as published, rather than bfloat16.
+        hollow: all weights are zeros that were never written: no time, and no disk where files may be sparse.
 
     Returns:
         The folder.
@@ -94,14 +101,14 @@ def write_checkpoint(
         mine = entries[number * per_shard : (number + 1) * per_shard]
         name = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
         weight_map.update({entry[0]: name for entry in mine})
-        _write_shard(folder / name, mine, rng)
+        _write_shard(folder / name, mine, None if hollow else rng)
     if shards > 1:
         index = {"metadata": {}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")
     return folder
 
 
-def _write_shard(file: Path, entries: list[tuple[str, tuple[int, ...], str]], rng: np.random.Generator) -> None:
+def _write_shard(file: Path, entries: list[tuple[str, tuple[int, ...], str]], rng: np.random.Generator | None) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape, dtype in entries:
@@ -112,6 +119,9 @@ def _write_shard(file: Path, entries: list[tuple[str, tuple[int, ...], str]], rn
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
+        if rng is None:
+            stream.truncate(stream.tell() + end)
+            return
         for name, shape, _ in entries:
             for chunk in _random(name, shape, rng):
                 stream.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)

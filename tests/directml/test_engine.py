@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from gptoss_convert.checkpoint import Checkpoint
@@ -51,28 +52,35 @@ def ask(lab: Lab, artifact: Path, folder: Path, asked: list[dict[str, Any]], **e
 def test_200_tokens_and_an_answer_after_another(
     lab: Lab, nano: Path, nano_checkpoint: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """Token by token under graph capture; each is the CPU's likeliest, or as good as that in float16."""
+    """Token by token under graph capture; where one is not the CPU's, float16 moves logits as much on the CPU as well.
+
+    It does, by several units, once nano's answer has ended and what follows is like nothing that it was trained on.
+    """
     follow_up = PROMPT + SAMPLE.answer_ids + OTHER.prompt_ids  # longer than a piece of a prompt, and several windows
     asked = [{"prompt": PROMPT, "new_tokens": 200}, {"prompt": follow_up, "new_tokens": 12}]
     info, *answers = ask(lab, nano, tmp_path, asked)
-    target = directml.TARGET
-    (tmp_path / "graph").mkdir()
-    quantisation = resolve(target.presets, "best")
-    graph = export(Checkpoint.open(nano_checkpoint), target, quantisation, tmp_path / "graph", logits="all").model
-    assert info["context_length"] == 4096
+    checkpoint = Checkpoint.open(nano_checkpoint)
+    graphs = []
+    for dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        target, folder = directml.target(dtype=dtype), tmp_path / dtype.name
+        folder.mkdir()
+        graphs.append(export(checkpoint, target, resolve(target.presets, "best"), folder, logits="all").model)
     for one, answer in zip(asked, answers, strict=True):
         tokens, prompt = answer["tokens"], one["prompt"]
         assert len(tokens) == one["new_tokens"]
         ids = [*prompt, *tokens]
-        rows = decoding.logits(graph, ids, [len(ids)], max_length=512)[len(prompt) - 1 : -1]
-        lost = rows.max(-1) - rows[np.arange(len(tokens)), tokens]
+        exact, rounded = (
+            decoding.logits(graph, ids, [len(ids)], max_length=512)[len(prompt) - 1 : -1] for graph in graphs
+        )
+        lost = exact.max(-1) - exact[np.arange(len(tokens)), tokens]
         record_property("equal", float((lost == 0).mean()))
         assert (lost == 0).mean() >= 0.99
-        assert lost.max() < 0.05
+        assert lost.max() <= np.abs(rounded - exact).max()
+    assert answers[0]["tokens"][: len(SAMPLE.answer_ids)] == SAMPLE.answer_ids
     budget = Manifest.read(nano).memory
+    assert info["context_length"] == 4096
     assert info["memory"][0] == pytest.approx(budget.weights, rel=0.05)  # once, and nothing else
     assert answers[-1]["memory"][1] <= budget.at(info["context_length"])
-    assert answers[0]["tokens"][: len(SAMPLE.answer_ids)] == SAMPLE.answer_ids
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ DirectML has no mixture-of-experts kernel and its fused attention knows neither 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -41,10 +42,10 @@ PRESETS: Mapping[str, Mapping[Group, Any]] = {
 }
 
 
-def workspace(config: GptOssConfig, itemsize: float, limit: Limit = LIMIT) -> Workspace:
+def workspace(config: GptOssConfig, itemsize: float, limit: Limit) -> Workspace:
     """Activations of one piece of a prompt, none of them shared between the stages that could: an upper bound.
 
-    The factors were found by counting in the lab; tests/directml/test_engine.py holds the bound against it.
+    The factors were found by counting in the lab; tests/directml/test_memory.py holds the bound against it.
     """
     expert = 2 * config.intermediate_size * config.hidden_size * itemsize
     together = max(1, min(config.num_local_experts, int(limit.nbytes // expert)))
@@ -80,7 +81,7 @@ def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limi
         provider_options=({"dml": {}},),
         inputs=("position_ids",),
         search={"chunk_size": PIECE},
-        workspace=workspace,
+        workspace=partial(workspace, limit=limit),
     )
 
 

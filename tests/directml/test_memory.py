@@ -1,0 +1,48 @@
+"""The memory budget that the manifest has, held against what the real DirectML takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_convert.graph.pieces import Limit
+from gptoss_convert.synthetic import write_checkpoint
+from gptoss_convert.targets import directml
+
+from .lab.lab import Lab
+from .measuring import SCALED_DOWN, graph, measure
+
+LIMIT = Limit(9 << 20)  # some experts of the 32 at a time, as for the 20b
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("scaled"), SCALED_DOWN, seed=3)
+
+
+@pytest.mark.parametrize("max_length", [256, 2048])
+def test_the_budget_bounds_what_is_taken(
+    lab: Lab, checkpoint: Path, max_length: int, tmp_path: Path, record_property: Any
+) -> None:
+    target = directml.target(limit=LIMIT)
+    budget = graph(checkpoint, target, tmp_path / "graph")
+    taken = measure(lab, tmp_path / "graph", [128, 1, 1], max_length)
+    peak = max(run["peak"] for run in taken["runs"])
+    record_property("figures", {"budget": budget.at(max_length), "peak": peak, **taken})
+    assert taken["loaded"] == pytest.approx(budget.weights, rel=0.06)  # once
+    assert peak <= budget.at(max_length)
+    assert peak >= budget.at(max_length) * 0.7  # and no more is asked of a card than that
+
+
+def test_pieces_keep_a_prompt_small(lab: Lab, checkpoint: Path, tmp_path: Path) -> None:
+    """All 32 experts dequantised at once would take several times what the pieces do."""
+    whole = directml.target(limit=Limit(1 << 30))
+    graph(checkpoint, whole, tmp_path / "whole")
+    graph(checkpoint, directml.target(limit=LIMIT), tmp_path / "pieces")
+    over = {}
+    for name in ("whole", "pieces"):
+        taken = measure(lab, tmp_path / name, [128], 256)
+        over[name] = taken["runs"][0]["peak"] - taken["with_cache"]
+    assert over["whole"] > 2 * over["pieces"]
