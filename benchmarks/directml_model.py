@@ -131,7 +131,7 @@ def show_budgets(found: dict[str, MemoryBudget]) -> None:
 def picture(found: dict[str, MemoryBudget]) -> str:
     """Bars of the budgets beside a card of 16 GB, as SVG."""
     scale, colours = 20, {"weights": "#4f6d8f", "keys, values": "#c8843c", "activations": "#8a8f4f"}
-    card = (16 << 30) / 1e9
+    at = 130 + (16 << 30) / 1e9 * scale
     lines, y = [], 40
     for preset in ("balanced", "smallest"):
         for context in CONTEXTS:
@@ -143,10 +143,10 @@ def picture(found: dict[str, MemoryBudget]) -> str:
                 width = part / 1e9 * scale
                 lines.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="18" fill="{colour}"/>')
                 x += width
-            lines.append(f'<text x="{x + 6:.1f}" y="{y + 14}">{budget.at(context) / 1e9:.1f} GB</text>')
+            x = (at if 0 < at - x < 60 else x) + 6  # clear of the line
+            lines.append(f'<text x="{x:.1f}" y="{y + 14}">{budget.at(context) / 1e9:.1f} GB</text>')
             y += 26
         y += 10
-    at = 130 + card * scale
     lines.append(f'<path d="M{at:.1f} 28V{y}" stroke="#b03030" stroke-width="2" stroke-dasharray="4 3"/>')
     lines.append(f'<text x="{at + 4:.1f}" y="24" fill="#b03030">a card of 16 GiB</text>')
     for number, (name, colour) in enumerate(colours.items()):
