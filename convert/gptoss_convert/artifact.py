@@ -20,6 +20,7 @@ from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
 from gptoss_convert.graph.head import Logits
 from gptoss_convert.output import write_json
+from gptoss_convert.provenance import Digests
 from gptoss_convert.targets import Target
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
 
@@ -53,7 +54,7 @@ class Description:
         preset: the quantisation preset.
         logits: which positions it gives.
         groups: report by tensor group.
-        weights_sha256: of the external data file as it was written.
+        weights: sha256 of every external data file as it was written, by name.
     """
 
     name: str
@@ -61,16 +62,19 @@ class Description:
     preset: str
     logits: Logits
     groups: Mapping[str, TensorGroup]
-    weights_sha256: str
+    weights: Mapping[str, str]
 
 
-def complete(folder: Path, checkpoint: Checkpoint, description: Description) -> Manifest:
+def complete(
+    folder: Path, checkpoint: Checkpoint, description: Description, digests: Digests | None = None
+) -> Manifest:
     """Adds everything but the model to a folder that holds model.onnx and its external data.
 
     Args:
         folder: where model.onnx lies.
         checkpoint: what it was made from.
         description: the rest of what is known.
+        digests: checksums of the checkpoint that are being made already.
 
     Returns:
         The manifest, as written.
@@ -84,22 +88,24 @@ def complete(folder: Path, checkpoint: Checkpoint, description: Description) -> 
         write_json(folder / "genai_config.json", genai_config(checkpoint, description.target))
         write_json(folder / "inference_model.json", {"Name": description.name, "PromptTemplate": dict(PROMPT_TEMPLATE)})
         files = {file.name: FileEntry.of(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
-        weights = files[f"{MODEL_FILE}.data"]
-        if weights.sha256 != description.weights_sha256:
-            raise OutputError(
-                f"{folder / MODEL_FILE}.data reads back with other bytes than were written",
-                remedy="Check the disk and its cables; then convert again.",
-            )
+        for name, sha256 in description.weights.items():
+            if files[name].sha256 != sha256:
+                raise OutputError(
+                    f"{folder / name} reads back with other bytes than were written",
+                    remedy="Check the disk and its cables; then convert again.",
+                )
         manifest = Manifest(
             name=description.name,
             target=description.target.name,
             preset=description.preset,
             logits=description.logits,
             requires=dict(description.target.requires),
-            source=source(checkpoint),
+            source=source(checkpoint, digests),
             groups=dict(description.groups),
-            memory=memory_budget(checkpoint.config, description.target, weights.size),
-            tools={tool: metadata.version(tool) for tool in TOOLS},
+            memory=memory_budget(
+                checkpoint.config, description.target, sum(files[name].size for name in description.weights)
+            ),
+            tools=versions(),
             files=files,
         )
         (folder / MANIFEST).write_bytes(manifest.to_bytes())
@@ -164,11 +170,23 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
     return {"model": model, "search": search}
 
 
-def source(checkpoint: Checkpoint) -> Source:
-    """Name, revision and files of a checkpoint."""
+def versions() -> dict[str, str]:
+    """Of the packages that what is made depends on."""
+    return {tool: metadata.version(tool) for tool in TOOLS}
+
+
+def source(checkpoint: Checkpoint, digests: Digests | None = None) -> Source:
+    """Name, revision and files of a checkpoint.
+
+    Args:
+        checkpoint: which.
+        digests: its checksums, if they are being made already.
+
+    Raises:
+        CheckpointError: a file is damaged, or changed meanwhile.
+    """
     name, revision = source_name(checkpoint.path)
-    used = [checkpoint.path / "config.json", *checkpoint.files]
-    return Source(name=name, revision=revision, files={file.name: FileEntry.of(file) for file in used})
+    return Source(name=name, revision=revision, files=(digests or Digests(checkpoint)).result())
 
 
 def source_name(folder: Path) -> tuple[str, str | None]:

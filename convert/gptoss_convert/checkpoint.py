@@ -3,9 +3,10 @@
 Knows the Hugging Face layout of openai/gpt-oss-20b: config.json, safetensors shards with an optional index, and the
 name, shape and dtype of every tensor. Knows nothing about ONNX, quantisation or what the tensors are for.
 
-Tensors are memory-mapped: reading one costs its pages and no more, whatever the size of the checkpoint. Headers are
-read here and not by the safetensors library: its numpy interface has no bfloat16 (0.8), gives no offsets to map at, and
-says of a damaged file neither which tensor nor where.
+Tensors are read when they are asked for, whole or some of their rows, and not mapped: a shard that another program
+truncates meanwhile is then an error and not the process's end, and what is held in memory is what was asked for.
+Headers are read here and not by the safetensors library: its numpy interface has no bfloat16 (0.8), gives no offsets,
+and says of a damaged file neither which tensor nor where.
 Format: https://huggingface.co/docs/safetensors, https://huggingface.co/openai/gpt-oss-20b.
 """
 
@@ -15,6 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +48,26 @@ class StoredTensor:
     offset: int
     nbytes: int
 
-    def array(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The tensor as a read-only memory map.
+    def array(self, start: int = 0, end: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
+        """Reads the tensor, or rows ``start`` to ``end`` of its first axis.
 
         Returns:
-            Array of :attr:`shape`; bfloat16 is ``ml_dtypes.bfloat16``.
+            Array of :attr:`shape`, or of fewer rows; bfloat16 is ``ml_dtypes.bfloat16``.
 
         Raises:
-            CheckpointError: the file has changed since it was opened.
+            CheckpointError: the file cannot be read, or has become shorter since it was opened.
         """
+        start, end, _ = slice(start, end).indices(self.shape[0]) if self.shape else (0, 1, 1)
+        shape = (end - start, *self.shape[1:]) if self.shape else ()
+        row = self.nbytes // max(1, self.shape[0] if self.shape else 1)
+        result = np.empty(shape, DTYPES[self.dtype])
         try:
-            return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.file}: cannot map {self.name}: {error}", remedy=_REDOWNLOAD) from error
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(self.offset + start * row)
+                _read_into(stream, result.reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise CheckpointError(f"{self.file}: cannot read {self.name}: {error}", remedy=_REDOWNLOAD) from error
+        return result
 
 
 class Checkpoint:
@@ -112,14 +121,20 @@ class Checkpoint:
         """The shards in use, sorted by name."""
         return sorted({tensor.file for tensor in self.tensors.values()})
 
-    def array(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        """The named tensor as a read-only memory map, in its stored dtype and shape."""
-        return self.tensors[name].array()
+    def array(self, name: str, start: int = 0, end: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
+        """The named tensor in its stored dtype, whole or some rows of its first axis."""
+        return self.tensors[name].array(start, end)
 
-    def stacked(self, names: Sequence[str]) -> np.ndarray[Any, np.dtype[Any]]:
-        """Several tensors end to end along their first axis; of a single one, its memory map."""
-        arrays = [self.array(name) for name in names]
-        return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    def stacked(self, names: Sequence[str], start: int = 0, end: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
+        """Several tensors end to end along their first axis, whole or some rows of the result."""
+        parts, before = [], 0
+        for name in names:
+            tensor = self.tensors[name]
+            first, last = max(start - before, 0), tensor.shape[0] if end is None else min(end - before, tensor.shape[0])
+            if first < last:
+                parts.append(tensor.array(first, last))
+            before += tensor.shape[0]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _check(self) -> None:
         for name, shape, dtypes in expected_tensors(self.config, mxfp4=self.has_mxfp4_experts):
@@ -135,6 +150,16 @@ class Checkpoint:
                     f"but config.json calls for {' or '.join(dtypes)} {list(shape)}",
                     remedy="config.json and the weights are of different models; take both from the same revision.",
                 )
+
+
+def _read_into(stream: RawIOBase, data: memoryview) -> None:
+    """Fills ``data``; one read of Linux ends after 2 GB."""
+    done = 0
+    while done < len(data):
+        count = stream.readinto(data[done:])
+        if not count:
+            raise OSError(f"ends {len(data) - done} bytes too early")
+        done += count
 
 
 def expected_tensors(config: GptOssConfig, *, mxfp4: bool) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...]]]:

@@ -5,6 +5,7 @@ GptOssError
     ├── CheckpointError      exit 3    the input: missing or truncated shard, wrong shape or dtype, unsafe index
     │   └── UnsupportedModel exit 3    a config.json of another architecture, or of dimensions no kernel takes
     ├── WorkflowError        exit 3    the Olive config or the Olive run
+    ├── MemoryLimit          exit 3    what --max-memory allows is too little
     └── OutputError          exit 5    the output folder: not writable, disk full
         └── OutputExists     exit 5    something is already there and overwriting was not asked for
 """
@@ -30,6 +31,10 @@ class UnsupportedModel(CheckpointError):
 
 class WorkflowError(ConversionError):
     """The Olive configuration is wrong, or Olive failed."""
+
+
+class MemoryLimit(ConversionError):
+    """What the caller allows is too little."""
 
 
 class OutputError(ConversionError):

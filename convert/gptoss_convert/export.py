@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from gptoss_convert import weights
+from gptoss_convert import writing
 from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import OutputError
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import decoder
 from gptoss_convert.graph.head import Logits
+from gptoss_convert.output import link
 from gptoss_convert.schemes import Quantisation
 from gptoss_convert.targets import Target
+from gptoss_convert.weights import layout
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
-Progress = Callable[[int, int], None]
+SHORT_FILE = "short.onnx"
 
 
 @dataclass(frozen=True)
 class Export:
-    """What an export made: the model file and the report on its weights."""
+    """What an export made.
+
+    Attributes:
+        model: the model file.
+        weights: its external data, and the report on it.
+        short: the same model with only its first layers, one of each kind at least, over the same external data: what
+            can be run in little memory. ``model`` itself where there are no more layers.
+    """
 
     model: Path
-    weights: weights.WrittenWeights
+    weights: writing.WrittenWeights
+    short: Path
 
 
 def export(
@@ -37,9 +47,10 @@ def export(
     folder: Path,
     *,
     logits: Logits = "last",
-    progress: Progress | None = None,
+    settings: writing.Settings | None = None,
+    kept: Path | None = None,
 ) -> Export:
-    """Writes model.onnx and model.onnx.data into a folder.
+    """Writes model.onnx and its external data into a folder.
 
     Args:
         checkpoint: the open checkpoint.
@@ -47,29 +58,47 @@ def export(
         quantisation: scheme by tensor group.
         folder: an existing folder; files of these names are replaced.
         logits: of the last position (to generate) or of all (to measure).
-        progress: called with (bytes written, bytes in all).
+        settings: how to write.
+        kept: an existing folder in which the external data grows, to be there for another try; ``None``: ``folder``.
 
     Raises:
         OutputError: the folder cannot be written or is full.
     """
     g = _built(checkpoint, target, quantisation, logits)
-    written = weights.write(g.recipes, folder / WEIGHTS_FILE, progress)
-    model = g.model(
-        opset=target.opset, ir_version=target.ir_version, external=WEIGHTS_FILE, extents=written.extents
-    )  # fmt: skip
-    try:
-        ir.save(model, folder / MODEL_FILE)
-    except OSError as error:
-        raise OutputError(f"{folder / MODEL_FILE}: {error.strerror or error}") from error
-    return Export(folder / MODEL_FILE, written)
+    written = writing.write(g.recipes, kept or folder, WEIGHTS_FILE, settings)
+    if kept is not None:
+        for name in written.files:
+            link(kept / name, folder / name)
+    model = short = _save(g, target, written, folder / MODEL_FILE)
+    layers = _of_each_kind(checkpoint.config)
+    if layers < checkpoint.config.num_hidden_layers:
+        config = replace(checkpoint.config, num_hidden_layers=layers)
+        cut = _built(Checkpoint(checkpoint.path, config, checkpoint.tensors), target, quantisation, logits)
+        short = _save(cut, target, written, folder / SHORT_FILE)
+    return Export(model, written, short)
 
 
 def weights_size(checkpoint: Checkpoint, target: Target, quantisation: Quantisation) -> int:
-    """Bytes that model.onnx.data would have, of headers and dimensions alone: no weight is read."""
-    return weights.layout(_built(checkpoint, target, quantisation, "last").recipes)[1]
+    """Bytes that the external data would have, of headers and dimensions alone: no weight is read."""
+    return sum(layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE)[1].values())
 
 
 def _built(checkpoint: Checkpoint, target: Target, quantisation: Quantisation, logits: Logits) -> GraphBuilder:
     g = GraphBuilder(checkpoint, quantisation, target.dtype)
     decoder(g, target.compose(quantisation, logits))
     return g
+
+
+def _save(g: GraphBuilder, target: Target, written: writing.WrittenWeights, file: Path) -> Path:
+    model = g.model(opset=target.opset, ir_version=target.ir_version, extents=written.extents)
+    try:
+        ir.save(model, file)
+    except OSError as error:
+        raise OutputError(f"{file}: {error.strerror or error}") from error
+    return file
+
+
+def _of_each_kind(config: GptOssConfig) -> int:
+    """How many layers from the first on have every kind of attention that the model has."""
+    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
+    return max(windows.index(window) for window in set(windows)) + 1

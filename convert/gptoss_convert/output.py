@@ -6,6 +6,7 @@ Knows paths and the file system; of what is written, only how JSON is.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,22 @@ def publish(made: Path, out: Path) -> None:
         raise OutputError(
             f"{out}: {error.strerror or error}", remedy="Close programs that have files of that folder open."
         ) from error
+
+
+def link(source: Path, copy: Path) -> None:
+    """The same file under a second name, or a copy where the file system has no hard links.
+
+    Raises:
+        OutputError: neither can be made.
+    """
+    try:
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(source, copy)
+        except OSError:
+            shutil.copyfile(source, copy)
+    except OSError as error:
+        raise OutputError(f"{copy}: {error.strerror or error}") from error
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:

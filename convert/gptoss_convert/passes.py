@@ -9,12 +9,9 @@ then says what they left. Source: https://microsoft.github.io/Olive/extending-ol
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +22,15 @@ from olive.passes.pass_config import PassConfigParam
 from gptoss_convert import artifact, smoke, targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, OutputError, WorkflowError
-from gptoss_convert.export import MODEL_FILE, WEIGHTS_FILE, Progress, export
+from gptoss_convert.export import MODEL_FILE, SHORT_FILE, export
+from gptoss_convert.output import link
+from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import resolve
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.errors import ArtifactError, GptOssError
 from gptoss_runtime.manifest import TensorGroup
 
 _ATTRIBUTES = "gptoss"  # where the first pass leaves word for the second, in Olive's model attributes
-
-
-@dataclass
-class Run:
-    """What a caller in this process shares with the passes, past Olive: it swallows exceptions and knows no progress.
-
-    Attributes:
-        progress: called with (bytes written, bytes in all).
-        error: what a pass raised.
-    """
-
-    progress: Progress | None = None
-    error: GptOssError | None = None
-
-
-CURRENT: ContextVar[Run | None] = ContextVar("CURRENT", default=None)
 
 
 @contextmanager
@@ -76,6 +59,9 @@ class GptOssExport(Pass):
             "logits": PassConfigParam(
                 type_=str, default_value="last", description="'last' position only, or 'all' to measure."
             ),
+            "max_file_size": PassConfigParam(
+                type_=int, default_value=None, description="Bytes that a file of weights may have; one file by default."
+            ),
         }
 
     def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str) -> ONNXModelHandler:
@@ -86,8 +72,14 @@ class GptOssExport(Pass):
             quantisation = resolve(target.presets, preset, config.quantisation)
             folder = _new_folder(output_model_path)
             made = export(
-                checkpoint, target, quantisation, folder, logits=config.logits, progress=run.progress
-            ).weights  # fmt: skip
+                checkpoint,
+                target,
+                quantisation,
+                folder,
+                logits=config.logits,
+                settings=run.settings(config.max_file_size),
+                kept=run.partial.weights if run.partial else None,
+            )
             groups = {
                 name: TensorGroup(
                     scheme=report.scheme,
@@ -96,7 +88,7 @@ class GptOssExport(Pass):
                     snr_db=report.snr_db and round(report.snr_db, 3),
                     max_error=report.max_error,
                 ).model_dump()
-                for name, report in made.groups.items()
+                for name, report in made.weights.groups.items()
             }
             word = {
                 "checkpoint": str(checkpoint.path),
@@ -104,7 +96,9 @@ class GptOssExport(Pass):
                 "preset": preset,
                 "logits": config.logits,
                 "groups": groups,
-                "weights_sha256": made.sha256,
+                "weights": made.weights.files,
+                "short": made.short.name,
+                "model_sha256": _sha256(made.model),
             }
             return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={_ATTRIBUTES: word})
 
@@ -124,7 +118,7 @@ class GptOssArtifact(Pass):
         }
 
     def _run_for_config(self, model: ONNXModelHandler, config: Any, output_model_path: str) -> ONNXModelHandler:
-        with _reported():
+        with _reported() as run:
             word = (model.model_attributes or {}).get(_ATTRIBUTES)
             if word is None:
                 raise WorkflowError(
@@ -132,20 +126,39 @@ class GptOssArtifact(Pass):
                     remedy="List GptOssExport first among the passes; see olive_configs/.",
                 )
             before, folder = Path(model.model_path).parent, _new_folder(output_model_path)
-            for name in (MODEL_FILE, WEIGHTS_FILE):
-                _link(before / name, folder / name)
+            for name in (MODEL_FILE, *word["weights"]):
+                link(before / name, folder / name)
             checkpoint, target = Checkpoint.open(word["checkpoint"]), targets.load(word["target"])
             name = config.name or f"{artifact.source_name(checkpoint.path)[0].split('/')[-1]}-{target.name}"
             groups = {group: TensorGroup.model_validate(report) for group, report in word["groups"].items()}
             description = artifact.Description(
-                name, target, word["preset"], word["logits"], groups, word["weights_sha256"]
+                name, target, word["preset"], word["logits"], groups, word["weights"]
             )  # fmt: skip
             if config.check:
-                smoke.first_breath(folder / MODEL_FILE)
-            artifact.complete(folder, checkpoint, description)
+                _check(before, folder, word)
+            artifact.complete(folder, checkpoint, description, run.digests)
             _require_loadable(folder)
-            others = [str(file) for file in sorted(folder.iterdir()) if file.name not in (MODEL_FILE, WEIGHTS_FILE)]
+            others = [str(file) for file in sorted(folder.iterdir()) if not file.name.startswith(MODEL_FILE)]
             return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={"additional_files": others})
+
+
+def _check(before: Path, folder: Path, word: dict[str, Any]) -> None:
+    """Loads what was made, and runs it: its first layers where that is what GptOssExport left, else the whole."""
+    model, short = folder / MODEL_FILE, folder / SHORT_FILE
+    if word["short"] != SHORT_FILE or _sha256(model) != word["model_sha256"]:
+        smoke.first_breath(model)
+        return
+    smoke.loads(model)
+    link(before / SHORT_FILE, short)
+    try:
+        smoke.first_breath(short)
+    finally:
+        short.unlink()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _require_loadable(folder: Path) -> None:
@@ -168,15 +181,3 @@ def _new_folder(output_model_path: str) -> Path:
     except OSError as error:
         raise OutputError(f"{folder}: {error.strerror or error}") from error
     return folder
-
-
-def _link(source: Path, copy: Path) -> None:
-    """The same file under a second name, or a copy where the file system has no hard links."""
-    try:
-        copy.unlink(missing_ok=True)
-        try:
-            os.link(source, copy)
-        except OSError:
-            shutil.copyfile(source, copy)
-    except OSError as error:
-        raise OutputError(f"{copy}: {error.strerror or error}") from error

@@ -6,7 +6,8 @@ elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,34 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+
+
+def loads(model: Path) -> None:
+    """Loads a model on the CPU without running it, in next to no memory: its weights stay on disk.
+
+    Raises:
+        ConversionError: it doesn't load.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    with _in_our_words(model):
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _in_our_words(model: Path) -> Iterator[None]:
+    import onnxruntime
+
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions share no base class but this
+        raise ConversionError(
+            f"{model.name}: onnxruntime {onnxruntime.__version__} does not run what was made: {error}",
+            remedy="Please report this; the conversion was not published.",
+        ) from error
 
 
 def first_breath(model: Path, token_ids: Sequence[int] = (1, 2, 3, 4)) -> NDArray[np.float32]:
@@ -38,14 +67,9 @@ def first_breath(model: Path, token_ids: Sequence[int] = (1, 2, 3, 4)) -> NDArra
     """
     import onnxruntime
 
-    try:
+    with _in_our_words(model):
         session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
         (logits,) = session.run(["logits"], first_inputs(session, token_ids))
-    except Exception as error:  # onnxruntime's exceptions share no base class but this
-        raise ConversionError(
-            f"{model.name}: onnxruntime {onnxruntime.__version__} does not run what was made: {error}",
-            remedy="Please report this; the conversion was not published.",
-        ) from error
     if not np.isfinite(logits).all():
         raise ConversionError(f"{model.name}: logits are not finite", remedy="Check the checkpoint's weights for NaN.")
     result: NDArray[np.float32] = np.asarray(logits, np.float32)

@@ -1,29 +1,27 @@
-"""From recipes to the external data file, one tensor group at a time.
+"""Recipes: which initializers a model has, how each is made of the checkpoint, and where it is to lie.
 
-A recipe says which initializers it makes and how; it holds no data until it is run. Running them in order and appending
-what they make to one file keeps the working set at one recipe's, whatever the size of the model. Knows nothing of
-graphs: an initializer is a name, a dtype and a shape.
+A recipe says which initializers it makes and how; it holds no data until it is run, so running them one after the other
+(writing.py) keeps the working set at that of one or two, whatever the size of the model. Knows nothing of graphs: an
+initializer is a name, a dtype and a shape.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from gptoss_convert.errors import CheckpointError, OutputError
+from gptoss_convert.errors import WorkflowError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Windows maps files at 64 KiB granularity; a large tensor that starts on one can be mapped instead of read.
 _MAP_ALIGNMENT, _MAP_FROM = 1 << 16, 1 << 20
 _ALIGNMENT = 64
-_CHUNK = 16 << 20
+_PIECES = 400 << 20  # temporaries of the quantisers, which work piece by piece
 _CAST_ROWS = 4096
 
 
@@ -87,12 +85,19 @@ class Recipe:
         make: runs it.
         group: tensor group for the report, such as "experts".
         scheme: how the group is stored, for the report.
+        read: bytes of the checkpoint that it is made of.
     """
 
     outputs: tuple[TensorSpec, ...]
     make: Callable[[], Made]
     group: str
     scheme: str
+    read: int = 0
+
+    @property
+    def working_set(self) -> int:
+        """Bytes that making it takes at most: what is read, what is made, and pieces on the way between them."""
+        return self.read + sum(output.nbytes for output in self.outputs) + min(_PIECES, 16 * self.read)
 
 
 @dataclass
@@ -125,82 +130,36 @@ class GroupReport:
         return 10 * math.log10(self.squared_norm / self.squared_error) if self.squared_norm else None
 
 
-@dataclass(frozen=True)
-class WrittenWeights:
-    """The external data file: where each initializer lies, and the reports."""
+class Extent(NamedTuple):
+    """Where an initializer lies: the external data file's name, and offset and length in bytes."""
 
-    file: Path
-    nbytes: int
-    sha256: str
-    extents: dict[str, tuple[int, int]]
-    groups: dict[str, GroupReport] = field(default_factory=dict)
+    file: str
+    offset: int
+    length: int
 
 
-def layout(recipes: Sequence[Recipe]) -> tuple[dict[str, tuple[int, int]], int]:
-    """(offset, length) in bytes of every initializer in the external data file, and the file's size."""
-    extents, end = {}, 0
-    for output in (output for recipe in recipes for output in recipe.outputs):
-        alignment = _MAP_ALIGNMENT if output.nbytes >= _MAP_FROM else _ALIGNMENT
-        start = -(-end // alignment) * alignment
-        extents[output.name] = start, output.nbytes
-        end = start + output.nbytes
-    return extents, end
-
-
-def write(recipes: Sequence[Recipe], file: Path, progress: Callable[[int, int], None] | None = None) -> WrittenWeights:
-    """Runs every recipe and writes what they make.
+def layout(recipes: Sequence[Recipe], name: str, limit: int | None = None) -> tuple[dict[str, Extent], dict[str, int]]:
+    """Where every initializer goes, and the size of every external data file in bytes.
 
     Args:
         recipes: in file order.
-        file: the external data file; replaced if it exists.
-        progress: called with (bytes done, bytes in all).
+        name: of the first file; a second one is called ``name.1``.
+        limit: bytes that a file may have, for file systems that have one (FAT32: 4 GB); ``None``: one file.
 
     Raises:
-        OutputError: the file cannot be written; the text says why (no space, no permission).
-        CheckpointError: weights that were to be rounded are infinite or not numbers.
+        WorkflowError: an initializer is larger than ``limit``.
     """
-    extents, total = layout(recipes)
-    digest, position = hashlib.sha256(), 0
-    groups: dict[str, GroupReport] = {}
-    try:
-        with file.open("wb") as stream:
-            for recipe in recipes:
-                with np.errstate(over="ignore", invalid="ignore"):  # refused in our own words
-                    made = recipe.make()
-                _require_finite(recipe, made)
-                groups.setdefault(recipe.group, GroupReport(recipe.scheme)).add(recipe, made)
-                for output, array in zip(recipe.outputs, made.arrays, strict=True):
-                    start, length = extents[output.name]
-                    data = _bytes_of(output, array, length)
-                    padding = memoryview(bytes(start - position))
-                    for chunk in (padding, *_chunks(data)):
-                        stream.write(chunk)
-                        digest.update(chunk)
-                    position = start + length
-                if progress:
-                    progress(position, total)
-    except OSError as error:
-        raise OutputError(
-            f"{file}: {error.strerror or error}", remedy=f"The weights need {total / 1e9:.2f} GB in a writable folder."
-        ) from error
-    return WrittenWeights(file, total, digest.hexdigest(), extents, groups)
-
-
-def _require_finite(recipe: Recipe, made: Made) -> None:
-    if made.squared_error is not None and not math.isfinite(made.squared_error + made.squared_norm):
-        raise CheckpointError(
-            f"{recipe.outputs[0].name}: weights that are not finite, or beyond what {recipe.scheme} holds",
-            remedy="Check the checkpoint's weights for NaN and infinities.",
-        )
-
-
-def _bytes_of(output: TensorSpec, array: Array, length: int) -> memoryview:
-    if array.nbytes != length:
-        raise AssertionError(
-            f"{output.name}: {array.dtype}{list(array.shape)} is not {output.dtype}{list(output.shape)}"
-        )
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _chunks(data: memoryview) -> Iterator[memoryview]:
-    return (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+    extents, sizes, file, end = dict[str, Extent](), {name: 0}, name, 0
+    for output in (output for recipe in recipes for output in recipe.outputs):
+        alignment = _MAP_ALIGNMENT if output.nbytes >= _MAP_FROM else _ALIGNMENT
+        start = -(-end // alignment) * alignment
+        if limit is not None and start + output.nbytes > limit:
+            if output.nbytes > limit:
+                raise WorkflowError(
+                    f"{output.name} alone has {output.nbytes:,} bytes, and a file may have {limit:,}",
+                    remedy="Allow larger files; 4 GB suffice for gpt-oss.",
+                )
+            file, start = f"{name}.{len(sizes)}", 0
+        extents[output.name] = Extent(file, start, output.nbytes)
+        sizes[file] = end = start + output.nbytes
+    return extents, sizes

@@ -6,6 +6,7 @@ the same config, without the copies and reports that Olive leaves in its output 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,17 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_convert import output, targets
-from gptoss_convert.artifact import require_tokenizer
+import psutil  # type: ignore[import-untyped]
+
+from gptoss_convert import output, partial, provenance, targets
+from gptoss_convert.artifact import require_tokenizer, versions
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.errors import WorkflowError
-from gptoss_convert.export import Progress
+from gptoss_convert.errors import MemoryLimit, WorkflowError
+from gptoss_convert.provenance import Digests
 from gptoss_convert.resources import shipped
+from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import resolve
+from gptoss_convert.writing import Progress
 from gptoss_runtime.manifest import Manifest
 
 PACKAGE_CONFIG = "package.json"
-_PASS_KEYS = {"gptossexport": {"target", "preset", "quantisation", "logits"}, "gptossartifact": {"name", "check"}}
+_PASS_KEYS = {
+    "gptossexport": {"target", "preset", "quantisation", "logits", "max_file_size"},
+    "gptossartifact": {"name", "check"},
+}
+_OLIVE = 400 << 20  # bytes that Olive and onnxruntime take once they are imported
 _OLIVE_KEYS = {"type", "host", "evaluator", "disable_search"}  # of any pass
 
 
@@ -39,6 +48,9 @@ class Options:
         name: of the model; None: the checkpoint's and the target's.
         logits: "last" or "all"; None: the config's.
         overwrite: replace what is at the output path, once the new artifact is whole.
+        resume: go on with what an earlier run of the same conversion left, if it left anything.
+        max_memory: bytes that the process may take in all; ``None``: what two tensors at a time take, some 3 GB.
+        max_file_size: bytes that a file of weights may have; ``None``: the config's, or one file.
     """
 
     preset: str | None = None
@@ -46,6 +58,9 @@ class Options:
     name: str | None = None
     logits: str | None = None
     overwrite: bool = False
+    resume: bool = False
+    max_memory: int | None = None
+    max_file_size: int | None = None
 
 
 def config_dir() -> Path:
@@ -86,12 +101,41 @@ def convert(
     require_tokenizer(opened.path)
     output.require_free(out, overwrite=options.overwrite, marker="manifest.json")
     workflow["input_model"] = {"type": "HfModel", "model_path": str(opened.path.resolve())}
-    with output.aside(out) as aside:
-        workflow["cache_dir"], workflow["output_dir"] = str(aside / "cache"), str(aside / "out")
-        made = _run(workflow, progress)
+    with partial.growing(out, resume=options.resume) as place:
+        workflow["cache_dir"], workflow["output_dir"] = str(place.scratch / "cache"), str(place.scratch / "out")
+        digests = Digests(opened)
+        run = Run(progress, _left(options.max_memory), place, _request(opened, workflow), digests)
+        try:
+            made = _run(workflow, run)
+        finally:
+            digests.stop()
         manifest = Manifest.read(made)
         output.publish(made.parent if made.is_file() else made, out)
     return manifest
+
+
+def _left(max_memory: int | None) -> int | None:
+    """What of the memory that is allowed is left for weights."""
+    if max_memory is None:
+        return None
+    taken = int(psutil.Process().memory_info().rss) + _OLIVE
+    if max_memory <= taken:
+        raise MemoryLimit(
+            f"{max_memory / 1e9:.1f} GB are allowed, and {taken / 1e9:.1f} GB are taken before the first weight",
+            remedy="Allow 2 GB at least (--max-memory 2GB).",
+        )
+    return max_memory - taken
+
+
+def _request(checkpoint: Checkpoint, workflow: Mapping[str, Any]) -> str:
+    """Digest of all that the weights depend on: a conversion is resumed only by the same one."""
+    asked = {
+        "files": provenance.stamps(checkpoint),
+        "config": (checkpoint.path / "config.json").read_text("utf-8"),
+        "export": _pass(workflow, "GptOssExport"),
+        "tools": versions(),
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def load(target: str) -> dict[str, Any]:
@@ -142,7 +186,7 @@ def _pass(workflow: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _apply(workflow: dict[str, Any], options: Options) -> None:
     """Puts a caller's options into the config, and checks what can be checked without Olive."""
     export = _pass(workflow, "GptOssExport")
-    for key in ("preset", "quantisation", "logits"):
+    for key in ("preset", "quantisation", "logits", "max_file_size"):
         value = getattr(options, key)
         if value is not None:
             export[key] = value
@@ -153,7 +197,7 @@ def _apply(workflow: dict[str, Any], options: Options) -> None:
         _pass(workflow, "GptOssArtifact")["name"] = options.name
 
 
-def _run(workflow: dict[str, Any], progress: Progress | None) -> Path:
+def _run(workflow: dict[str, Any], run: Run) -> Path:
     """Runs the workflow and returns the folder of the model it made."""
     os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
     from olive.engine.output import WorkflowOutput
@@ -161,9 +205,7 @@ def _run(workflow: dict[str, Any], progress: Progress | None) -> Path:
     from olive.systems.accelerator_creator import create_accelerator
     from olive.workflows.run.config import RunConfig
 
-    from gptoss_convert.passes import CURRENT, Run
-
-    run, token, reports = Run(progress), None, Path(workflow["output_dir"])
+    token, reports = None, Path(workflow["output_dir"])
     quiet = {logging.getLogger(name): logging.getLogger(name).level for name in ("olive", "transformers")}
     try:
         token = CURRENT.set(run)

@@ -46,15 +46,18 @@ def lead(folder: Path, name: object) -> None:
     edit(folder / INDEX, lambda index: index["weight_map"].update({"lm_head.weight": name}))
 
 
-def test_tensors_are_mapped_as_stored(tiny: Path) -> None:
+def test_tensors_are_read_as_stored(tiny: Path) -> None:
     checkpoint = Checkpoint.open(tiny)
     assert checkpoint.has_mxfp4_experts
     assert checkpoint.array("model.norm.weight").dtype.name == "bfloat16"
     blocks = checkpoint.array("model.layers.1.mlp.experts.down_proj_blocks")
     assert blocks.shape == (4, 64, 1, 16)
-    assert isinstance(blocks, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        blocks[0] = 0
+    assert (checkpoint.array("model.layers.1.mlp.experts.down_proj_blocks", 1, 3) == blocks[1:3]).all()
+    names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
+    whole = np.concatenate([checkpoint.array(name) for name in names])
+    assert (checkpoint.stacked(names) == whole).all()
+    for start, end in ((0, 1), (len(whole) - 1, len(whole)), (3, len(whole) - 3)):
+        assert (checkpoint.stacked(names, start, end) == whole[start:end]).all()
 
 
 def test_shards_are_one_checkpoint(sharded: Path, tiny: Path) -> None:

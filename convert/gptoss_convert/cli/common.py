@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gptoss_convert.export import Progress as Report
+from gptoss_convert.writing import Progress as Report
 from gptoss_runtime import hardware
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output, once the new one is whole.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,21 +10,32 @@ import typer
 
 from gptoss_convert.cli.common import Cost, Overwrite, folder_size, progress_bar
 from gptoss_runtime.cli.options import Json
+from gptoss_runtime.errors import InvalidRequest
 
 
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json, *.safetensors and the tokenizer.")],
     out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the artifact shall be.")],
     target: Annotated[
-        str, typer.Option("--target", "-t", help="cpu, cpu-int4, or the path of an Olive config with our passes.")
+        str,
+        typer.Option("--target", "-t", help="cpu, cpu-int4, directml, or the path of an Olive config with our passes."),
     ] = "cpu",
-    preset: Annotated[str | None, typer.Option(help="Quantisation preset: balanced, smallest or lossless.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Quantisation preset: balanced, smallest, lossless, …")] = None,
     scheme: Annotated[
         list[str] | None,
         typer.Option("--scheme", metavar="GROUP=TYPE", help="Store a tensor group otherwise, such as lm_head=int4."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     logits: Annotated[str | None, typer.Option(help="last: to generate; all: to measure.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what an interrupted run of the same conversion left.")
+    ] = False,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Take no more memory than this, such as 4GB.")
+    ] = None,
+    max_file_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split the weights into files of at most this; 4GB suits FAT32.")
+    ] = None,
     overwrite: Overwrite = False,
     json_output: Json = False,
 ) -> None:
@@ -35,7 +47,8 @@ def convert(
     from gptoss_runtime.cli.render import print_json
 
     cost, console = Cost(), Console(highlight=False, soft_wrap=True)
-    options = Options(preset, _schemes(scheme), name, logits, overwrite)
+    sizes = {"max_memory": _size("max-memory", max_memory), "max_file_size": _size("max-file-size", max_file_size)}
+    options = Options(preset, _schemes(scheme), name, logits, overwrite, resume, **sizes)
     with progress_bar("weights") as progress:
         manifest = run(checkpoint, out, target=target, options=options, progress=progress)
     if json_output:
@@ -46,6 +59,16 @@ def convert(
         error = "exact" if group.snr_db is None else f"{group.snr_db:.1f} dB above its rounding"
         console.print(f"  {label:10} {group.scheme:14} {group.nbytes / 1e6:10,.1f} MB  {error}")
     console.print(f"Next: gptoss chat {out}")
+
+
+def _size(option: str, text: str | None) -> int | None:
+    """Bytes of "4GB" or "900MiB"; a GB is 10^9 bytes, which is below FAT32's limit of 4 GiB."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise InvalidRequest(f"--{option} is {text[:40]!r}", remedy="Give a size such as 4GB or 900MiB.")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
 def _schemes(assignments: list[str] | None) -> dict[str, str] | None:

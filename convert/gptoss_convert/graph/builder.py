@@ -6,7 +6,7 @@ is the business of its siblings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.schemes import Quantisation
-from gptoss_convert.weights import Made, Recipe, TensorSpec, cast
+from gptoss_convert.weights import Extent, Made, Recipe, TensorSpec, cast
 
 MICROSOFT = "com.microsoft"
 _NUMPY: dict[ir.DataType, Any] = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
@@ -103,10 +103,24 @@ class GraphBuilder:
         return self.constant(values, np.int64)
 
     def weights(
-        self, group: str, scheme: str, outputs: Sequence[TensorSpec], make: Callable[[], Made]
+        self,
+        group: str,
+        scheme: str,
+        outputs: Sequence[TensorSpec],
+        make: Callable[[], Made],
+        reads: Sequence[str] = (),
     ) -> Sequence[ir.Value]:
-        """Declares weights that one recipe makes later, and returns them as values."""
-        self.recipes.append(Recipe(tuple(outputs), make, group, scheme))
+        """Declares weights that one recipe makes later, and returns them as values.
+
+        Args:
+            group: tensor group, for the report.
+            scheme: how they are stored, for the report.
+            outputs: what is made.
+            make: makes it.
+            reads: the checkpoint's tensors that it is made of.
+        """
+        read = sum(self.checkpoint.tensors[name].nbytes for name in reads)
+        self.recipes.append(Recipe(tuple(outputs), make, group, scheme, read))
         values = []
         for output in outputs:
             if output.name in self._weights:
@@ -133,19 +147,18 @@ class GraphBuilder:
         def make() -> Made:
             return cast(self.checkpoint.stacked(sources), self.numpy_dtype)
 
-        return self.weights(group, self.dtype.name.lower(), [spec], make)[0]
+        return self.weights(group, self.dtype.name.lower(), [spec], make, sources)[0]
 
-    def model(self, *, opset: int, ir_version: int, external: str, extents: dict[str, tuple[int, int]]) -> ir.Model:
+    def model(self, *, opset: int, ir_version: int, extents: Mapping[str, Extent]) -> ir.Model:
         """The finished model; every weight refers to its place in the external data file.
 
         Args:
             opset: ai.onnx opset; com.microsoft is 1.
             ir_version: ONNX IR version.
-            external: name of the external data file, beside the model.
-            extents: (offset, length) in bytes by weight, from :func:`gptoss_convert.weights.layout`.
+            extents: where each weight lies, from :func:`gptoss_convert.weights.layout`.
         """
         for name, value in self._weights.items():
-            offset, length = extents[name]
+            external, offset, length = extents[name]
             assert value.dtype is not None
             assert value.shape is not None
             value.const_value = ir.ExternalTensor(

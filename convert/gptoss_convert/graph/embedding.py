@@ -20,7 +20,7 @@ def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
     scheme, stored = g.quantisation.embedding, g.checkpoint.tensors[_SOURCE]
     rows, columns = stored.shape
     if scheme.is_integer:
-        packed, scales = integer_weights(g, _SOURCE, (rows, columns), stored.array, "embedding", scheme)
+        packed, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme)
         flat = g.op("Reshape", packed, g.ints(rows, columns * scheme.bits // 8))
         return g.op(
             "GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, bits=scheme.bits, block_size=scheme.block_size,
@@ -32,6 +32,7 @@ def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
         str(scheme),
         [TensorSpec(_SOURCE, onnx_type, (rows, columns))],
         lambda: cast(stored.array(), numpy_type),
+        [_SOURCE],
     )[0]
     gathered = g.op("Gather", table, ids, axis=0)
     return gathered if onnx_type == g.dtype else g.op("Cast", gathered, to=g.dtype)
@@ -47,8 +48,8 @@ def embedding_by_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
         return embedding(g, ids)
     if scheme.type != "int8":
         raise WorkflowError(f"embedding: this target has no {scheme}", remedy="Use int8, or a float type.")
-    rows, columns = stored.shape
-    codes, scales = integer_weights(g, _SOURCE, (rows, columns), stored.array, "embedding", scheme)
+    columns = stored.shape[1]
+    codes, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme)
     taken = g.op("Cast", g.op("Gather", codes, ids, axis=0), to=g.dtype)  # [batch, sequence, blocks, block]
     factors = g.op("Unsqueeze", g.op("Gather", scales, ids, axis=0), g.ints(3))
     values = g.op("Mul", g.op("Sub", taken, g.constant(128.0)), factors)

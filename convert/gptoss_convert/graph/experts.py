@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,13 @@ from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.router import router_logits
+from gptoss_convert.parallel import ordered
 from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.requantise import requantise, widen
 from gptoss_convert.schemes import Scheme
+from gptoss_convert.weights import Made, TensorSpec
+
+Part = NDArray[Any]
 
 # Attributes of com.microsoft's MoE and QMoE: gpt-oss's clamped SwiGLU on interleaved rows, weights of the chosen
 # experts by a softmax over those alone. Source: OpenAI's gpt_oss/torch/model.py, ``swiglu`` and ``MLPBlock``.
@@ -55,9 +59,9 @@ def moe_node(
 
 
 def mxfp4_parts(
-    checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)
+    checkpoint: Checkpoint, module: str, expert: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Blocks [(E,) N, K/32, 16] and scales [(E,) N, K/32] of one projection, mapped.
+    """Blocks [(E,) N, K/32, 16] and scales [(E,) N, K/32] of one projection.
 
     Args:
         checkpoint: one whose experts are MXFP4.
@@ -67,7 +71,7 @@ def mxfp4_parts(
     Raises:
         CheckpointError: a scale that float32 has no room for; 255 is NaN in the format.
     """
-    blocks, scales = checkpoint.array(f"{module}_blocks")[expert], checkpoint.array(f"{module}_scales")[expert]
+    blocks, scales = _read(checkpoint, f"{module}_blocks", expert), _read(checkpoint, f"{module}_scales", expert)
     if int(scales.max(initial=0)) > mxfp4.LARGEST_SCALE:
         raise CheckpointError(
             f"{module}_scales holds {int(scales.max())}, which is no finite scale",
@@ -76,7 +80,7 @@ def mxfp4_parts(
     return blocks, scales
 
 
-def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = slice(None)) -> NDArray[np.float32]:
+def expert_values(checkpoint: Checkpoint, module: str, expert: int | None = None) -> NDArray[np.float32]:
     """Exact weights of one projection, float32 [(experts,) N, K], whichever way the checkpoint holds them.
 
     Args:
@@ -86,7 +90,11 @@ def expert_values(checkpoint: Checkpoint, module: str, expert: int | slice = sli
     """
     if checkpoint.has_mxfp4_experts:
         return mxfp4.decode(*mxfp4_parts(checkpoint, module, expert))
-    return np.ascontiguousarray(checkpoint.array(module)[expert].swapaxes(-1, -2).astype(np.float32))
+    return np.ascontiguousarray(_read(checkpoint, module, expert).swapaxes(-1, -2).astype(np.float32))
+
+
+def _read(checkpoint: Checkpoint, name: str, expert: int | None) -> NDArray[Any]:
+    return checkpoint.array(name) if expert is None else checkpoint.array(name, expert, expert + 1)[0]
 
 
 def quantised_expert(checkpoint: Checkpoint, module: str, expert: int, scheme: Scheme) -> Quantised:
@@ -102,6 +110,36 @@ def quantised_expert(checkpoint: Checkpoint, module: str, expert: int, scheme: S
         from_codes = requantise if scheme.type == "int4" else widen
         return from_codes(*mxfp4_parts(checkpoint, module, expert))
     return quantise(expert_values(checkpoint, module, expert), bits=scheme.bits, block=scheme.block_size)
+
+
+def quantised_experts(
+    g: GraphBuilder, module: str, outputs: Sequence[TensorSpec], place: Callable[[Part, int, Part], None]
+) -> Made:
+    """All experts' codes and scales of one projection in integers, several experts at a time.
+
+    Args:
+        g: the builder.
+        module: such as ``model.layers.0.mlp.experts.down_proj``.
+        outputs: codes and scales as they are to be stored.
+        place: puts what is one expert's, codes [N, K/block, bytes] or scales [N, K/block], where it belongs in the
+            whole: (whole, expert, part).
+    """
+    scheme = g.quantisation.experts
+    codes, scales = (np.empty(spec.shape, spec.dtype.numpy()) for spec in outputs)
+    squared_error = squared_norm = max_error = 0.0
+    experts = range(g.config.num_local_experts)
+    made = ordered(lambda expert: quantised_expert(g.checkpoint, module, expert, scheme), experts)
+    for expert, part in zip(experts, made, strict=True):
+        place(codes, expert, part.packed.reshape(*part.scales.shape, -1))
+        place(scales, expert, part.scales.astype(g.numpy_dtype))
+        squared_error, squared_norm = squared_error + part.squared_error, squared_norm + part.squared_norm
+        max_error = max(max_error, part.max_error)
+    return Made([codes, scales], squared_error, squared_norm, max_error)
+
+
+def projection_tensors(checkpoint: Checkpoint, module: str) -> tuple[str, ...]:
+    """The checkpoint's tensors that hold one projection's weights."""
+    return (f"{module}_blocks", f"{module}_scales") if checkpoint.has_mxfp4_experts else (module,)
 
 
 def projection_shape(config: GptOssConfig, name: str) -> tuple[int, int, int]:

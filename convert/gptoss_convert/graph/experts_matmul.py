@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.experts import projection_shape, quantised_expert
+from gptoss_convert.graph.experts import Part, projection_shape, projection_tensors, quantised_experts
 from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec, cast
 
-Part = NDArray[Any]
 _ALPHA = 1.702  # of gpt-oss's swiglu; OpenAI's gpt_oss/torch/model.py
 
 
@@ -87,13 +84,13 @@ def _up(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
     require_whole_blocks("experts", g.quantisation.experts, columns)
     order = np.concatenate([np.arange(0, rows, 2), np.arange(1, rows, 2)])  # gates, then ups
 
-    def stack(parts: list[Part]) -> Part:
-        return np.concatenate([part[order] for part in parts])
+    def place(whole: Part, expert: int, part: Part) -> None:
+        whole[expert * rows : (expert + 1) * rows] = part[order]
 
     def bias() -> Made:
         return cast(g.checkpoint.array(f"{module}_bias")[:, order].reshape(-1), g.numpy_dtype)
 
-    codes, scales = _declare(g, module, (experts * rows, columns), stack)
+    codes, scales = _declare(g, module, (experts * rows, columns), place)
     spec = TensorSpec(f"{module}.bias", g.dtype, (experts * rows,))
     return codes, scales, g.weights("biases", g.dtype.name.lower(), [spec], bias)[0]
 
@@ -103,18 +100,18 @@ def _down(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
     require_whole_blocks("experts", g.quantisation.experts, columns)
     module = f"model.layers.{layer}.mlp.experts.down_proj"
 
-    def stack(parts: list[Part]) -> Part:
-        return np.concatenate(parts, axis=1)
+    def place(whole: Part, expert: int, part: Part) -> None:
+        whole[:, expert * part.shape[1] : (expert + 1) * part.shape[1]] = part
 
-    codes, scales = _declare(g, module, (rows, experts * columns), stack)
+    codes, scales = _declare(g, module, (rows, experts * columns), place)
     return codes, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")
 
 
 def _declare(
-    g: GraphBuilder, module: str, shape: tuple[int, int], stack: Callable[[list[Part]], Part]
+    g: GraphBuilder, module: str, shape: tuple[int, int], place: Callable[[Part, int, Part], None]
 ) -> Sequence[ir.Value]:
-    """Declares codes and scales of one projection; ``stack`` joins what is [N, K/block, ...] of each expert."""
-    scheme, checkpoint, experts = g.quantisation.experts, g.checkpoint, g.config.num_local_experts
+    """Declares codes and scales of one projection; ``place`` puts an expert's where they belong."""
+    scheme = g.quantisation.experts
     rows, columns = shape
     blocks = columns // scheme.block_size
     specs = [
@@ -123,13 +120,7 @@ def _declare(
     ]
 
     def make() -> Made:
-        parts = [quantised_expert(checkpoint, module, expert, scheme) for expert in range(experts)]
-        codes = [part.packed.reshape(*part.scales.shape, -1) for part in parts]
-        return Made(
-            [stack(codes), stack([part.scales.astype(g.numpy_dtype) for part in parts])],
-            sum(part.squared_error for part in parts),
-            sum(part.squared_norm for part in parts),
-            max(part.max_error for part in parts),
-        )
+        return quantised_experts(g, module, specs, place)
 
-    return g.weights("experts", str(scheme), specs, make)
+    reads = projection_tensors(g.checkpoint, module)
+    return g.weights("experts", str(scheme), specs, make, reads)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import integer_weights, linear
@@ -51,19 +50,14 @@ def _product(g: GraphBuilder, x: ir.Value) -> ir.Value:
 
 
 def _product_in_pieces(g: GraphBuilder, x: ir.Value, limit: Limit) -> ir.Value:
-    scheme, stored = g.quantisation.lm_head, g.checkpoint.tensors[_SOURCE]
-    rows, columns = stored.shape
+    scheme, (rows, columns) = g.quantisation.lm_head, g.checkpoint.tensors[_SOURCE].shape
     spans = limit.spans(rows, rows * columns * int(g.dtype.itemsize))
     if len(spans) == 1 or not scheme.is_integer:
         return _product(g, x)
     parts = []
     for number, (start, end) in enumerate(spans):
-
-        def load(start: int = start, end: int = end) -> NDArray[Any]:
-            return stored.array()[start:end]
-
-        name, shape = f"{_NAME}.{number}.weight", (end - start, columns)
-        codes, scales = integer_weights(g, name, shape, load, "lm_head", scheme)
+        name = f"{_NAME}.{number}.weight"
+        codes, scales = integer_weights(g, name, [_SOURCE], "lm_head", scheme, (start, end))
         attributes = {"K": columns, "N": end - start, "bits": scheme.bits, "block_size": scheme.block_size}
         parts.append(g.op("MatMulNBits", x, codes, scales, domain=MICROSOFT, **attributes))
     return g.op("Concat", *parts, axis=2)

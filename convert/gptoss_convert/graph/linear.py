@@ -5,19 +5,19 @@ Knows how a [N, K] weight of the checkpoint becomes the operands of MatMul or co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.quantise import quantise
+from gptoss_convert.parallel import ordered
+from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.schemes import Group, Scheme, require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec, cast
 
+_PIECE = 1 << 20  # weights that a thread quantises at a time
 FLOAT_TYPES = {
     "float32": (ir.DataType.FLOAT, np.float32),
     "float16": (ir.DataType.FLOAT16, np.float16),
@@ -42,21 +42,21 @@ def linear(
     Returns:
         [..., ΣN_i].
     """
-    tensors = [g.checkpoint.tensors[f"{source}.weight"] for source in sources]
-    rows, columns = sum(t.shape[0] for t in tensors), tensors[0].shape[1]
-
-    def load() -> NDArray[Any]:
-        return g.checkpoint.stacked([f"{source}.weight" for source in sources])
-
+    weights = [f"{source}.weight" for source in sources]
+    rows, columns = stacked_shape(g, weights)
     offset = g.stacked(f"{name}.bias", [f"{source}.bias" for source in sources], group="biases") if bias else None
     if scheme.is_integer:
-        packed, scales = integer_weights(g, f"{name}.weight", (rows, columns), load, group, scheme)
+        packed, scales = integer_weights(g, f"{name}.weight", weights, group, scheme)
         operands = [x, packed, scales] + ([None, None, offset] if offset else [])
         attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block_size}
         return g.op("MatMulNBits", *operands, domain=MICROSOFT, accuracy_level=scheme.accuracy_level, **attributes)
     onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
     spec = TensorSpec(f"{name}.weight", onnx_type, (columns, rows))
-    weight = g.weights(group, str(scheme), [spec], lambda: cast(load().T, numpy_type))[0]
+
+    def make() -> Made:
+        return cast(g.checkpoint.stacked(weights).T, numpy_type)
+
+    weight = g.weights(group, str(scheme), [spec], make, weights)[0]
     if onnx_type != g.dtype:
         weight = g.op("Cast", weight, to=g.dtype)
     product = g.op("MatMul", x, weight)
@@ -71,22 +71,53 @@ def linear_then_bias(
     return g.op("Add", product, g.stacked(f"{name}.bias", [f"{source}.bias" for source in sources], group="biases"))
 
 
+def stacked_shape(g: GraphBuilder, names: Sequence[str]) -> tuple[int, int]:
+    """[ΣN_i, K] of several of the checkpoint's matrices end to end."""
+    shapes = [g.checkpoint.tensors[name].shape for name in names]
+    return sum(shape[0] for shape in shapes), shapes[0][1]
+
+
 def integer_weights(
     g: GraphBuilder,
     name: str,
-    shape: tuple[int, int],
-    load: Callable[[], NDArray[Any]],
+    sources: Sequence[str],
     group: Group,
     scheme: Scheme,
+    span: tuple[int, int] | None = None,
 ) -> Sequence[ir.Value]:
-    """Declares packed codes uint8 [N, K/block, block·bits/8] and scales [N, K/block] of a [N, K] matrix."""
-    rows, columns = shape
+    """Declares packed codes uint8 [N, K/block, block·bits/8] and scales [N, K/block] of a [N, K] matrix.
+
+    Args:
+        g: the builder.
+        name: of the weight in the graph.
+        sources: the checkpoint's tensors that are the matrix, end to end.
+        group: tensor group for the report.
+        scheme: int4 or int8.
+        span: rows to take; all of them by default.
+    """
+    rows, columns = stacked_shape(g, sources)
+    start, end = span or (0, rows)
     require_whole_blocks(group, scheme, columns)
-    blocks = columns // scheme.block_size
+    blocks, step = columns // scheme.block_size, max(1, _PIECE // columns)
 
     def make() -> Made:
-        q = quantise(load(), bits=scheme.bits, block=scheme.block_size)
-        return Made([q.packed, q.scales.astype(g.numpy_dtype)], q.squared_error, q.squared_norm, q.max_error)
+        def piece(at: int) -> Quantised:
+            some = g.checkpoint.stacked(sources, at, min(at + step, end))
+            return quantise(some, bits=scheme.bits, block=scheme.block_size)
 
-    codes = TensorSpec(name, ir.DataType.UINT8, (rows, blocks, scheme.block_size * scheme.bits // 8))
-    return g.weights(group, str(scheme), [codes, TensorSpec(f"{name}_scales", g.dtype, (rows, blocks))], make)
+        packed, scales = (np.empty(spec.shape, spec.dtype.numpy()) for spec in specs)
+        squared_error = squared_norm = max_error = 0.0
+        starts = range(start, end, step)
+        for at, part in zip(starts, ordered(piece, starts), strict=True):
+            place = slice(at - start, at - start + len(part.scales))
+            packed[place] = part.packed.reshape(len(part.scales), blocks, -1)
+            scales[place] = part.scales.astype(g.numpy_dtype)
+            squared_error, squared_norm = squared_error + part.squared_error, squared_norm + part.squared_norm
+            max_error = max(max_error, part.max_error)
+        return Made([packed, scales], squared_error, squared_norm, max_error)
+
+    specs = [
+        TensorSpec(name, ir.DataType.UINT8, (end - start, blocks, scheme.block_size * scheme.bits // 8)),
+        TensorSpec(f"{name}_scales", g.dtype, (end - start, blocks)),
+    ]
+    return g.weights(group, str(scheme), specs, make)  # read row by row: next to nothing of it is held

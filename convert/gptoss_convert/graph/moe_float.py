@@ -8,8 +8,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gptoss_convert.graph.builder import GraphBuilder
-from gptoss_convert.graph.experts import expert_values, moe_node, projection_shape
-from gptoss_convert.weights import TensorSpec, cast
+from gptoss_convert.graph.experts import expert_values, moe_node, projection_shape, projection_tensors
+from gptoss_convert.weights import Made, TensorSpec, cast
 
 
 def moe_float(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
@@ -20,7 +20,10 @@ def moe_float(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
 def _projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     module, checkpoint = f"model.layers.{layer}.mlp.experts.{name}", g.checkpoint
     spec = TensorSpec(f"{module}.weight", g.dtype, projection_shape(g.config, name))
-    weight = g.weights(
-        "experts", g.dtype.name.lower(), [spec], lambda: cast(expert_values(checkpoint, module), g.numpy_dtype)
-    )[0]
+
+    def make() -> Made:
+        return cast(expert_values(checkpoint, module), g.numpy_dtype)
+
+    reads = projection_tensors(checkpoint, module)
+    weight = g.weights("experts", g.dtype.name.lower(), [spec], make, reads)[0]
     return [weight, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]

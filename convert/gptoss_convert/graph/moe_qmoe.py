@@ -7,13 +7,24 @@ and the implied zero point. Both keep gate and up rows interleaved as the checkp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert import mxfp4
 from gptoss_convert.graph.builder import GraphBuilder
-from gptoss_convert.graph.experts import expert_values, moe_node, mxfp4_parts, projection_shape, quantised_expert
+from gptoss_convert.graph.experts import (
+    Part,
+    expert_values,
+    moe_node,
+    mxfp4_parts,
+    projection_shape,
+    projection_tensors,
+    quantised_experts,
+)
+from gptoss_convert.parallel import ordered
 from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec
 
@@ -48,18 +59,29 @@ def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
         if checkpoint.has_mxfp4_experts:
             blocks, scales = mxfp4_parts(checkpoint, module)
             return Made([blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)])
-        exact = expert_values(checkpoint, module)
-        blocks, scales = mxfp4.encode(exact)
-        error = mxfp4.decode(blocks, scales) - exact
-        return Made(
-            [blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)],
-            float(np.square(error, dtype=np.float64).sum()),
-            float(np.square(exact, dtype=np.float64).sum()),
-            float(np.abs(error).max()),
-        )
+        return _encoded(g, module, specs)
 
-    weight, scales = g.weights("experts", "mxfp4", specs, make)
+    reads = projection_tensors(checkpoint, module)
+    weight, scales = g.weights("experts", "mxfp4", specs, make, reads)
     return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
+
+
+def _encoded(g: GraphBuilder, module: str, specs: Sequence[TensorSpec]) -> Made:
+    """Float experts, as fine-tunes have them, in the nearest MXFP4; several experts at a time."""
+    codes, scales = (np.empty(spec.shape, np.uint8) for spec in specs)
+    squared_error = squared_norm = max_error = 0.0
+
+    def encode(expert: int) -> tuple[Part, Part, float, float, float]:
+        exact = expert_values(g.checkpoint, module, expert)
+        blocks, exponents = mxfp4.encode(exact)
+        error = mxfp4.decode(blocks, exponents) - exact
+        squared_error, squared_norm = (float(np.square(part, dtype=np.float64).sum()) for part in (error, exact))
+        return blocks, exponents, squared_error, squared_norm, float(np.abs(error).max())
+
+    for expert, (blocks, exponents, error, norm, worst) in enumerate(ordered(encode, range(len(codes)))):
+        codes[expert], scales[expert] = blocks.reshape(codes.shape[1:]), exponents
+        squared_error, squared_norm, max_error = squared_error + error, squared_norm + norm, max(max_error, worst)
+    return Made([codes, scales.view(ml_dtypes.float8_e8m0fnu)], squared_error, squared_norm, max_error)
 
 
 def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
@@ -71,17 +93,14 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
         TensorSpec(f"{module}.scales", g.dtype, (experts, rows, columns // scheme.block_size)),
     ]
 
-    def make() -> Made:
-        # One expert at a time: a whole layer in float32 would be 4 GB at gpt-oss-120b's dimensions.
-        parts = [quantised_expert(g.checkpoint, module, expert, scheme) for expert in range(experts)]
-        return Made(
-            [np.stack([p.packed for p in parts]), np.stack([p.scales.astype(g.numpy_dtype) for p in parts])],
-            sum(p.squared_error for p in parts),
-            sum(p.squared_norm for p in parts),
-            max(p.max_error for p in parts),
-        )
+    def place(whole: Part, expert: int, part: Part) -> None:
+        whole[expert] = part.reshape(whole.shape[1:])
 
-    weight, scales = g.weights("experts", str(scheme), specs, make)
+    def make() -> Made:
+        return quantised_experts(g, module, specs, place)
+
+    reads = projection_tensors(g.checkpoint, module)
+    weight, scales = g.weights("experts", str(scheme), specs, make, reads)
     return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
 
 

@@ -1,0 +1,139 @@
+"""Whether the checkpoint is what was published, and stays what it was: checksums and stamps of its files.
+
+Files are hashed in the background while they are converted, so that their bytes are read from disk once. Expected
+checksums come from where downloads leave them: the names of the Hugging Face cache's blobs, the metadata beside a
+``--local-dir`` download, or a SHA256SUMS file. Knows files; knows nothing of tensors.
+Source: huggingface_hub's file_download.py and _local_folder.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from pathlib import Path
+
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.errors import CheckpointError
+from gptoss_runtime.manifest import FileEntry
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK = 4 << 20
+_AGAIN = "Download that file again; then convert without --resume."
+Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
+
+
+def files_used(checkpoint: Checkpoint) -> list[Path]:
+    """config.json and the shards."""
+    return [checkpoint.path / "config.json", *checkpoint.files]
+
+
+def stamps(checkpoint: Checkpoint) -> dict[str, Stamp]:
+    """Size and time of every file used, by name.
+
+    Raises:
+        CheckpointError: one has gone.
+    """
+    result = {}
+    for file in files_used(checkpoint):
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror or error}", remedy=_AGAIN) from error
+        result[file.name] = stat.st_size, stat.st_mtime_ns
+    return result
+
+
+def expected(file: Path) -> str | None:
+    """The sha256 that a file should have, where a download or its publisher left it beside; None if they did not."""
+    target = file.resolve()
+    if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+        return target.name
+    noted = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
+    for source, place in ((noted, 1), (file.parent / "SHA256SUMS", None)):
+        try:
+            lines = source.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if place is not None:  # commit, etag (the sha256 of large files), time
+            found = lines[place].strip() if len(lines) > place else ""
+        else:
+            names = ([file.name], [f"*{file.name}"])
+            found = next((line.split()[0] for line in lines if line.split()[1:] in names), "")
+        if _SHA256.fullmatch(found.lower()):
+            return found.lower()
+    return None
+
+
+class Digests:
+    """sha256 of all files used, made in a thread of its own.
+
+    Args:
+        checkpoint: whose.
+
+    Raises:
+        CheckpointError: a file has gone already.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path = checkpoint.path
+        self._checkpoint = checkpoint
+        self._stamps = stamps(checkpoint)
+        self._entries: dict[str, FileEntry] = {}
+        self._error: CheckpointError | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="checksums", daemon=True)
+        self._thread.start()
+
+    def raise_if_failed(self) -> None:
+        """Raises what was found so far.
+
+        Raises:
+            CheckpointError: a file is not what its checksum says.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def result(self) -> dict[str, FileEntry]:
+        """Waits for the rest; every file by name.
+
+        Raises:
+            CheckpointError: a file is not what its checksum says, or has changed since this was made.
+        """
+        self._thread.join()
+        self.raise_if_failed()
+        now = stamps(self._checkpoint)
+        changed = [name for name, stamp in self._stamps.items() if now[name] != stamp]
+        if changed:
+            raise CheckpointError(
+                f"{self.path}: {', '.join(changed)} changed while it was converted",
+                remedy="Convert again when nothing writes to that folder.",
+            )
+        return dict(self._entries)
+
+    def stop(self) -> None:
+        """Ends the thread; what it has not read is not needed any more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for file in files_used(self._checkpoint):
+                digest = self._hash(file)
+                if digest is None:
+                    return
+                wanted = expected(file)
+                if wanted is not None and digest != wanted:
+                    raise CheckpointError(f"{file}: damaged: its sha256 is {digest}, not {wanted}", remedy=_AGAIN)
+                self._entries[file.name] = FileEntry(size=self._stamps[file.name][0], sha256=digest)
+        except CheckpointError as error:
+            self._error = error
+        except OSError as error:
+            self._error = CheckpointError(f"{error.filename}: {error.strerror or error}", remedy=_AGAIN)
+
+    def _hash(self, file: Path) -> str | None:
+        digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
+        with file.open("rb", buffering=0) as stream:
+            while (count := stream.readinto(buffer)) and not self._stopped.is_set():
+                digest.update(memoryview(buffer)[:count])
+        return None if self._stopped.is_set() else digest.hexdigest()

@@ -1,0 +1,313 @@
+"""Runs recipes and appends what they make to the external data files: in order, in bounded memory, resumable.
+
+While one recipe's bytes are hashed and written, the next one is made. A journal says after each recipe how far the
+files have come and with which checksum, so that a conversion that was killed goes on after the last whole recipe, and
+ends with the same bytes. Knows files and recipes; knows nothing of graphs or checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gptoss_convert.errors import CheckpointError, MemoryLimit, OutputError
+from gptoss_convert.weights import Array, Extent, GroupReport, Made, Recipe, TensorSpec, layout
+
+Progress = Callable[[int, int], None]
+_CHUNK = 8 << 20
+_MEMORY = 2 << 30  # for two recipes at a time, where nothing else is said
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to write.
+
+    Attributes:
+        progress: called with (bytes done, bytes in all).
+        memory: bytes that recipes may take; ``None``: two at a time where they are small.
+        file_limit: bytes that a file may have; ``None``: one file.
+        journal: file of the journal; ``None``: nothing to resume by. What it and the data files hold is continued.
+        request: what is asked for, as a digest: a journal of another request is not continued.
+    """
+
+    progress: Progress | None = None
+    memory: int | None = None
+    file_limit: int | None = None
+    journal: Path | None = None
+    request: str = ""
+
+
+@dataclass(frozen=True)
+class WrittenWeights:
+    """The external data files: their checksums by name, where each initializer lies, and the reports."""
+
+    files: dict[str, str]
+    nbytes: int
+    extents: dict[str, Extent]
+    groups: dict[str, GroupReport] = field(default_factory=dict)
+
+
+def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings | None = None) -> WrittenWeights:
+    """Runs every recipe and writes what they make.
+
+    Args:
+        recipes: in file order.
+        folder: an existing folder; its files of that name are replaced, or continued as the journal says.
+        name: of the first external data file.
+        settings: ``None``: the defaults.
+
+    Raises:
+        OutputError: the files cannot be written; the text says why (no space, no permission).
+        CheckpointError: weights that were to be rounded are infinite or not numbers.
+        MemoryLimit: one recipe alone takes more than was allowed.
+    """
+    settings = settings or Settings()
+    extents, sizes = layout(recipes, name, settings.file_limit)
+    total = sum(sizes.values())
+    _check_memory(recipes, settings.memory)
+    groups: dict[str, GroupReport] = {}
+    journal = Journal(settings.journal, settings.request)
+    try:
+        with Files(folder, list(sizes)) as files:
+            done = _restore(recipes, journal, files, groups)
+            _check_room(folder, total - files.written)
+            with journal.appending(done):
+                for recipe, made in made_ahead(recipes[done:], settings.memory or _MEMORY):
+                    _require_finite(recipe, made)
+                    report = groups.setdefault(recipe.group, GroupReport(recipe.scheme))
+                    report.add(recipe, made)
+                    for output, array in zip(recipe.outputs, made.arrays, strict=True):
+                        for _ in files.put(extents[output.name], _bytes_of(output, array)):
+                            if settings.progress:
+                                settings.progress(files.written, total)
+                    journal.add(files.marks(), made)
+            checksums = files.checksums()
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or folder / name}: {error.strerror or error}",
+            remedy=f"The weights need {total / 1e9:.2f} GB in a writable folder.",
+        ) from error
+    return WrittenWeights(checksums, total, extents, groups)
+
+
+def made_ahead(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe, Made]]:
+    """Each recipe and what it makes; the next one is being made meanwhile, if both have room in ``memory``."""
+    with ThreadPoolExecutor(1, thread_name_prefix="recipe") as pool:
+        future = None
+        for recipe, following in zip_longest(recipes, recipes[1:]):
+            made = (future or pool.submit(_make, recipe)).result()
+            together = recipe.working_set + following.working_set if following else 0
+            future = pool.submit(_make, following) if following and together <= memory else None
+            yield recipe, made
+            del made  # before the next one is waited for
+
+
+def _make(recipe: Recipe) -> Made:
+    with np.errstate(over="ignore", invalid="ignore"):  # refused in our own words
+        return recipe.make()
+
+
+class Files:
+    """The external data files as they grow: where each ends, and the checksum so far."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._names = list(names)
+        self._digests = {name: hashlib.sha256() for name in names}
+        self._ends = dict.fromkeys(names, 0)
+        self._streams: dict[str, BinaryIO] = {}
+        self._touched: set[str] = set()
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams.values():
+            stream.close()
+
+    @property
+    def written(self) -> int:
+        """Bytes in all files."""
+        return sum(self._ends.values())
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 by file; nothing must be put any more."""
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
+
+    def marks(self) -> dict[str, tuple[int, str]]:
+        """(end, sha256 up to there) of the files that were written to since the last call."""
+        marks = {name: (self._ends[name], self._digests[name].copy().hexdigest()) for name in sorted(self._touched)}
+        self._touched.clear()
+        return marks
+
+    def put(self, extent: Extent, data: memoryview) -> Iterator[int]:
+        """Writes an initializer's bytes where they belong, yielding after each chunk how many there were."""
+        name = extent.file
+        stream, padding = self._stream(name), extent.offset - self._ends[name]
+        self._touched.add(name)
+        for chunk in (memoryview(bytes(padding)), *(data[at : at + _CHUNK] for at in range(0, len(data), _CHUNK))):
+            done = 0
+            while done < len(chunk):
+                done += stream.write(chunk[done:])
+            self._digests[name].update(chunk)
+            self._ends[name] += len(chunk)
+            yield len(chunk)
+
+    def advance(self, marks: dict[str, tuple[int, str]]) -> bool:
+        """Reads on to where the marks say files came to; False, and nothing changed, if what is there is not that."""
+        ahead = {}
+        for name, (end, sha256) in marks.items():
+            if name not in self._digests or end < self._ends[name]:
+                return False
+            digest = self._digests[name].copy()
+            if not self._hash(name, end, digest) or digest.hexdigest() != sha256:
+                return False
+            ahead[name] = digest, end
+        for name, (digest, end) in ahead.items():
+            self._digests[name], self._ends[name] = digest, end
+        return True
+
+    def cut(self) -> None:
+        """Drops what lies behind the ends."""
+        for name, end in self._ends.items():
+            with (self._folder / name).open("r+b" if end else "wb") as stream:
+                stream.truncate(end)
+
+    def _hash(self, name: str, end: int, digest: Any) -> bool:
+        path, at = self._folder / name, self._ends[name]
+        if not path.is_file():
+            return False
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(at)
+            while at < end:
+                chunk = stream.read(min(_CHUNK, end - at))
+                if not chunk:
+                    return False
+                digest.update(chunk)
+                at += len(chunk)
+        return True
+
+    def _stream(self, name: str) -> BinaryIO:
+        if name not in self._streams:
+            # Unbuffered: what the journal vouches for has left this process.
+            self._streams[name] = (self._folder / name).open("ab", buffering=0)
+        return self._streams[name]
+
+
+class Journal:
+    """One line of JSON for the request, then one for each recipe that was written."""
+
+    def __init__(self, file: Path | None, request: str) -> None:
+        self._file = file
+        self._head = json.dumps({"request": request}) + "\n"
+        self._stream: BinaryIO | None = None
+        self._lines: list[str] = []
+        self._kept = 0
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What was written under the same request, oldest first; a torn last line does not count."""
+        try:
+            lines = self._file.read_text("utf-8").splitlines(keepends=True) if self._file else []
+        except (FileNotFoundError, UnicodeDecodeError):
+            return []
+        if not lines or lines[0] != self._head:
+            return []
+        entries = []
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line) if line.endswith("\n") else None
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict):
+                break
+            entries.append(entry)
+            self._lines.append(line)
+        return entries
+
+    def appending(self, kept: int) -> Journal:
+        """Itself, to be used in a ``with``: cut to the first ``kept`` entries, or begun anew if there were none."""
+        self._kept = kept
+        return self
+
+    def __enter__(self) -> Journal:
+        if self._file:
+            whole = "".join([self._head, *self._lines[: self._kept]]).encode() if self._lines else b""
+            with suppress(FileNotFoundError):
+                os.truncate(self._file, len(whole))
+            self._stream = self._file.open("ab", buffering=0)
+            try:
+                self._stream.write(b"" if whole else self._head.encode())
+            except OSError:
+                self._stream.close()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream:
+            self._stream.close()
+
+    def add(self, marks: dict[str, tuple[int, str]], made: Made) -> None:
+        """Notes that a recipe's bytes are in the files."""
+        if self._stream:
+            error = [made.squared_error, made.squared_norm, made.max_error]
+            self._stream.write((json.dumps({"files": marks, "error": error}) + "\n").encode())
+
+
+def _restore(recipes: Sequence[Recipe], journal: Journal, files: Files, groups: dict[str, GroupReport]) -> int:
+    """Takes up what an earlier run left, as far as it is whole; how many recipes that is."""
+    done = 0
+    for recipe, entry in zip(recipes, journal.entries(), strict=False):
+        marks = {name: (int(end), str(sha256)) for name, (end, sha256) in entry["files"].items()}
+        if not files.advance(marks):
+            break
+        groups.setdefault(recipe.group, GroupReport(recipe.scheme)).add(recipe, Made([], *entry["error"]))
+        done += 1
+    files.cut()
+    return done
+
+
+def _check_memory(recipes: Sequence[Recipe], memory: int | None) -> None:
+    largest = max(recipes, key=lambda recipe: recipe.working_set, default=None)
+    if memory is not None and largest is not None and largest.working_set > memory:
+        raise MemoryLimit(
+            f"making {largest.outputs[0].name} takes {largest.working_set / 1e9:.1f} GB, and {memory / 1e9:.1f} GB "
+            "of what is allowed are left for weights",
+            remedy="Allow more with --max-memory, or choose a preset that stores that tensor in fewer bits.",
+        )
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"{folder}: {free / 1e9:.2f} GB are free, and {needed / 1e9:.2f} GB of weights are still to be written",
+            remedy="Free some room, or give a folder on another disk.",
+        )
+
+
+def _require_finite(recipe: Recipe, made: Made) -> None:
+    if made.squared_error is not None and not math.isfinite(made.squared_error + made.squared_norm):
+        raise CheckpointError(
+            f"{recipe.outputs[0].name}: weights that are not finite, or beyond what {recipe.scheme} holds",
+            remedy="Check the checkpoint's weights for NaN and infinities.",
+        )
+
+
+def _bytes_of(output: TensorSpec, array: Array) -> memoryview:
+    if array.nbytes != output.nbytes:
+        raise AssertionError(
+            f"{output.name}: {array.dtype}{list(array.shape)} is not {output.dtype}{list(output.shape)}"
+        )
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
