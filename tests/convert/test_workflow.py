@@ -390,7 +390,7 @@ def test_a_full_disk(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.
         writes = mode in ("ab", "wb", "w") and (mode, name) != (
             "wb",
             "model.onnx.data",
-        )  # for an empty one there is room
+        )
         return opened(Path("/dev/full") if self.name == name and writes else self, mode, *others, **named)
 
     with monkeypatch.context() as patched:
