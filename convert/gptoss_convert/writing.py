@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from gptoss_convert.errors import CheckpointError, MemoryLimit, OutputError
 from gptoss_convert.weights import Array, Extent, GroupReport, Made, Recipe, TensorSpec, layout
@@ -80,7 +81,8 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
     groups: dict[str, GroupReport] = {}
     journal = Journal(settings.journal, settings.request)
     try:
-        with Files(folder, list(sizes)) as files:
+        # Our own threads keep the cores busy; BLAS's, beside them, wait for each other: three times the work.
+        with Files(folder, list(sizes)) as files, threadpool_limits(1, user_api="blas"):
             done = _restore(recipes, journal, files, groups)
             _check_room(folder, total - files.written)
             with journal.appending(done):
