@@ -16,7 +16,7 @@ Float32 = NDArray[np.float32]
 # Fractions of the largest magnitude that int4's outermost code may stand for: clipping the peak a little buys a finer
 # step for the rest. The range is where minima were found on Gaussian and MXFP4 weights; beyond it none was.
 _SHRINK = np.linspace(0.80, 1.0, 9, dtype=np.float32)
-_PIECE = 1 << 23  # weights quantised at a time
+_PIECE = 1 << 17  # weights at a time: temporaries that stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Qu
         raise ValueError(f"cannot quantise [..., {weights.shape[-1]}] to {bits} bits in blocks of {block}")
     columns = weights.shape[-1]
     rows = weights.reshape(-1, columns)
-    step = max(1, _PIECE // columns)  # pieces bound the temporaries: a whole lm_head would take 10 GB of them
+    step = max(1, _PIECE // columns)
     pieces = [_quantise(rows[at : at + step], bits, block) for at in range(0, len(rows), step)]
     packed, scales = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("packed", "scales"))
     return Quantised(

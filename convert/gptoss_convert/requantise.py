@@ -25,7 +25,7 @@ _NIBBLES = (_CODES + 8).astype(np.uint8)
 _BYTES = (_NIBBLES[:, np.arange(256) & 15] | (_NIBBLES[:, np.arange(256) >> 4] << 4)).reshape(-1)  # [steps * 256]
 _PAIRS = np.stack([np.arange(256) & 15, np.arange(256) >> 4], -1)
 _WIDE = (VALUES[_PAIRS] * 2 + 128).astype(np.uint8)  # [256, 2], int8 codes of a byte's two E2M1 codes
-_PIECE = 1 << 17  # blocks at a time
+_PIECE = 1 << 12  # blocks at a time: temporaries that stay in a core's cache, and that malloc need not map anew
 
 
 def _lanes(first: int) -> NDArray[np.uint64]:
