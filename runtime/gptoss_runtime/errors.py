@@ -2,7 +2,8 @@
 
     GptOssError                      exit 1    the root: catch this
     ├── InvalidRequest               exit 2    an option, prompt or token id that cannot be served
-    │   └── ContextOverflow          exit 2    prompt and answer do not fit the context length
+    │   ├── ContextOverflow          exit 2    prompt and answer do not fit the context length
+    │   └── ModelNotFound            exit 2    no model or variant of that name, or not on this machine
     ├── ArtifactError                exit 4    the artifact folder is missing, damaged or not one
     ├── BackendError                 exit 6    onnxruntime-genai is missing, too old, or failed
     │   ├── BackendUnavailable       exit 6    the package or execution provider is not installed
@@ -11,6 +12,7 @@
     │       ├── DriverTooOld         exit 6    it has no Direct3D 12 device to give
     │       └── DeviceLost           exit 6    it was reset or removed while it worked
     ├── ResourceError                exit 7    memory or disk would not suffice
+    ├── HubError                     exit 8    the hub cannot be reached, refuses, or has not what was asked for
     └── ConversionError              exit 3    (gptoss_convert.errors) everything the converter raises
 
 Every error says what is wrong (its text) and what to do about it (``remedy``). It knows nothing of where it is shown.
@@ -50,6 +52,10 @@ class ContextOverflow(InvalidRequest):
     """The prompt leaves no room for an answer in the context length."""
 
 
+class ModelNotFound(InvalidRequest):
+    """There is no model or variant of that name, or it is not on this machine."""
+
+
 class ArtifactError(GptOssError):
     """The folder is not an artifact, or is damaged, or is not safe to load."""
 
@@ -86,3 +92,9 @@ class ResourceError(GptOssError):
     """Memory or disk space would not suffice."""
 
     exit_code = 7
+
+
+class HubError(GptOssError):
+    """The hub cannot be reached, refuses, or does not have what was asked for."""
+
+    exit_code = 8
