@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,6 @@ from gptoss_runtime.options import GenerationOptions, check_token_ids
 from gptoss_runtime.sampling import Sampler
 
 
-class Cancelled(Exception):  # noqa: N818 - not an error: the way out of a prefill that is no longer wanted
-    """Raised by ``_advance`` when its ``cancelled`` said so; never leaves this package."""
-
-
 class LogitsEngine(Engine):
     """An engine over ``_advance``; one generation advances at a time."""
 
@@ -31,20 +27,21 @@ class LogitsEngine(Engine):
         self._lock = threading.Lock()
 
     @abstractmethod
-    def _advance(
-        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
-    ) -> tuple[NDArray[np.float32], int]:
-        """Makes the KV cache hold exactly ``tokens``; called with the lock held.
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32] | None, int]:
+        """Makes the KV cache hold ``tokens``, or one piece more of them; called by one thread at a time.
 
         Args:
             tokens: the whole sequence so far; not to be kept.
             owner: the same object for all calls of one generation, whose sequence only ever grows.
             room: positions that this generation may come to need in all, a hint for allocating.
-            cancelled: to be asked between pieces of long work; when true, raise ``Cancelled``.
 
         Returns:
-            The next token's logits, float32 ``[vocab]``, and how many of ``tokens`` were already in the cache.
+            The next token's logits, float32 ``[vocab]``, or None while there is more of ``tokens`` to compute; and how
+            many of ``tokens`` were already in the cache.
         """
+
+    def _release(self, owner: object) -> None:
+        """The generation of ``owner`` has ended; may be called from any thread, and more than once."""
 
     def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:
         """See ``Engine.generate``."""
@@ -67,12 +64,26 @@ class LogitsGeneration(Generation):
         room = engine.info.context_length - len(prompt)
         self._limit = room if options.max_new_tokens is None else min(room, options.max_new_tokens)
         self._owner = object()
-        self._cached = 0
+        self._cached: int | None = None  # until the first piece is computed
         self._started = self._first = self._last = 0.0
         self._result: GenerationResult | None = None
         self._steps = self._loop()
 
     def __next__(self) -> int:
+        with self._engine._lock:
+            while (token := next(self._steps)) is None:
+                pass
+        return token
+
+    def turn(self) -> int | None:
+        """One piece of the work, for whoever runs many generations in one thread; takes no lock.
+
+        Returns:
+            A token, or None after a piece of the prompt.
+
+        Raises:
+            StopIteration: the generation has ended.
+        """
         return next(self._steps)
 
     @property
@@ -89,16 +100,21 @@ class LogitsGeneration(Generation):
         if self._result is None:  # never started, so the loop's own ending did not run
             self._end(FinishReason.CANCELLED)
 
-    def _loop(self) -> Generator[int]:
+    def _loop(self) -> Generator[int | None]:
         self._started = time.perf_counter()
         ending: tuple[FinishReason, int | None] = (FinishReason.CANCELLED, None)
-        with contextlib.suppress(Cancelled, GeneratorExit):
-            ending = yield from self._decode()
-        self._end(*ending)
+        try:
+            with contextlib.suppress(GeneratorExit):
+                ending = yield from self._decode()
+            self._end(*ending)
+        finally:
+            self._engine._release(self._owner)
 
-    def _decode(self) -> Generator[int, None, tuple[FinishReason, int | None]]:
+    def _decode(self) -> Generator[int | None, None, tuple[FinishReason, int | None]]:
         while not self._cancel.is_set():
-            token = self._step()
+            token = yield from self._step()
+            if token is None:
+                break
             yield token
             if token in self._stops:
                 return FinishReason.STOP, token
@@ -106,19 +122,21 @@ class LogitsGeneration(Generation):
                 return FinishReason.LENGTH, None
         return FinishReason.CANCELLED, None
 
-    def _step(self) -> int:
-        with self._engine._lock:
-            logits, cached = self._engine._advance(
-                self._tokens,
-                owner=self._owner,
-                room=self._prompt_tokens + self._limit,
-                cancelled=self._cancel.is_set,
-            )
+    def _step(self) -> Generator[None, None, int | None]:
+        """The next token; yields after each piece of the prompt but the last, and gives None if cancelled then."""
+        room = self._prompt_tokens + self._limit
+        while True:
+            logits, cached = self._engine._advance(self._tokens, owner=self._owner, room=room)
+            if self._cached is None:
+                self._cached = cached
+            if logits is not None:
+                break
+            yield
+            if self._cancel.is_set():
+                return None
         token = self._sampler.choose(logits)
-        now = time.perf_counter()
-        if not self._first:
-            self._first, self._cached = now, cached
-        self._last = now
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
         self._tokens.append(token)
         return token
 
@@ -126,13 +144,13 @@ class LogitsGeneration(Generation):
         new = len(self._tokens) - self._prompt_tokens
         prefill = self._first - self._started if self._first else 0.0
         decode = self._last - self._first
-        computed = self._prompt_tokens - self._cached
+        cached = self._cached or 0
         timings = Timings(
             time_to_first_token=prefill,
             prefill_seconds=prefill,
             decode_seconds=decode,
-            prefill_rate=computed / prefill if prefill else 0.0,
+            prefill_rate=(self._prompt_tokens - cached) / prefill if prefill else 0.0,
             decode_rate=(new - 1) / decode if decode else 0.0,
         )
-        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=self._cached)
+        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=cached)
         self._result = GenerationResult(reason, stop, usage, timings)

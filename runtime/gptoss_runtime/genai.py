@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gptoss_runtime import adapters, hardware, preflight
 from gptoss_runtime.artifact import Artifact
-from gptoss_runtime.decoding import Cancelled, LogitsEngine
+from gptoss_runtime.decoding import LogitsEngine
 from gptoss_runtime.engine import ModelInfo
 from gptoss_runtime.errors import BackendError, BackendUnavailable, InvalidRequest, ResourceError
 from gptoss_runtime.options import check_token_ids
@@ -169,9 +169,7 @@ class GenaiEngine(LogitsEngine):
             self._sequence = None
             self._model = None
 
-    def _advance(
-        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
-    ) -> tuple[NDArray[np.float32], int]:
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32] | None, int]:
         self._require_open()
         sequence, self._sequence = self._sequence, None  # lost if anything below fails: the next call starts afresh
         with native_errors("generating"):
@@ -180,13 +178,8 @@ class GenaiEngine(LogitsEngine):
             sequence.owner = owner
             cached = len(sequence.tokens)
             step = self._chunk if self._appendable else len(tokens)
-            while len(sequence.tokens) < len(tokens):
-                if cancelled():
-                    self._sequence = sequence  # what was read of the prompt stays in the cache
-                    raise Cancelled
-                done = len(sequence.tokens)
-                sequence.append(tokens[done : done + step])
-            logits = sequence.logits()
+            sequence.append(tokens[cached : cached + step])
+            logits = sequence.logits() if len(sequence.tokens) == len(tokens) else None
         self._sequence = sequence
         return logits, cached
 

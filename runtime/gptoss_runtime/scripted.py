@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,7 @@ class ScriptedEngine(LogitsEngine):
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _advance(
-        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
-    ) -> tuple[NDArray[np.float32], int]:
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32], int]:
         if owner is not self._owner:
             self._owner = owner
             self._script = next(self._scripts, ())
