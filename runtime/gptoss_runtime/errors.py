@@ -7,11 +7,13 @@
     ├── ArtifactError                exit 4    the artifact folder is missing, damaged or not one
     ├── BackendError                 exit 6    onnxruntime-genai is missing, too old, or failed
     │   ├── BackendUnavailable       exit 6    the package or execution provider is not installed
+    │   ├── EngineDied               exit 6    the engine's process ended while it was needed
     │   └── DeviceError              exit 6    something about the graphics adapter
     │       ├── NoAdapter            exit 6    there is none, or not the one asked for
     │       ├── DriverTooOld         exit 6    it has no Direct3D 12 device to give
     │       └── DeviceLost           exit 6    it was reset or removed while it worked
     ├── ResourceError                exit 7    memory or disk would not suffice
+    │   └── Overloaded               exit 7    too many requests wait already
     ├── HubError                     exit 8    the hub cannot be reached, refuses, or has not what was asked for
     └── ConversionError              exit 3    (gptoss_convert.errors) everything the converter raises
 
@@ -72,6 +74,10 @@ class BackendUnavailable(BackendError):
     """The package or execution provider asked for is not installed."""
 
 
+class EngineDied(BackendError):
+    """The engine's process ended while it was needed: killed, out of memory, or by a native fault."""
+
+
 class DeviceError(BackendError):
     """Something about the graphics adapter."""
 
@@ -92,6 +98,20 @@ class ResourceError(GptOssError):
     """Memory or disk space would not suffice."""
 
     exit_code = 7
+
+
+class Overloaded(ResourceError):
+    """As many requests as may wait are waiting already; nothing was started.
+
+    Args:
+        message: as for ``GptOssError``.
+        remedy: as for ``GptOssError``.
+        retry_after: seconds after which it makes sense to ask again.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after = retry_after
 
 
 class HubError(GptOssError):
