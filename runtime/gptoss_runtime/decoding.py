@@ -75,6 +75,11 @@ class LogitsGeneration(Generation):
                 pass
         return token
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were in the KV cache; 0 until the first piece is computed."""
+        return self._cached or 0
+
     def turn(self) -> int | None:
         """One piece of the work, for whoever runs many generations in one thread; takes no lock.
 
@@ -142,15 +147,6 @@ class LogitsGeneration(Generation):
 
     def _end(self, reason: FinishReason, stop: int | None = None) -> None:
         new = len(self._tokens) - self._prompt_tokens
-        prefill = self._first - self._started if self._first else 0.0
-        decode = self._last - self._first
-        cached = self._cached or 0
-        timings = Timings(
-            time_to_first_token=prefill,
-            prefill_seconds=prefill,
-            decode_seconds=decode,
-            prefill_rate=(self._prompt_tokens - cached) / prefill if prefill else 0.0,
-            decode_rate=(new - 1) / decode if decode else 0.0,
-        )
-        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=cached)
+        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=self.cached_tokens)
+        timings = Timings.measured(usage, started=self._started, first=self._first, last=self._last)
         self._result = GenerationResult(reason, stop, usage, timings)

@@ -142,12 +142,8 @@ class GenaiEngine(LogitsEngine):
             eos_token_ids=artifact.eos_token_ids,
         )
         idle_room = self.info.context_length if self._appendable else 0
-        self._slots: Slots[_Sequence] = Slots(slots if self._appendable else 1, idle_room)
-
-    @property
-    def slots(self) -> int:
-        """How many generations can run at once without taking each other's KV cache."""
-        return self._slots.count
+        self.slots = slots if self._appendable else 1
+        self._slots: Slots[_Sequence] = Slots(self.slots, idle_room)
 
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
         """See ``Engine.logits``; a graph that only gives the last position's is fed token by token."""
