@@ -11,20 +11,28 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, Timings, Usage
-from gptoss_runtime.options import GenerationOptions, check_token_ids
-from gptoss_runtime.sampling import Sampler
+from gptoss_runtime.errors import InvalidRequest
+from gptoss_runtime.grammar import Constraint
+from gptoss_runtime.options import GenerationOptions, check_bias, check_token_ids
+from gptoss_runtime.sampling import Sampler, token_logprobs
 
 
 class LogitsEngine(Engine):
-    """An engine over ``_advance``; one generation advances at a time."""
+    """An engine over ``_advance``; one generation advances at a time.
 
-    def __init__(self) -> None:
+    Args:
+        tokenizer: the artifact's tokenizer.json, which grammars need; ``None``: they are refused.
+    """
+
+    def __init__(self, tokenizer: Path | None = None) -> None:
         self._lock = threading.Lock()
+        self._tokenizer = tokenizer
 
     @abstractmethod
     def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32] | None, int]:
@@ -47,7 +55,14 @@ class LogitsEngine(Engine):
         """See ``Engine.generate``."""
         info = self.info
         prompt = check_token_ids(token_ids, vocab_size=info.vocab_size, context_length=info.context_length)
-        return LogitsGeneration(self, prompt, options or GenerationOptions())
+        options = options or GenerationOptions()
+        check_bias(options, vocab_size=info.vocab_size)
+        return LogitsGeneration(self, prompt, options)
+
+    def _constraint(self, grammar: str, stops: Iterable[int]) -> Constraint:
+        if self._tokenizer is None:
+            raise InvalidRequest("this engine has no tokenizer, which a grammar needs", remedy="Leave grammar out.")
+        return Constraint(self._tokenizer, grammar, vocab_size=self.info.vocab_size, stops=stops)
 
 
 class LogitsGeneration(Generation):
@@ -61,6 +76,8 @@ class LogitsGeneration(Generation):
         self._sampler = Sampler(options, prompt)
         stops = engine.info.eos_token_ids if options.stop_token_ids is None else options.stop_token_ids
         self._stops = frozenset(stops)
+        self._constraint = None if options.grammar is None else engine._constraint(options.grammar, self._stops)
+        self._alternatives = options.logprobs
         room = engine.info.context_length - len(prompt)
         self._limit = room if options.max_new_tokens is None else min(room, options.max_new_tokens)
         self._owner = object()
@@ -117,6 +134,8 @@ class LogitsGeneration(Generation):
 
     def _decode(self) -> Generator[int | None, None, tuple[FinishReason, int | None]]:
         while not self._cancel.is_set():
+            if self._constraint is not None and self._constraint.complete:
+                return FinishReason.STOP, None
             token = yield from self._step()
             if token is None:
                 break
@@ -139,10 +158,19 @@ class LogitsGeneration(Generation):
             yield
             if self._cancel.is_set():
                 return None
-        token = self._sampler.choose(logits)
+        token = self._choose(logits)
         self._last = time.perf_counter()
         self._first = self._first or self._last
         self._tokens.append(token)
+        return token
+
+    def _choose(self, logits: NDArray[np.float32]) -> int:
+        constraint = self._constraint
+        token = self._sampler.choose(logits, None if constraint is None else constraint.allowed())
+        if constraint is not None and token not in self._stops:
+            constraint.accept(token)
+        if self._alternatives is not None:
+            self.logprobs.append(token_logprobs(logits, token, self._alternatives))
         return token
 
     def _end(self, reason: FinishReason, stop: int | None = None) -> None:

@@ -63,6 +63,21 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model thought where it gave a token: natural logs of its own distribution, before any option's effect.
+
+    Args:
+        token: the id given out.
+        logprob: its log-probability.
+        top: the likeliest ids and theirs, likeliest first, as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResult:
     """How a generation went; ``stop_token`` is the id that ended it when ``finish_reason`` is "stop"."""
 
@@ -97,11 +112,13 @@ class Generation(ABC, Iterator[int]):
     """A running generation: iterate for the token ids, the stop token included, each as soon as it is known.
 
     ``cancel`` may be called from any thread, also while the prompt is being read; iteration then ends within one token
-    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended.
+    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended. ``logprobs`` has an
+    entry for every id given out so far if the options ask for them, and is empty otherwise.
     """
 
     def __init__(self) -> None:
         self._cancel = threading.Event()
+        self.logprobs: list[TokenLogprobs] = []
 
     def cancel(self) -> None:
         """Asks the generation to end; thread-safe, returns at once."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime import adapters, hardware, preflight
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.artifact import TOKENIZER, Artifact
 from gptoss_runtime.decoding import LogitsEngine
 from gptoss_runtime.engine import ModelInfo
 from gptoss_runtime.errors import BackendError, BackendUnavailable, InvalidRequest, ResourceError
@@ -120,7 +120,7 @@ class GenaiEngine(LogitsEngine):
         prefill_chunk: int | None = None,
         slots: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(artifact.path / TOKENIZER)
         _check_load_options(threads=threads, context_length=context_length, prefill_chunk=prefill_chunk, slots=slots)
         longest = artifact.context_length
         if provider.lower() == "directml":

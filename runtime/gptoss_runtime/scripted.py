@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,20 @@ class ScriptedEngine(LogitsEngine):
         scripts: token ids of each answer.
         context_length: positions, prompt and answer together.
         vocab_size: ids are below this.
+        tokenizer: a tokenizer.json, for grammars.
 
     ``prompts`` records what each generation was asked.
     """
 
     def __init__(
-        self, scripts: Iterable[Sequence[int]], *, context_length: int = 4096, vocab_size: int = 201088
+        self,
+        scripts: Iterable[Sequence[int]],
+        *,
+        context_length: int = 4096,
+        vocab_size: int = 201088,
+        tokenizer: Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tokenizer)
         self.info = ModelInfo("scripted", "none", "none", context_length, vocab_size, (min(EOS, vocab_size - 1),))
         self.prompts: list[list[int]] = []
         self._scripts = iter(scripts)
