@@ -18,7 +18,9 @@ def page() -> str:
     group: Any = typer.main.get_command(app)
     parts = ["# Commands", "", "Made by `python docs/generate_cli.py`. Exit codes: [runtime.md](runtime.md).", ""]
     for name in group.list_commands(None):
-        parts += _command(name, group.get_command(None, name))
+        command = group.get_command(None, name)
+        for one, under in getattr(command, "commands", {"": command}).items():  # "models list" is one of several
+            parts += _command(f"{name} {one}".strip(), under)
     return "\n".join(parts)
 
 

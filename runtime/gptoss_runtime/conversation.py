@@ -72,12 +72,33 @@ class Tool:
         description: what it does, for the model.
         parameters: JSON schema of its arguments, an object; ``None``: it takes none.
         function: called with the arguments as keywords; ``None``: the caller runs the tool itself.
+        strict: where arguments are enforced, refuse ``parameters`` that cannot be enforced to the letter; otherwise
+            they are enforced as far as they can be.
     """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
     function: Callable[..., object] | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_tool_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """What an answer has to be.
+
+    Args:
+        schema: JSON schema of the answer.
+        name: for the model; as a tool's.
+        description: what the answer is for, for the model.
+    """
+
+    schema: Mapping[str, Any]
+    name: str = "response"
+    description: str = ""
 
     def __post_init__(self) -> None:
         check_tool_name(self.name)
@@ -91,6 +112,9 @@ def check_tool_name(name: object) -> None:
     """
     if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
         raise InvalidRequest(f"{str(name)[:80]!r} cannot name a tool", remedy="Use 1 to 64 letters, digits, _ and -.")
+
+
+JSON_OBJECT = ResponseFormat({"type": "object"})  # any JSON object; a model is told nothing of it
 
 
 @dataclass(frozen=True, slots=True)

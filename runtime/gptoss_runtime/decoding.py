@@ -10,47 +10,59 @@ import contextlib
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, Timings, Usage
-from gptoss_runtime.options import GenerationOptions, check_token_ids
-from gptoss_runtime.sampling import Sampler
-
-
-class Cancelled(Exception):  # noqa: N818 - not an error: the way out of a prefill that is no longer wanted
-    """Raised by ``_advance`` when its ``cancelled`` said so; never leaves this package."""
+from gptoss_runtime.errors import InvalidRequest
+from gptoss_runtime.grammar import Constraint
+from gptoss_runtime.options import GenerationOptions, check_bias, check_token_ids
+from gptoss_runtime.sampling import Sampler, token_logprobs
 
 
 class LogitsEngine(Engine):
-    """An engine over ``_advance``; one generation advances at a time."""
+    """An engine over ``_advance``; one generation advances at a time.
 
-    def __init__(self) -> None:
+    Args:
+        tokenizer: the artifact's tokenizer.json, which grammars need; ``None``: they are refused.
+    """
+
+    def __init__(self, tokenizer: Path | None = None) -> None:
         self._lock = threading.Lock()
+        self._tokenizer = tokenizer
 
     @abstractmethod
-    def _advance(
-        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
-    ) -> tuple[NDArray[np.float32], int]:
-        """Makes the KV cache hold exactly ``tokens``; called with the lock held.
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32] | None, int]:
+        """Makes the KV cache hold ``tokens``, or one piece more of them; called by one thread at a time.
 
         Args:
             tokens: the whole sequence so far; not to be kept.
             owner: the same object for all calls of one generation, whose sequence only ever grows.
             room: positions that this generation may come to need in all, a hint for allocating.
-            cancelled: to be asked between pieces of long work; when true, raise ``Cancelled``.
 
         Returns:
-            The next token's logits, float32 ``[vocab]``, and how many of ``tokens`` were already in the cache.
+            The next token's logits, float32 ``[vocab]``, or None while there is more of ``tokens`` to compute; and how
+            many of ``tokens`` were already in the cache.
         """
+
+    def _release(self, owner: object) -> None:
+        """The generation of ``owner`` has ended; may be called from any thread, and more than once."""
 
     def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:
         """See ``Engine.generate``."""
         info = self.info
         prompt = check_token_ids(token_ids, vocab_size=info.vocab_size, context_length=info.context_length)
-        return LogitsGeneration(self, prompt, options or GenerationOptions())
+        options = options or GenerationOptions()
+        check_bias(options, vocab_size=info.vocab_size)
+        return LogitsGeneration(self, prompt, options)
+
+    def _constraint(self, grammar: str, stops: Iterable[int]) -> Constraint:
+        if self._tokenizer is None:
+            raise InvalidRequest("this engine has no tokenizer, which a grammar needs", remedy="Leave grammar out.")
+        return Constraint(self._tokenizer, grammar, vocab_size=self.info.vocab_size, stops=stops)
 
 
 class LogitsGeneration(Generation):
@@ -64,15 +76,36 @@ class LogitsGeneration(Generation):
         self._sampler = Sampler(options, prompt)
         stops = engine.info.eos_token_ids if options.stop_token_ids is None else options.stop_token_ids
         self._stops = frozenset(stops)
+        self._constraint = None if options.grammar is None else engine._constraint(options.grammar, self._stops)
+        self._alternatives = options.logprobs
         room = engine.info.context_length - len(prompt)
         self._limit = room if options.max_new_tokens is None else min(room, options.max_new_tokens)
         self._owner = object()
-        self._cached = 0
+        self._cached: int | None = None  # until the first piece is computed
         self._started = self._first = self._last = 0.0
         self._result: GenerationResult | None = None
         self._steps = self._loop()
 
     def __next__(self) -> int:
+        with self._engine._lock:
+            while (token := next(self._steps)) is None:
+                pass
+        return token
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were in the KV cache; 0 until the first piece is computed."""
+        return self._cached or 0
+
+    def turn(self) -> int | None:
+        """One piece of the work, for whoever runs many generations in one thread; takes no lock.
+
+        Returns:
+            A token, or None after a piece of the prompt.
+
+        Raises:
+            StopIteration: the generation has ended.
+        """
         return next(self._steps)
 
     @property
@@ -89,16 +122,23 @@ class LogitsGeneration(Generation):
         if self._result is None:  # never started, so the loop's own ending did not run
             self._end(FinishReason.CANCELLED)
 
-    def _loop(self) -> Generator[int]:
+    def _loop(self) -> Generator[int | None]:
         self._started = time.perf_counter()
         ending: tuple[FinishReason, int | None] = (FinishReason.CANCELLED, None)
-        with contextlib.suppress(Cancelled, GeneratorExit):
-            ending = yield from self._decode()
-        self._end(*ending)
+        try:
+            with contextlib.suppress(GeneratorExit):
+                ending = yield from self._decode()
+            self._end(*ending)
+        finally:
+            self._engine._release(self._owner)
 
-    def _decode(self) -> Generator[int, None, tuple[FinishReason, int | None]]:
+    def _decode(self) -> Generator[int | None, None, tuple[FinishReason, int | None]]:
         while not self._cancel.is_set():
-            token = self._step()
+            if self._constraint is not None and self._constraint.complete:
+                return FinishReason.STOP, None
+            token = yield from self._step()
+            if token is None:
+                break
             yield token
             if token in self._stops:
                 return FinishReason.STOP, token
@@ -106,33 +146,35 @@ class LogitsGeneration(Generation):
                 return FinishReason.LENGTH, None
         return FinishReason.CANCELLED, None
 
-    def _step(self) -> int:
-        with self._engine._lock:
-            logits, cached = self._engine._advance(
-                self._tokens,
-                owner=self._owner,
-                room=self._prompt_tokens + self._limit,
-                cancelled=self._cancel.is_set,
-            )
-        token = self._sampler.choose(logits)
-        now = time.perf_counter()
-        if not self._first:
-            self._first, self._cached = now, cached
-        self._last = now
+    def _step(self) -> Generator[None, None, int | None]:
+        """The next token; yields after each piece of the prompt but the last, and gives None if cancelled then."""
+        room = self._prompt_tokens + self._limit
+        while True:
+            logits, cached = self._engine._advance(self._tokens, owner=self._owner, room=room)
+            if self._cached is None:
+                self._cached = cached
+            if logits is not None:
+                break
+            yield
+            if self._cancel.is_set():
+                return None
+        token = self._choose(logits)
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
         self._tokens.append(token)
+        return token
+
+    def _choose(self, logits: NDArray[np.float32]) -> int:
+        constraint = self._constraint
+        token = self._sampler.choose(logits, None if constraint is None else constraint.allowed())
+        if constraint is not None and token not in self._stops:
+            constraint.accept(token)
+        if self._alternatives is not None:
+            self.logprobs.append(token_logprobs(logits, token, self._alternatives))
         return token
 
     def _end(self, reason: FinishReason, stop: int | None = None) -> None:
         new = len(self._tokens) - self._prompt_tokens
-        prefill = self._first - self._started if self._first else 0.0
-        decode = self._last - self._first
-        computed = self._prompt_tokens - self._cached
-        timings = Timings(
-            time_to_first_token=prefill,
-            prefill_seconds=prefill,
-            decode_seconds=decode,
-            prefill_rate=computed / prefill if prefill else 0.0,
-            decode_rate=(new - 1) / decode if decode else 0.0,
-        )
-        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=self._cached)
+        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=self.cached_tokens)
+        timings = Timings.measured(usage, started=self._started, first=self._first, last=self._last)
         self._result = GenerationResult(reason, stop, usage, timings)

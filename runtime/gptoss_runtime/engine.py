@@ -48,6 +48,34 @@ class Timings:
     prefill_rate: float
     decode_rate: float
 
+    @classmethod
+    def measured(cls, usage: Usage, *, started: float, first: float, last: float) -> Timings:
+        """From the moments at which a generation began and gave its first and last token, 0 where it gave none."""
+        prefill = first - started if first else 0.0
+        decode = last - first
+        return cls(
+            time_to_first_token=prefill,
+            prefill_seconds=prefill,
+            decode_seconds=decode,
+            prefill_rate=(usage.prompt_tokens - usage.cached_tokens) / prefill if prefill else 0.0,
+            decode_rate=(usage.new_tokens - 1) / decode if decode else 0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model thought where it gave a token: natural logs of its own distribution, before any option's effect.
+
+    Args:
+        token: the id given out.
+        logprob: its log-probability.
+        top: the likeliest ids and theirs, likeliest first, as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
@@ -84,11 +112,13 @@ class Generation(ABC, Iterator[int]):
     """A running generation: iterate for the token ids, the stop token included, each as soon as it is known.
 
     ``cancel`` may be called from any thread, also while the prompt is being read; iteration then ends within one token
-    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended.
+    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended. ``logprobs`` has an
+    entry for every id given out so far if the options ask for them, and is empty otherwise.
     """
 
     def __init__(self) -> None:
         self._cancel = threading.Event()
+        self.logprobs: list[TokenLogprobs] = []
 
     def cancel(self) -> None:
         """Asks the generation to end; thread-safe, returns at once."""
@@ -117,11 +147,13 @@ class Generation(ABC, Iterator[int]):
 class Engine(ABC):
     """A loaded model.
 
-    Safe to use from several threads; generations that run at once take turns and do not disturb each other's tokens,
-    but they share one KV cache, so each turn costs a prefill: queue them instead.
+    Safe to use from several threads; generations that run at once take turns and do not disturb each other's tokens.
+    More of them than ``slots`` share a KV cache, so that each turn costs a prefill: queue them instead, as
+    ``gptoss_runtime.process.ProcessEngine`` does.
     """
 
     info: ModelInfo
+    slots: int = 1  # KV caches: generations that can run at once
 
     @classmethod
     def load(
@@ -132,6 +164,7 @@ class Engine(ABC):
         device: int | str | None = None,
         threads: int | None = None,
         context_length: int | None = None,
+        slots: int = 1,
         verify: bool = False,
     ) -> Engine:
         """Opens an artifact and makes it ready to generate.
@@ -144,6 +177,8 @@ class Engine(ABC):
             threads: intra-op threads; ``None``: one a physical core.
             context_length: at most this many positions, to spend less memory; ``None``: the artifact's, or on
                 "directml" as many as the adapter's memory holds.
+            slots: KV caches to keep, each as long as its sequence; ``engine.slots`` says how many there are, which is
+                1 on "directml".
             verify: check every file against the manifest's sha256 first.
 
         Raises:
@@ -158,7 +193,9 @@ class Engine(ABC):
         from gptoss_runtime.genai import GenaiEngine
 
         artifact = Artifact.open(path, verify=verify)
-        return GenaiEngine(artifact, provider=provider, device=device, threads=threads, context_length=context_length)
+        return GenaiEngine(
+            artifact, provider=provider, device=device, threads=threads, context_length=context_length, slots=slots
+        )
 
     @abstractmethod
     def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:

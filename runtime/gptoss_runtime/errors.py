@@ -2,15 +2,19 @@
 
     GptOssError                      exit 1    the root: catch this
     ├── InvalidRequest               exit 2    an option, prompt or token id that cannot be served
-    │   └── ContextOverflow          exit 2    prompt and answer do not fit the context length
+    │   ├── ContextOverflow          exit 2    prompt and answer do not fit the context length
+    │   └── ModelNotFound            exit 2    no model or variant of that name, or not on this machine
     ├── ArtifactError                exit 4    the artifact folder is missing, damaged or not one
     ├── BackendError                 exit 6    onnxruntime-genai is missing, too old, or failed
     │   ├── BackendUnavailable       exit 6    the package or execution provider is not installed
+    │   ├── EngineDied               exit 6    the engine's process ended while it was needed
     │   └── DeviceError              exit 6    something about the graphics adapter
     │       ├── NoAdapter            exit 6    there is none, or not the one asked for
     │       ├── DriverTooOld         exit 6    it has no Direct3D 12 device to give
     │       └── DeviceLost           exit 6    it was reset or removed while it worked
     ├── ResourceError                exit 7    memory or disk would not suffice
+    │   └── Overloaded               exit 7    too many requests wait already
+    ├── HubError                     exit 8    the hub cannot be reached, refuses, or has not what was asked for
     └── ConversionError              exit 3    (gptoss_convert.errors) everything the converter raises
 
 Every error says what is wrong (its text) and what to do about it (``remedy``). It knows nothing of where it is shown.
@@ -50,6 +54,10 @@ class ContextOverflow(InvalidRequest):
     """The prompt leaves no room for an answer in the context length."""
 
 
+class ModelNotFound(InvalidRequest):
+    """There is no model or variant of that name, or it is not on this machine."""
+
+
 class ArtifactError(GptOssError):
     """The folder is not an artifact, or is damaged, or is not safe to load."""
 
@@ -64,6 +72,10 @@ class BackendError(GptOssError):
 
 class BackendUnavailable(BackendError):
     """The package or execution provider asked for is not installed."""
+
+
+class EngineDied(BackendError):
+    """The engine's process ended while it was needed: killed, out of memory, or by a native fault."""
 
 
 class DeviceError(BackendError):
@@ -86,3 +98,23 @@ class ResourceError(GptOssError):
     """Memory or disk space would not suffice."""
 
     exit_code = 7
+
+
+class Overloaded(ResourceError):
+    """As many requests as may wait are waiting already; nothing was started.
+
+    Args:
+        message: as for ``GptOssError``.
+        remedy: as for ``GptOssError``.
+        retry_after: seconds after which it makes sense to ask again.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after = retry_after
+
+
+class HubError(GptOssError):
+    """The hub cannot be reached, refuses, or does not have what was asked for."""
+
+    exit_code = 8

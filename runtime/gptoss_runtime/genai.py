@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime import adapters, hardware, preflight
-from gptoss_runtime.artifact import Artifact
-from gptoss_runtime.decoding import Cancelled, LogitsEngine
+from gptoss_runtime.artifact import TOKENIZER, Artifact
+from gptoss_runtime.decoding import LogitsEngine
 from gptoss_runtime.engine import ModelInfo
 from gptoss_runtime.errors import BackendError, BackendUnavailable, InvalidRequest, ResourceError
 from gptoss_runtime.options import check_token_ids
+from gptoss_runtime.slots import Slots, common_prefix
 
 
 class Provider(NamedTuple):
@@ -101,9 +102,11 @@ def _memory_error(doing: str, text: str) -> ResourceError:
 
 
 class GenaiEngine(LogitsEngine):
-    """A model in onnxruntime-genai, with one live generator whose KV cache consecutive requests share.
+    """A model in onnxruntime-genai, with live generators whose KV caches consecutive requests share.
 
-    Args: as ``Engine.load``; ``prefill_chunk`` is the number of prompt tokens computed at a time.
+    Args: as ``Engine.load``; ``prefill_chunk`` is the number of prompt tokens computed at a time, ``slots`` how many
+    generators may be kept. On devices that take no second append there is one: a prompt is read in one go there, none
+    of it can be used again, and memory was planned for one.
     """
 
     def __init__(
@@ -115,9 +118,10 @@ class GenaiEngine(LogitsEngine):
         threads: int | None = None,
         context_length: int | None = None,
         prefill_chunk: int | None = None,
+        slots: int = 1,
     ) -> None:
-        super().__init__()
-        _check_load_options(threads, context_length, prefill_chunk)
+        super().__init__(artifact.path / TOKENIZER)
+        _check_load_options(threads=threads, context_length=context_length, prefill_chunk=prefill_chunk, slots=slots)
         longest = artifact.context_length
         if provider.lower() == "directml":
             budget = artifact.manifest.memory if artifact.manifest else None
@@ -137,7 +141,9 @@ class GenaiEngine(LogitsEngine):
             vocab_size=artifact.vocab_size,
             eos_token_ids=artifact.eos_token_ids,
         )
-        self._sequence: _Sequence | None = None
+        idle_room = self.info.context_length if self._appendable else 0
+        self.slots = slots if self._appendable else 1
+        self._slots: Slots[_Sequence] = Slots(self.slots, idle_room)
 
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
         """See ``Engine.logits``; a graph that only gives the last position's is fed token by token."""
@@ -166,41 +172,50 @@ class GenaiEngine(LogitsEngine):
     def close(self) -> None:
         """See ``Engine.close``."""
         with self._lock:
-            self._sequence = None
+            self._slots.clear()
             self._model = None
 
-    def _advance(
-        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
-    ) -> tuple[NDArray[np.float32], int]:
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32] | None, int]:
         self._require_open()
-        sequence, self._sequence = self._sequence, None  # lost if anything below fails: the next call starts afresh
         with native_errors("generating"):
-            if sequence is None or not sequence.continues(tokens, owner):
-                sequence = self._matched(sequence, tokens, room)
-            sequence.owner = owner
+            sequence = self._slots.take(tokens, owner)
+            if sequence is not None and not sequence.continues(tokens, owner) and not self._cut(sequence, tokens):
+                sequence = None  # its KV cache is freed before another is allocated
+            if sequence is None:
+                sequence = self._empty(min(room, len(tokens) + _ANSWER_ROOM))
             cached = len(sequence.tokens)
             step = self._chunk if self._appendable else len(tokens)
-            while len(sequence.tokens) < len(tokens):
-                if cancelled():
-                    self._sequence = sequence  # what was read of the prompt stays in the cache
-                    raise Cancelled
-                done = len(sequence.tokens)
-                sequence.append(tokens[done : done + step])
-            logits = sequence.logits()
-        self._sequence = sequence
+            sequence.append(tokens[cached : cached + step])
+            logits = sequence.logits() if len(sequence.tokens) == len(tokens) else None
+        self._slots.put(sequence, owner)
         return logits, cached
 
-    def _matched(self, sequence: _Sequence | None, tokens: list[int], room: int) -> _Sequence:
-        """The live sequence cut back to what it shares with ``tokens``, or an empty one where that cannot be."""
-        if sequence is not None and self._appendable and len(tokens) <= sequence.room:
-            # One token is always fed again: after a rewind genai's logits are still those of the longer sequence.
-            shared = min(_common_prefix(sequence.tokens, tokens), len(tokens) - 1)
-            if shared and sequence.rewind(shared):
-                return sequence
-        needed = min(room, len(tokens) + _ANSWER_ROOM)
+    def _release(self, owner: object) -> None:
+        self._slots.release(owner)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._slots.trim()
+            finally:
+                self._lock.release()
+
+    def _cut(self, sequence: _Sequence, tokens: list[int]) -> bool:
+        """Cuts a sequence back to what it shares with ``tokens``; False where that cannot be, or is nothing."""
+        if not self._appendable or len(tokens) > sequence.room:
+            return False
+        # One token is always fed again: after a rewind genai's logits are still those of the longer sequence.
+        shared = min(common_prefix(sequence.tokens, tokens), len(tokens) - 1)
+        return shared > 0 and sequence.rewind(shared)
+
+    def _empty(self, needed: int) -> _Sequence:
+        """A sequence with room for as many positions; idle ones make way for it."""
         power = 1 << max(needed - 1, _FIRST_ROOM - 1).bit_length()
-        del sequence  # its KV cache is freed before another is allocated
-        return _Sequence(self, min(power, self.info.context_length))
+        room = min(power, self.info.context_length)
+        try:
+            return _Sequence(self, room)
+        except (MemoryError, RuntimeError):
+            if not self._slots.clear(idle=True):
+                raise
+        return _Sequence(self, room)
 
 
 class _Sequence:
@@ -255,15 +270,9 @@ class _Sequence:
         return True
 
 
-def _common_prefix(one: list[int], other: list[int]) -> int:
-    length = min(len(one), len(other))
-    different = np.flatnonzero(np.asarray(one[:length]) != np.asarray(other[:length]))
-    return int(different[0]) if different.size else length
-
-
-def _check_load_options(threads: int | None, context_length: int | None, prefill_chunk: int | None) -> None:
-    lowest = {"threads": (threads, 1), "context_length": (context_length, 2)}
-    for name, (value, low) in {**lowest, "prefill_chunk": (prefill_chunk, 1)}.items():
+def _check_load_options(**given: int | None) -> None:
+    for name, value in given.items():
+        low = 2 if name == "context_length" else 1
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
             raise InvalidRequest(f"{name} is {value!r}", remedy=f"Set {name} to a whole number of {low} or more.")
 

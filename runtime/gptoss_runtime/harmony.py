@@ -7,6 +7,7 @@ characters to the model and never a control token. Knows the format; knows nothi
 from __future__ import annotations
 
 import datetime
+import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import openai_harmony as oh
 
 from gptoss_runtime.conversation import (
     EFFORTS,
+    JSON_OBJECT,
     ContentDelta,
     Effort,
     Event,
@@ -23,6 +25,7 @@ from gptoss_runtime.conversation import (
     Message,
     MessageEnd,
     ReasoningDelta,
+    ResponseFormat,
     Tool,
     ToolCall,
     ToolCallDelta,
@@ -71,6 +74,7 @@ class Harmony:
         tools: Sequence[Tool] = (),
         effort: Effort = "medium",
         date: datetime.date | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
 
@@ -81,6 +85,7 @@ class Harmony:
             tools: functions the model may call.
             effort: how long to reason.
             date: told to the model when given.
+            response_format: what the answer has to be; a schema that says more than "an object" is told to the model.
 
         Raises:
             InvalidRequest: no messages, an unknown effort, or something openai-harmony cannot render.
@@ -89,12 +94,14 @@ class Harmony:
             raise InvalidRequest(f"unknown effort {effort!r}", remedy=f"Use one of: {', '.join(EFFORTS)}.")
         if not messages:
             raise InvalidRequest("the conversation is empty", remedy="Add at least one message.")
-        conversation = oh.Conversation(messages=_conversation(messages, tools, effort, date))
         try:
+            rendered = _conversation(messages, tools, effort, date, response_format)
             ids: list[int] = self._encoding.render_conversation_for_completion(
-                conversation, oh.Role.ASSISTANT, oh.RenderConversationConfig(auto_drop_analysis=False)
+                oh.Conversation(messages=rendered),
+                oh.Role.ASSISTANT,
+                oh.RenderConversationConfig(auto_drop_analysis=False),
             )
-        except (oh.HarmonyError, ValueError, RuntimeError, RecursionError) as error:
+        except (oh.HarmonyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise InvalidRequest(f"the conversation cannot be rendered: {error}") from error
         return ids
 
@@ -114,6 +121,17 @@ class Harmony:
         except (oh.HarmonyError, OverflowError, TypeError) as error:
             raise InvalidRequest(f"the ids cannot be decoded: {error}") from error
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one id, which may be part of a character; a special token's are its name.
+
+        Raises:
+            InvalidRequest: an id outside the vocabulary.
+        """
+        try:
+            return bytes(self._encoding._inner.decode_bytes([token]))  # what `decode` wraps, and all there is for bytes
+        except (oh.HarmonyError, OverflowError, TypeError) as error:
+            raise InvalidRequest(f"id {token!r} cannot be decoded: {error}") from error
 
     def parser(self) -> HarmonyParser:
         """A parser for one answer."""
@@ -264,7 +282,11 @@ class HarmonyParser:
 
 
 def _conversation(
-    messages: Sequence[Message], tools: Sequence[Tool], effort: Effort, date: datetime.date | None
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    effort: Effort,
+    date: datetime.date | None,
+    response_format: ResponseFormat | None,
 ) -> list[Any]:
     """Our messages as openai-harmony's, with the system and developer messages the format begins with."""
     system = oh.SystemContent.new().with_reasoning_effort(oh.ReasoningEffort(effort.capitalize()))
@@ -274,7 +296,10 @@ def _conversation(
     leading = 0
     while leading < len(messages) and messages[leading].role in ("system", "developer"):
         leading += 1
-    instructions = "\n\n".join(_clean(message.content) for message in messages[:leading])
+    parts = [_clean(message.content) for message in messages[:leading]]
+    if response_format is not None and response_format.schema != JSON_OBJECT.schema:
+        parts.append(_format_section(response_format))
+    instructions = "\n\n".join(parts)
     if instructions or tools:
         developer = oh.DeveloperContent(instructions=instructions or None)
         if tools:
@@ -285,6 +310,14 @@ def _conversation(
     for at, message in enumerate(messages[leading:], start=leading):
         rendered += _message(message, with_reasoning=at > last_final)
     return rendered
+
+
+def _format_section(response_format: ResponseFormat) -> str:
+    lines = ["# Response Formats", "", f"## {response_format.name}", ""]
+    if response_format.description:
+        lines += [f"// {_clean(response_format.description)}"]
+    schema = json.dumps(_clean_json(dict(response_format.schema)), ensure_ascii=False, separators=(",", ":"))
+    return "\n".join([*lines, schema])
 
 
 def _message(message: Message, *, with_reasoning: bool) -> list[Any]:

@@ -7,7 +7,7 @@ value is checked here, before anything native sees it. Knows numbers and ranges;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +16,9 @@ from gptoss_runtime.errors import ContextOverflow, InvalidRequest
 
 MAX_SEED = 2**63 - 1
 MAX_STOP_TOKENS = 64
+MAX_LOGPROBS = 20
+MAX_BIASED_TOKENS = 1024
+MAX_GRAMMAR = 1 << 20  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,10 @@ class GenerationOptions:
         presence_penalty: taken once from every generated token's logit; in [-2, 2].
         seed: the same seed, prompt and artifact give the same tokens on one machine; ``None``: fresh each time.
         stop_token_ids: ids that end the generation; ``None``: the artifact's own; ``()``: none.
+        logprobs: how many alternatives ``Generation.logprobs`` reports with each token, 0 to 20; ``None``: no report.
+        logit_bias: token id -> what is added to its logit, in [-100, 100]; at most 1024 ids. Kept as pairs.
+        grammar: a Lark grammar in llguidance's syntax that everything generated matches, from the first token on;
+            ``<|channel|>`` and the like name special tokens. Where it is complete, stop tokens are allowed.
 
     Raises:
         InvalidRequest: a value outside its range; the text names the option, the remedy the range.
@@ -48,6 +55,9 @@ class GenerationOptions:
     presence_penalty: float = 0.0
     seed: int | None = None
     stop_token_ids: tuple[int, ...] | None = None
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -63,6 +73,11 @@ class GenerationOptions:
             _integer("seed", self.seed, 0, MAX_SEED)
         if self.stop_token_ids is not None:
             object.__setattr__(self, "stop_token_ids", _stop_ids(self.stop_token_ids))
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        if self.grammar is not None:
+            _grammar(self.grammar)
 
     @property
     def greedy(self) -> bool:
@@ -120,6 +135,16 @@ def check_token_ids(token_ids: Iterable[int], *, vocab_size: int, context_length
     return checked
 
 
+def check_bias(options: GenerationOptions, *, vocab_size: int) -> None:
+    """Refuses a ``logit_bias`` on ids that a model does not have.
+
+    Raises:
+        InvalidRequest: an id out of the vocabulary.
+    """
+    for token in dict(options.logit_bias):
+        _integer("a token id in logit_bias", token, 0, vocab_size - 1)
+
+
 def _as_integer(value: object) -> int | None:
     """A plain int for any integer type but bool; None for everything else."""
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
@@ -147,6 +172,29 @@ def _stop_ids(value: object) -> tuple[int, ...]:
     for token in ids:
         _integer("stop_token_ids", token, 0, 2**31 - 1)
     return ids
+
+
+def _biases(value: object) -> tuple[tuple[int, float], ...]:
+    remedy = f"Pass logit_bias as a mapping of at most {MAX_BIASED_TOKENS} token ids to numbers from -100 to 100."
+    try:
+        pairs = dict(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"logit_bias is {_show(value)}", remedy=remedy) from error
+    if len(pairs) > MAX_BIASED_TOKENS:
+        raise InvalidRequest(f"logit_bias has {len(pairs)} entries", remedy=remedy)
+    for token, bias in pairs.items():
+        _integer("logit_bias", token, 0, 2**31 - 1)
+        _number("logit_bias", bias, -100.0, 100.0)
+    return tuple((int(token), float(bias)) for token, bias in pairs.items())
+
+
+def _grammar(value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"grammar is {_show(value)}", remedy="Pass a Lark grammar as a string.")
+    if not 0 < len(value) <= MAX_GRAMMAR:
+        raise InvalidRequest(
+            f"grammar has {len(value):,} characters", remedy=f"Pass a grammar of 1 to {MAX_GRAMMAR:,} characters."
+        )
 
 
 def _show(value: object) -> str:

@@ -12,12 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_runtime.engine import TokenLogprobs
 from gptoss_runtime.options import GenerationOptions
 
 _BLOCK = 512  # of the two-level inverse CDF: sums of blocks first, then inside one block
 _NUCLEUS = 1024  # candidates sorted first for top_p; 16 times as many as long as these do not reach it
 
+_LOWEST = -9999.0  # given for a log-probability that is minus infinity, as OpenAI does: JSON has no infinities
+
 Logits = NDArray[np.float32]
+Allowed = NDArray[np.bool_]
 
 
 class Sampler:
@@ -33,14 +37,21 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
         self._seen = set(prompt) if options.repetition_penalty != 1.0 else None
         self._counts: dict[int, int] = {}
+        biases = dict(options.logit_bias)
+        self._biased = np.fromiter(biases, np.int64)
+        self._bias = np.fromiter(biases.values(), np.float32)
 
-    def choose(self, logits: Logits) -> int:
+    def choose(self, logits: Logits, allowed: Allowed | None = None) -> int:
         """The next token.
 
         Args:
             logits: float32 ``[vocab]``, left unchanged.
+            allowed: bool ``[vocab]``, the tokens to choose from, at least one; ``None``: all.
         """
         adjusted = self._penalised(logits)
+        if allowed is not None:
+            adjusted = adjusted.copy() if adjusted is logits else adjusted
+            np.copyto(adjusted, np.float32(-np.inf), where=~allowed)
         token = int(adjusted.argmax()) if self._options.greedy else self._draw(adjusted)
         self._counts[token] = self._counts.get(token, 0) + 1
         if self._seen is not None:
@@ -50,9 +61,10 @@ class Sampler:
     def _penalised(self, logits: Logits) -> Logits:
         options = self._options
         additive = bool(options.frequency_penalty or options.presence_penalty) and bool(self._counts)
-        if self._seen is None and not additive:
+        if self._seen is None and not additive and not self._biased.size:
             return logits
         logits = logits.copy()
+        logits[self._biased] += self._bias
         if self._seen is not None:
             seen = np.fromiter(self._seen, np.int64)
             values = logits[seen]
@@ -110,3 +122,38 @@ def _inverse_cdf(weights: Logits, uniform: float) -> int:
     before = float(ends[block - 1]) if block else 0.0
     index = start + min(int(np.searchsorted(inside, goal - before, side="right")), inside.size - 1)
     return index if weights[index] > 0 else int(weights.argmax())  # rounding at a block's end
+
+
+def token_logprobs(logits: Logits, token: int, alternatives: int) -> TokenLogprobs:
+    """What the model's own distribution says of a token and of the likeliest ones.
+
+    Args:
+        logits: float32 ``[vocab]``, as the model gave them.
+        token: the one that was chosen.
+        alternatives: how many of the likeliest to report, 0 to 20.
+    """
+    highest = logits.max()
+    total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    likeliest = _likeliest(logits, min(alternatives, logits.size))
+    top = tuple((int(index), _floored(logits[index] - total)) for index in likeliest)
+    return TokenLogprobs(token, _floored(logits[token] - total), top)
+
+
+def _likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
+    """Indices of the highest logits, highest first.
+
+    The ``count`` blocks with the highest maxima hold them, so few values are sorted.
+    """
+    if count == 0:
+        return np.empty(0, np.intp)
+    starts = np.arange(0, logits.size, _BLOCK)
+    maxima = np.maximum.reduceat(logits, starts)
+    if count < maxima.size:
+        starts = np.sort(starts[np.argpartition(maxima, -count)[-count:]])
+    candidates = (starts[:, None] + np.arange(_BLOCK)).ravel()
+    candidates = candidates[candidates < logits.size]
+    return candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
+
+
+def _floored(logprob: np.floating) -> float:
+    return max(float(logprob), _LOWEST)

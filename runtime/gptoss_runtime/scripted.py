@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,20 @@ class ScriptedEngine(LogitsEngine):
         scripts: token ids of each answer.
         context_length: positions, prompt and answer together.
         vocab_size: ids are below this.
+        tokenizer: a tokenizer.json, for grammars.
 
     ``prompts`` records what each generation was asked.
     """
 
     def __init__(
-        self, scripts: Iterable[Sequence[int]], *, context_length: int = 4096, vocab_size: int = 201088
+        self,
+        scripts: Iterable[Sequence[int]],
+        *,
+        context_length: int = 4096,
+        vocab_size: int = 201088,
+        tokenizer: Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tokenizer)
         self.info = ModelInfo("scripted", "none", "none", context_length, vocab_size, (min(EOS, vocab_size - 1),))
         self.prompts: list[list[int]] = []
         self._scripts = iter(scripts)
@@ -44,9 +51,7 @@ class ScriptedEngine(LogitsEngine):
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _advance(
-        self, tokens: list[int], *, owner: object, room: int, cancelled: Callable[[], bool]
-    ) -> tuple[NDArray[np.float32], int]:
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32], int]:
         if owner is not self._owner:
             self._owner = owner
             self._script = next(self._scripts, ())

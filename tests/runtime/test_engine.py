@@ -53,7 +53,7 @@ def test_prefix_reuse_changes_no_token(engine: Engine, fresh: GenaiEngine) -> No
     unrelated.close()
     assert unrelated.result.usage.cached_tokens == 0
     assert tokens == run(fresh, longer)
-    fresh._sequence = None
+    fresh._slots.clear()
     assert shorter == run(fresh, PROMPT[:100])
 
 
@@ -95,7 +95,7 @@ def test_threads_may_share_an_engine(engine: Engine) -> None:
 
 def test_a_sequence_outgrows_its_first_room(fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(fresh, PROMPT, GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
-    fresh._sequence = None
+    fresh._slots.clear()
     monkeypatch.setattr("gptoss_runtime.genai._FIRST_ROOM", 16)
     monkeypatch.setattr("gptoss_runtime.genai._ANSWER_ROOM", 4)
     fresh_prompt = PROMPT[:10]
@@ -121,8 +121,7 @@ def test_cancel_during_prefill_leaves_a_usable_engine(engine: Engine, fresh: Gen
     expected = run(engine, PROMPT)
     fresh._chunk = 16
     generation = fresh.generate(PROMPT, GREEDY)
-    advance = fresh._sequence
-    assert advance is None
+    assert len(fresh._slots) == 0
     calls = []
 
     def cancelled() -> bool:

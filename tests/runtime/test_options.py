@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +22,21 @@ BAD = {
     "frequency_penalty": [2.5, math.nan],
     "presence_penalty": [-2.5, math.nan],
     "seed": [-1, 2**64, 1.0, math.nan],
+    "logprobs": [-1, 21, 1.5, True, "1", 10**6],
+    "logit_bias": [
+        dict.fromkeys(range(1025), 1),
+        {1: 101},
+        {1: -100.5},
+        {-1: 0},
+        {"a": 1},
+        {1: math.nan},
+        {True: 1},
+        {1.5: 1},
+        "abc",
+        5,
+        None,
+    ],
+    "grammar": ["", 5, b"start: X", "x" * 2**21],
     "stop_token_ids": [(-1,), ("a",), "abc", (1.5,), tuple(range(1000)), 3.5],
 }
 
@@ -37,7 +54,10 @@ def test_every_option_is_tested() -> None:
 
 def test_defaults_and_edges_are_valid() -> None:
     GenerationOptions()
-    GenerationOptions(1, 2, 1, 0, 1, 10, 2, -2, 2**63 - 1, ())
+    GenerationOptions(1, 2, 1, 0, 1, 10, 2, -2, 2**63 - 1, (), 20, {0: 100, 1: -100}, "start: X")
+    biased = GenerationOptions(logit_bias={np.int64(3): 1, 4: -2.5})
+    assert biased.logit_bias == ((3, 1.0), (4, -2.5))
+    assert len({biased, replace(biased), pickle.loads(pickle.dumps(biased))}) == 1
     assert GenerationOptions(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)  # type: ignore[arg-type]
     assert GenerationOptions(temperature=np.float32(0.5)).temperature == 0.5
 
@@ -50,7 +70,7 @@ def test_anything_is_accepted_or_refused_cleanly(name: str, value: object) -> No
         assert error.remedy  # noqa: PT017
     else:
         number = getattr(options, name)
-        assert number is None or isinstance(number, tuple) or math.isfinite(number)
+        assert number is None or isinstance(number, tuple | str) or math.isfinite(number)
 
 
 def check(ids: object, context_length: int = 10) -> list[int]:

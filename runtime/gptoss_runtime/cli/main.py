@@ -23,6 +23,7 @@ BUILT_IN = {
     "chat": "gptoss_runtime.cli.chat:chat",
     "bench": "gptoss_runtime.cli.bench:bench",
     "doctor": "gptoss_runtime.cli.doctor:doctor",
+    "models": "gptoss_runtime.cli.models:models",
 }
 INTERRUPTED = 130
 
@@ -41,7 +42,12 @@ class LazyGroup(TyperGroup):
             return None
         app = typer.Typer(add_completion=False)
         try:
-            app.command(cmd_name)(_load(target))
+            loaded = _load(target)
+            if isinstance(loaded, typer.Typer):  # a command of several, such as "models list"
+                group = typer.main.get_group(loaded)
+                group.name = cmd_name
+                return group
+            app.command(cmd_name)(loaded)
         except Exception as error:  # an extension's import may raise anything
             anything = {"ignore_unknown_options": True, "allow_extra_args": True}
             app.command(cmd_name, context_settings=anything, add_help_option=False)(_broken(cmd_name, error))
@@ -104,10 +110,10 @@ def _extensions() -> dict[str, str]:
     return {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
 
 
-def _load(target: str) -> Callable[..., Any]:
+def _load(target: str) -> Any:
+    """A function, or a Typer of several."""
     module, _, name = target.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+    return getattr(importlib.import_module(module), name)
 
 
 def _broken(name: str, error: Exception) -> Callable[..., Any]:

@@ -1,0 +1,201 @@
+"""Grammars that what is generated has to match: llguidance, behind a mask over the vocabulary; its only user.
+
+A grammar comes from a client, so everything it can cost is bounded: its length, what its JSON schemas may hold
+(``json_schema``), and llguidance's own limits. Knows token ids and grammars; knows nothing of harmony or engines.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_runtime.artifact import read_json
+from gptoss_runtime.errors import ArtifactError, BackendUnavailable, InvalidRequest
+from gptoss_runtime.json_schema import check_bounds, embedded
+
+_EOS = "<|endoftext|>"  # stands for "the grammar may end here"; the generation's stop tokens take its place
+_SCHEMA = re.compile(r"%json\s*")
+_MAX_SAID = 600  # characters shown of what llguidance says
+_load_lock = threading.Lock()
+
+
+def _import_llguidance() -> ModuleType:
+    """llguidance.
+
+    Raises:
+        BackendUnavailable: it is not installed, or its library does not load.
+    """
+    try:
+        import llguidance
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"grammars need llguidance, which cannot be imported: {error}", remedy="pip install llguidance"
+        ) from error
+    return llguidance
+
+
+class Constraint:
+    """A grammar over one generation: which tokens may come next, told of each that came.
+
+    Args:
+        tokenizer: the artifact's tokenizer.json; it takes a second to read, once a process.
+        grammar: in llguidance's Lark syntax.
+        vocab_size: rows of the logits; those without a token are never allowed.
+        stops: the generation's stop tokens, allowed where the grammar may end.
+
+    Raises:
+        InvalidRequest: the grammar is wrong, allows nothing, or costs too much.
+        ArtifactError: the tokenizer cannot be read.
+        BackendUnavailable: llguidance is not installed.
+    """
+
+    def __init__(self, tokenizer: Path, grammar: str, *, vocab_size: int, stops: Iterable[int]) -> None:
+        llguidance = _import_llguidance()
+        for schema in _embedded_schemas(grammar):
+            check_bounds(schema)
+        tokens, self._eos = _tokenizer(tokenizer.absolute())
+        self._stops = np.fromiter((stop for stop in stops if stop < vocab_size), np.int64)
+        self._vocab_size = vocab_size
+        self._matcher = llguidance.LLMatcher(
+            tokens, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0, limits=_limits()
+        )
+        self._check()
+        self._mask: NDArray[np.bool_] | None = None  # until a token is accepted
+        self.allowed()
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """The tokens that may come next, bool ``[vocab_size]``; not to be changed.
+
+        Raises:
+            InvalidRequest: the grammar became too costly to follow.
+        """
+        if self._mask is None:
+            self._mask = self._computed()
+        return self._mask
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may come any more, not even a stop token as there are none."""
+        return not self.allowed().any()
+
+    def accept(self, token: int) -> None:
+        """Takes note of a token that ``allowed`` allowed, unless it is a stop token: that is no part of the grammar.
+
+        Raises:
+            InvalidRequest: the grammar became too costly to follow.
+        """
+        self._mask = None
+        if not self._matcher.consume_token(token):
+            self._check()
+
+    def _computed(self) -> NDArray[np.bool_]:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        mask = np.zeros(self._vocab_size, np.bool_)
+        known = np.unpackbits(bits, bitorder="little")[: self._vocab_size]
+        mask[: known.size] = known
+        if mask[self._eos]:
+            mask[self._eos] = False
+            mask[self._stops] = True
+        return mask
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise _refused("the grammar", self._matcher.get_error())
+
+
+def check_schema(schema: object, *, what: str, lenient: bool) -> None:
+    """Compiles a JSON schema over single bytes, which takes milliseconds and finds what is wrong with it.
+
+    Args:
+        schema: JSON values.
+        what: its name in errors.
+        lenient: as for ``json_schema.embedded``.
+
+    Raises:
+        InvalidRequest: it cannot be enforced, or costs too much.
+        BackendUnavailable: llguidance is not installed.
+    """
+    try:
+        check_bounds(schema)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{what}: {error.message}", remedy=error.remedy) from error
+    llguidance = _import_llguidance()
+    grammar = llguidance.LLMatcher.grammar_from_lark(f"start: %json {embedded(schema, lenient=lenient)}")
+    matcher = llguidance.LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=_limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # finds that nothing can match
+    if matcher.is_error():
+        raise _refused(what, matcher.get_error())
+
+
+def _refused(what: str, said: str) -> InvalidRequest:
+    """The error for something llguidance refuses, with what it said."""
+    said = " ".join(said.replace("<non-verbose/>", "").split())
+    if said.startswith("NoExtension"):
+        said = "nothing can match it"
+    return InvalidRequest(
+        f"{what} cannot be enforced: {said[:_MAX_SAID]}", remedy="Simplify it; docs/runtime.md says what is supported."
+    )
+
+
+@functools.cache
+def _limits() -> Any:
+    """llguidance's limits: its own defaults but for the width of a row, which 500 optional properties would pass."""
+    return _import_llguidance().LLParserLimits(max_items_in_row=20_000, verbose_errors=False)
+
+
+class _Bytes:
+    """Every byte a token: a vocabulary for looking at a grammar without a model's."""
+
+    tokens: ClassVar = [*(bytes([byte]) for byte in range(256)), b"<eos>"]
+    eos_token_id = 256
+    bos_token_id = None
+    special_token_ids: ClassVar = [256]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+@functools.cache
+def _byte_tokenizer() -> Any:
+    """A tokenizer of single bytes, for compiling a grammar without special tokens."""
+    llguidance = _import_llguidance()
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()))
+
+
+def _embedded_schemas(grammar: str) -> Iterable[object]:
+    """The JSON after each ``%json``; where there is none, llguidance will say so if it was not part of a text."""
+    decoder = json.JSONDecoder()
+    for found in _SCHEMA.finditer(grammar):
+        try:
+            schema, _ = decoder.raw_decode(grammar, found.end())
+        except (ValueError, RecursionError):
+            continue
+        yield schema
+
+
+def _tokenizer(path: Path) -> tuple[Any, int]:
+    with _load_lock:  # so that two threads do not read it twice
+        return _read_tokenizer(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_tokenizer(path: Path, _changed: int) -> tuple[Any, int]:
+    try:
+        added = read_json(path)["added_tokens"]
+        eos = next(int(entry["id"]) for entry in added if entry["content"] == _EOS)
+        return _import_llguidance().LLTokenizer(path.read_text("utf-8"), eos_token=eos), eos
+    except (ValueError, KeyError, TypeError, StopIteration, OSError) as error:
+        raise ArtifactError(
+            f"{path} cannot be used for grammars: {error!r}", remedy="Use a tokenizer.json of gpt-oss, unchanged."
+        ) from error

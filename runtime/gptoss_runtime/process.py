@@ -1,0 +1,258 @@
+"""The engine in a process of its own, for servers: many clients, a crash that costs one request, memory given back.
+
+``ProcessEngine`` is an ``Engine`` whose work is done by ``worker`` in a child process, up to ``slots`` generations at a
+time; others wait. Knows nothing of how tokens are computed; ``child`` knows processes and pipes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_runtime.child import Child, Stream
+from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, Timings, Usage
+from gptoss_runtime.errors import BackendError, EngineDied, GptOssError, InvalidRequest, Overloaded
+from gptoss_runtime.options import GenerationOptions, check_token_ids
+from gptoss_runtime.pipe import Begin, Ended, Load, Logits, Rows, Token
+
+_CRASHES = 3  # within
+_WINDOW = 60.0  # seconds: no further start until they have passed
+_LONGEST_RETRY = 60.0
+
+
+class ProcessEngine(Engine):
+    """A model in a child process; made by ``load``.
+
+    Generations begin at once, whether they are iterated or not, and advance fairly: a token each in turn, and one piece
+    of a prompt between. One that is closed or garbage frees its place. The child ends with ``close``, with this object
+    and with this process; when it dies, running generations raise ``EngineDied`` and the next request starts another.
+    """
+
+    def __init__(self, load: Load, queue: int) -> None:
+        self._load = load
+        self.queue = queue
+        self._lock = threading.Lock()  # of starting and closing
+        self._deaths: deque[float] = deque(maxlen=_CRASHES)
+        self.restarts = 0
+        self._closed = False
+        self._child = self._start()
+        self.info, self.slots = self._child.info, self._child.slots
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        provider: str = "cpu",
+        device: int | str | None = None,
+        threads: int | None = None,
+        context_length: int | None = None,
+        slots: int = 4,
+        queue: int = 64,
+        verify: bool = False,
+    ) -> Self:
+        """Starts the child and loads an artifact there.
+
+        Args:
+            path: as for ``Engine.load``, like those not named here.
+            provider: the execution provider.
+            device: the adapter.
+            threads: intra-op threads.
+            context_length: at most this many positions.
+            slots: generations that run at once, each with a KV cache of its own; ``engine.slots`` says how many there
+                are, which is 1 on "directml".
+            queue: generations that may wait for a slot.
+            verify: check every file first.
+
+        Raises:
+            GptOssError: as ``Engine.load``.
+            EngineDied: the child ended while it loaded.
+        """
+        if not isinstance(queue, int) or isinstance(queue, bool) or queue < 0:
+            raise InvalidRequest(f"queue is {queue!r}", remedy="Set queue to a whole number of 0 or more.")
+        options = {
+            "provider": provider,
+            "device": device,
+            "threads": threads,
+            "context_length": context_length,
+            "slots": slots,
+            "verify": verify,
+        }
+        return cls(Load(str(Path(path).absolute()), options), queue)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, or the last one's."""
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a child; if not, the next request starts one, unless the engine is closed."""
+        return self._child.alive
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return min(self._child.requests, self.slots)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return max(0, self._child.requests - self.slots)
+
+    def memory(self) -> int:
+        """Resident bytes of the child; 0 without one."""
+        return self._child.memory()
+
+    def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> ProcessGeneration:
+        """See ``Engine.generate``; from any thread.
+
+        Raises:
+            InvalidRequest: the prompt cannot be served. What only the child can find (a grammar) is raised by the
+                first ``next``.
+            ContextOverflow: the prompt leaves no room for an answer.
+            Overloaded: all slots and the queue are taken; nothing was started.
+            EngineDied: the child died too often in the last minute to be started again.
+            GptOssError: what loading raised, where the child had to be started again.
+        """
+        info = self.info
+        prompt = check_token_ids(token_ids, vocab_size=info.vocab_size, context_length=info.context_length)
+        child, stream = self._open()
+        generation = ProcessGeneration(self, child, stream, len(prompt))
+        child.send(Begin(stream.id, array("i", prompt), options or GenerationOptions()))
+        return generation
+
+    def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
+        """See ``Engine.logits``; other generations stand still meanwhile."""
+        info = self.info
+        tokens = check_token_ids(token_ids, vocab_size=info.vocab_size, context_length=info.context_length + 1)
+        child, stream = self._open()
+        child.send(Logits(stream.id, array("i", tokens), stepwise))
+        heard = stream.heard.get()
+        if isinstance(heard, GptOssError):
+            raise heard
+        assert isinstance(heard, Rows)
+        return heard.rows
+
+    def close(self) -> None:
+        """See ``Engine.close``: the child is gone when this returns; running generations raise ``BackendError``."""
+        with self._lock:
+            self._closed = True
+            self._stop()
+
+    def _open(self) -> tuple[Child, Stream]:
+        with self._lock:
+            if self._closed:
+                raise BackendError("the engine is closed", remedy="Load it again.")
+            if not self._child.alive:
+                self._restart()
+            child = self._child
+        stream = child.open(self.slots + self.queue)
+        if stream is None:
+            raise Overloaded(
+                f"{self.slots} requests are running and {self.queue} are waiting",
+                remedy="Ask again later, or serve with more slots or a longer queue.",
+                retry_after=min(max(1.0, child.pace / self.slots), _LONGEST_RETRY),
+            )
+        return child, stream
+
+    def _start(self) -> Child:
+        child = Child(self._load)
+        self._stop = weakref.finalize(self, child.stop)  # also when the interpreter exits
+        return child
+
+    def _restart(self) -> None:
+        self._stop()
+        died = self._child.died
+        if died is not None and died not in self._deaths:
+            self._deaths.append(died)
+        left = self._deaths[0] + _WINDOW - time.monotonic() if len(self._deaths) == _CRASHES else 0.0
+        if left > 0:
+            raise EngineDied(
+                f"the engine's process died {_CRASHES} times within {_WINDOW:.0f} seconds, so it is not started again",
+                remedy=f"Ask again in {left:.0f} seconds; a smaller context_length, fewer slots or another provider "
+                "may keep it alive.",
+            )
+        try:
+            self._child = self._start()
+        except EngineDied:
+            self._deaths.append(time.monotonic())
+            raise
+        self.restarts += 1
+
+
+class ProcessGeneration(Generation):
+    """A generation in the child; ``cancel`` and ``close`` return at once and the child follows within a token."""
+
+    def __init__(self, engine: ProcessEngine, child: Child, stream: Stream, prompt_tokens: int) -> None:
+        super().__init__()
+        self._engine = engine  # which would end the child if nobody held it
+        self._stream = stream
+        self._prompt_tokens = prompt_tokens
+        self._new = self._cached = 0
+        self._first = self._last = 0.0
+        self._ended = False
+        self._result: GenerationResult | None = None
+        self._abandon = weakref.finalize(self, child.cancel, stream.id)
+        self._abandon.atexit = False
+
+    def __next__(self) -> int:
+        if self._ended:
+            raise StopIteration
+        heard = None if self._cancel.is_set() else self._stream.heard.get()
+        match heard:
+            case Token():
+                self._last = time.perf_counter()
+                self._first = self._first or self._last
+                self._new += 1
+                self._cached = heard.cached_tokens
+                self.logprobs.extend(heard.logprobs)
+                return heard.token
+            case Ended(result=GenerationResult() as result):
+                first = self._first - self._stream.opened
+                self._end(replace(result, timings=replace(result.timings, time_to_first_token=first)))
+            case GptOssError():
+                self._end(None)
+                raise heard
+            case _:
+                self._end(self._cut())
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """See ``Generation.cancel``."""
+        super().cancel()
+        self._stream.heard.put(None)
+        self._abandon()
+
+    @property
+    def result(self) -> GenerationResult:
+        """See ``Generation.result``; its time to the first token includes waiting for a slot."""
+        if self._result is None:
+            raise RuntimeError("the generation has not ended: iterate it to its end, or close it")
+        return self._result
+
+    def close(self) -> None:
+        """See ``Generation.close``."""
+        self.cancel()
+        if not self._ended:
+            self._end(self._cut())
+
+    def _cut(self) -> GenerationResult:
+        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=self._new, cached_tokens=self._cached)
+        timings = Timings.measured(usage, started=self._stream.opened, first=self._first, last=self._last)
+        return GenerationResult(FinishReason.CANCELLED, None, usage, timings)
+
+    def _end(self, result: GenerationResult | None) -> None:
+        self._ended = True
+        self._result = result
+        self._abandon.detach()

@@ -1,0 +1,308 @@
+// Wires the page: settings, the conversation, one request at a time.
+
+import { Answer, ApiError, complete, get } from "./api.js";
+import { source } from "./code.js";
+import { AnswerView, errorMessage, userMessage } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const KEY = "gptoss-key";
+const EXAMPLE = [
+  {
+    type: "function",
+    function: {
+      name: "get_weather",
+      description: "The weather in a city.",
+      parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+    },
+  },
+];
+
+let messages = []; // the conversation, as the API takes it
+let running = null; // the AbortController of the request at work
+let waiting = null; // the answer whose tool calls wait for their results
+let conversation = 0; // counts conversations: what belongs to an earlier one is dropped
+let language = "curl";
+
+// settings
+
+function tools() {
+  const text = $("tools").value.trim();
+  $("tools-problem").textContent = "";
+  if (!text) return [];
+  try {
+    const parsed = JSON.parse(text);
+    return Array.isArray(parsed) ? parsed : [parsed];
+  } catch (error) {
+    $("tools-problem").textContent = `This is not JSON: ${error.message}`;
+    return null;
+  }
+}
+
+function settings() {
+  const most = $("max-tokens").valueAsNumber;
+  const given = tools();
+  return {
+    ...($("model").value && { model: $("model").value }),
+    reasoning_effort: document.querySelector("input[name=effort]:checked").value,
+    temperature: $("temperature").valueAsNumber,
+    ...(most >= 1 && { max_completion_tokens: Math.floor(most) }),
+    ...(given?.length && { tools: given }),
+  };
+}
+
+function conversationSoFar(next) {
+  const instructions = $("instructions").value.trim();
+  const first = instructions ? [{ role: "system", content: instructions }] : [];
+  return [...first, ...messages, ...(next ? [{ role: "user", content: next }] : [])];
+}
+
+function showCode() {
+  $("temperature-shown").value = $("temperature").value;
+  const written = conversationSoFar($("prompt").value.trim());
+  const sent = written.some((one) => one.role === "user") ? written : [...written, { role: "user", content: "Hello" }];
+  $("code").textContent = source(language, { ...settings(), messages: sent }, location.origin);
+}
+
+// the server
+
+async function showServer() {
+  const key = $("key").value;
+  try {
+    const { data = [] } = await get("/v1/models", key);
+    const chosen = $("model").value;
+    $("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === chosen)));
+    say(data.length ? "" : "The server has no model.");
+    $("model").disabled = data.length < 2;
+  } catch (error) {
+    if (error.status === 401) {
+      $("key-part").open = true;
+      $("key").focus();
+    }
+    say(error.message);
+  }
+  await showDevice();
+  showCode();
+}
+
+async function showDevice() {
+  try {
+    const { models = [] } = await get("/openai/status", $("key").value);
+    const loaded = models.find(({ id }) => id === $("model").value);
+    const context = loaded?.context_length && `${loaded.context_length.toLocaleString("en")} positions`;
+    $("device").textContent = loaded ? [loaded.device, loaded.provider, context].filter((one) => one != null && one !== "").join(" · ") : "";
+  } catch {
+    $("device").textContent = "";
+  }
+}
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+// the conversation
+
+function show(element) {
+  $("empty").hidden = true;
+  $("log").append(element);
+  scrollDown(true);
+}
+
+function scrollDown(always) {
+  const log = $("log");
+  if (always || log.scrollHeight - log.scrollTop - log.clientHeight < 120) log.scrollTop = log.scrollHeight;
+}
+
+async function send() {
+  const text = $("prompt").value;
+  if (running || !text.trim()) return;
+  if (waiting) {
+    say("The model waits for its tools: return their results, or start a new conversation.");
+    waiting.focus();
+    return;
+  }
+  if (tools() === null) {
+    $("tools").closest("details").open = true;
+    $("tools").focus();
+    return;
+  }
+  const before = messages.length;
+  const shown = userMessage(text);
+  messages.push({ role: "user", content: text });
+  $("prompt").value = "";
+  show(shown);
+  const turn = ++conversation;
+  try {
+    await answer(turn);
+  } catch (error) {
+    if (turn !== conversation) return;
+    messages.length = before; // the turn did not happen
+    shown.classList.add("failed");
+    $("prompt").value ||= text;
+    show(errorMessage(error));
+    if (error.status === 401) $("key-part").open = true;
+    say("");
+  } finally {
+    showCode();
+    await showDevice();
+  }
+}
+
+/** Answers until the model calls no more tools; results of calls are typed by hand. */
+async function answer(turn) {
+  for (;;) {
+    const { answer, view, stopped } = await one();
+    if (turn !== conversation) return;
+    if (!answer.empty && !(stopped && answer.calls.length)) messages.push(answer.message());
+    if (stopped || answer.finish !== "tool_calls" || !answer.calls.length) {
+      $("prompt").focus();
+      return;
+    }
+    say("The model waits for its tools.");
+    waiting = view;
+    const results = await view.askForResults();
+    if (turn !== conversation) return;
+    waiting = null;
+    answer.calls.forEach((call, index) => {
+      messages.push({ role: "tool", tool_call_id: call.id, content: results[index] });
+    });
+  }
+}
+
+/** One request, streamed into the page. */
+async function one() {
+  const collected = new Answer();
+  const view = new AnswerView(collected);
+  const control = (running = new AbortController());
+  const begun = performance.now();
+  let first = null;
+  let stopped = false;
+  show(view.element);
+  busy(true);
+  say("Answering …");
+  const body = { ...settings(), messages: conversationSoFar(), stream: true, stream_options: { include_usage: true } };
+  try {
+    for await (const chunk of complete(body, $("key").value, control.signal)) {
+      collected.add(chunk);
+      if (collected.tokens) first ??= performance.now();
+      view.update();
+      scrollDown(false);
+    }
+  } catch (error) {
+    stopped = error.name === "AbortError";
+    if (!stopped) {
+      if (collected.empty) view.element.remove();
+      else view.end("The answer broke off.", "");
+      throw error instanceof ApiError ? error : new ApiError(String(error.message ?? error));
+    }
+  } finally {
+    running = null;
+    busy(false);
+  }
+  const note = stopped ? "Stopped." : collected.finish === "length" ? "Cut: no room for more tokens." : "";
+  view.end(note, figures(collected, begun, first));
+  say(stopped ? "Stopped." : "The answer is complete.");
+  scrollDown(false);
+  return { answer: collected, view, stopped };
+}
+
+function figures({ usage, timings, tokens, model }, begun, first) {
+  const now = performance.now();
+  const made = usage?.completion_tokens ?? tokens;
+  const rate = timings?.predicted_per_second ?? (first && tokens > 1 ? (tokens - 1) / ((now - first) / 1000) : 0);
+  const wait = timings?.time_to_first_token_ms ?? (first ? first - begun : null);
+  return [
+    `${made} token${made === 1 ? "" : "s"}`,
+    rate ? `${rate.toFixed(1)} tokens/s` : null,
+    wait === null ? null : `first token after ${(wait / 1000).toFixed(2)} s`,
+    model,
+  ].filter(Boolean).join(" · ");
+}
+
+function busy(is) {
+  $("send").hidden = is;
+  $("stop").hidden = !is;
+}
+
+function stop() {
+  running?.abort();
+}
+
+function startAnew() {
+  stop();
+  waiting = null;
+  conversation += 1;
+  messages = [];
+  for (const article of $("log").querySelectorAll("article")) article.remove();
+  $("empty").hidden = false;
+  say("");
+  showCode();
+  $("prompt").focus();
+}
+
+// events
+
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send();
+});
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    send();
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && running) {
+    event.preventDefault();
+    stop();
+    $("prompt").focus();
+  }
+});
+$("stop").addEventListener("click", stop);
+$("new").addEventListener("click", startAnew);
+$("toggle").addEventListener("click", () => {
+  const hidden = $("settings").toggleAttribute("hidden");
+  $("toggle").setAttribute("aria-expanded", String(!hidden));
+});
+$("example").addEventListener("click", () => {
+  $("tools").value = JSON.stringify(EXAMPLE, null, 2);
+  showCode();
+});
+$("model").addEventListener("change", showDevice);
+$("key").addEventListener("change", () => {
+  sessionStorage.setItem(KEY, $("key").value);
+  showServer();
+});
+$("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("code").textContent);
+    say("Copied.");
+  } catch {
+    getSelection().selectAllChildren($("code"));
+    say("Selected: copy it with the keyboard.");
+  }
+});
+const tabs = [...document.querySelectorAll("[role=tab]")];
+for (const tab of tabs) {
+  tab.addEventListener("click", () => choose(tab));
+  tab.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) choose(tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length]).focus();
+  });
+}
+
+function choose(tab) {
+  for (const one of tabs) {
+    one.setAttribute("aria-selected", String(one === tab));
+    one.tabIndex = one === tab ? 0 : -1;
+  }
+  language = tab.dataset.language;
+  $("code").setAttribute("aria-labelledby", tab.id);
+  showCode();
+  return tab;
+}
+
+for (const id of ["settings", "prompt", "model"]) $(id).addEventListener("input", showCode);
+if (matchMedia("(max-width: 60rem)").matches) $("toggle").click();
+$("key").value = sessionStorage.getItem(KEY) ?? "";
+showServer();

@@ -1,0 +1,81 @@
+"""A headless Chromium for tests: found, or installed where that is a matter of seconds, or skipped with the reason."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SECONDS = 60  # for an installation
+_PACKAGES = ("chromium", "chromium-driver", "fonts-dejavu-core")
+
+
+@functools.cache
+def found() -> tuple[str, str] | str:
+    """The browser and its driver; or why there are none."""
+    if pair := _on_path():
+        return pair
+    apt = shutil.which("apt-get")
+    if apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "no Chromium and no chromedriver on the PATH, and no way to install them (apt-get, as root)"
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        for arguments in (("update", "-qq"), ("install", "-y", "-qq", "--no-install-recommends", *_PACKAGES)):
+            command = [apt, *arguments]
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS, env=environment)
+    except (subprocess.SubprocessError, OSError) as error:
+        return f"Chromium could not be installed: {error}"
+    return _on_path() or "Chromium was installed and is not on the PATH"
+
+
+def _on_path() -> tuple[str, str] | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next((path for name in names if (path := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    return (browser, driver) if browser and driver else None
+
+
+@contextmanager
+def chromium(*, dark: bool = False, size: str = "1280,860") -> Iterator[Any]:
+    """A running one, as selenium's driver; skips the test where there is none."""
+    pair = found()
+    if isinstance(pair, str):
+        pytest.skip(pair)
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    browser, driver = pair
+    options = ChromeOptions()
+    options.binary_location = browser
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            "--force-device-scale-factor=1",
+            "--lang=en",
+            f"--window-size={size}",
+            f"--user-data-dir={Path(profile) / 'profile'}",
+            *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []),
+        ):
+            options.add_argument(flag)
+        page = Chrome(options=options, service=Service(driver))  # named, so that selenium looks for none
+        try:
+            yield page
+        finally:
+            page.quit()

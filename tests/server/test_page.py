@@ -1,0 +1,339 @@
+"""The page in a real Chromium: against a scripted API for what can go wrong, and against the real server on nano."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.browser import chromium
+from tests.server.page_server import PAGE, Script, Write, event, page_server, text
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202e"
+CALL = {"id": "call_1", "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def api() -> Iterator[Script]:
+    with page_server() as script:
+        yield script
+
+
+class Page:
+    """What a person does with the page."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        self.browser = browser
+        browser.get(url)
+        browser.execute_script("sessionStorage.clear()")
+        browser.get(url)
+        self.until(lambda: self.content("#code"))
+
+    def one(self, css: str) -> Any:
+        from selenium.webdriver.common.by import By
+
+        return self.browser.find_element(By.CSS_SELECTOR, css)
+
+    def all(self, css: str) -> list[Any]:
+        from selenium.webdriver.common.by import By
+
+        found: list[Any] = self.browser.find_elements(By.CSS_SELECTOR, css)
+        return found
+
+    def content(self, css: str) -> str:
+        """Text, folded or not."""
+        found: str = self.one(css).get_property("textContent")
+        return found
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        ignored = (NoSuchElementException, StaleElementReferenceException, IndexError)
+        return WebDriverWait(self.browser, 30, 0.02, ignored).until(lambda _: condition())
+
+    def ask(self, prompt: str) -> None:
+        self.one("#prompt").send_keys(prompt + "\n")
+
+    def answered(self, count: int = 1) -> list[Any]:
+        """Waits until so many answers are complete."""
+        self.until(lambda: len(self.all("article.answer[aria-busy=false]")) >= count)
+        return self.all("article.answer")
+
+    def set(self, css: str, value: str) -> None:
+        """As if typed, also into what is folded."""
+        script = "arguments[0].value = arguments[1]; for (const type of ['input', 'change'])"
+        script += " arguments[0].dispatchEvent(new Event(type, {bubbles: true}));"
+        self.browser.execute_script(script, self.one(css), value)
+
+    def complaints(self) -> list[str]:
+        """What the browser's console says, refused requests of the API aside."""
+        logs = self.browser.get_log("browser")
+        serious = [one["message"] for one in logs if one["level"] in ("WARNING", "SEVERE")]
+        return [message for message in serious if "Failed to load resource" not in message]
+
+
+@pytest.fixture
+def page(browser: Any, api: Script) -> Iterator[Page]:
+    page = Page(browser, api.url)
+    yield page
+    assert page.complaints() == []
+    assert browser.title == "gptoss"
+
+
+def test_a_conversation(page: Page, api: Script) -> None:
+    api.answers = [text("Paris, of course.", reasoning="Capital of France."), text("```python\nprint(1)\n```\nDone.")]
+    assert page.one("#model").get_property("value") == "scripted"
+    page.until(lambda: page.one("#device").text == "A Card · directml · 8,192 positions")
+    page.ask("What is the capital of France?")
+    page.answered()
+    assert page.content("article.answer .body") == "Paris, of course."
+    assert page.content("article.answer .reasoning") == "Capital of France."
+    assert not page.one("article.answer details").get_property("open")
+    assert page.content(".figures") == "42 tokens · 93.3 tokens/s · first token after 0.12 s · scripted"
+    assert page.one("#status").text == "The answer is complete."
+    page.ask("Show code")
+    page.answered(2)
+    assert page.content("article.answer:last-of-type pre code") == "print(1)"
+    first, second = api.asked
+    assert first["stream"] is True
+    assert first["stream_options"] == {"include_usage": True}
+    assert (first["model"], first["reasoning_effort"], first["temperature"]) == ("scripted", "medium", 1)
+    assert "max_completion_tokens" not in first
+    assert [one["role"] for one in second["messages"]] == ["user", "assistant", "user"]
+    assert second["messages"][1]["content"] == "Paris, of course."
+    assert page.browser.switch_to.active_element == page.one("#prompt")
+    page.one("#new").click()
+    assert page.all("article") == []
+
+
+def test_settings_go_into_requests_and_code(page: Page, api: Script) -> None:
+    api.answers = [text("ok")]
+    page.one("input[value=high]").click()
+    page.set("#temperature", "0.3")
+    page.set("#max-tokens", "77")
+    page.set("#instructions", 'Be brief; don\'t "joke".')
+    page.one("#model").send_keys("other")
+    page.ask("Line one\ue008\ue006\ue008line two")
+    page.answered()
+    [asked] = api.asked
+    assert {name: asked[name] for name in ("model", "reasoning_effort", "temperature", "max_completion_tokens")} == {
+        "model": "other",
+        "reasoning_effort": "high",
+        "temperature": 0.3,
+        "max_completion_tokens": 77,
+    }
+    assert asked["messages"] == [
+        {"role": "system", "content": 'Be brief; don\'t "joke".'},
+        {"role": "user", "content": "Line one\nline two"},
+    ]
+    assert "don'\\''t" in page.one("#code").text
+    page.one("#tab-curl").send_keys("\ue014")  # the right arrow
+    shown = page.one("#code").text
+    compile(shown, "shown", "exec")
+    for words in ('reasoning_effort="high"', "max_completion_tokens=77", f'base_url="{api.url}/v1"', '"other"'):
+        assert words in shown
+    page.one("#tab-javascript").click()
+    assert f'baseURL: "{api.url}/v1"' in page.one("#code").text
+    page.one("#copy").click()
+    page.until(lambda: page.one("#status").text in ("Copied.", "Selected: copy it with the keyboard."))
+
+
+def test_tools_are_answered_by_hand(page: Page, api: Script) -> None:
+    other = {"id": "call_2", "function": {"name": "get_weather", "arguments": '{"city":"Oslo"}'}}
+    api.answers = [text("", reasoning="Call it.", calls=[CALL, other]), text("21 degrees.")]
+    page.one("#settings details summary").click()
+    page.one("#example").click()
+    page.ask("Weather?")
+    page.until(lambda: len(page.all(".call textarea")) == 2)
+    assert page.content(".call code") == '→ get_weather({"city":"Paris"})'
+    page.ask("too early")
+    assert len(api.asked) == 1
+    assert "waits for its tools" in page.one("#status").text
+    page.browser.switch_to.active_element.send_keys('{"temperature": 21}\n')
+    page.browser.switch_to.active_element.send_keys("rain\n")
+    page.answered(2)
+    assert page.content(".result") == '← {"temperature": 21}'
+    assert api.asked[0]["tools"][0]["function"]["name"] == "get_weather"
+    assert api.asked[1]["messages"] == [
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [CALL | {"type": "function"}, other | {"type": "function"}],
+            "reasoning_content": "Call it.",
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": '{"temperature": 21}'},
+        {"role": "tool", "tool_call_id": "call_2", "content": "rain"},
+    ]
+    page.set("#tools", "[{")
+    page.one("#prompt").clear()
+    page.ask("more")
+    assert "This is not JSON" in page.one("#tools-problem").text
+    assert len(api.asked) == 2
+
+
+def test_escape_stops(page: Page, api: Script) -> None:
+    gone = threading.Event()
+
+    def endless(send: Write) -> None:
+        try:
+            while True:
+                send(event({"content": "more "}))
+                gone.wait(0.01)
+        except OSError:
+            gone.set()
+
+    api.answers = [endless, text("Fine.")]
+    page.ask("Go on")
+    page.until(lambda: "more more" in page.content("article.answer .body"))
+    assert page.one("#stop").is_displayed()
+    assert not page.one("#send").is_displayed()
+    page.browser.switch_to.active_element.send_keys("\ue00c")
+    page.answered()
+    assert gone.wait(20), "the server never saw the page go"
+    assert page.content(".note") == "Stopped."
+    page.ask("And now?")
+    page.answered(2)
+    assert [one["role"] for one in api.asked[1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_text_is_only_text(page: Page, api: Script) -> None:
+    call = {"id": HOSTILE, "function": {"name": HOSTILE, "arguments": HOSTILE}}
+    api.answers = [text(f"{HOSTILE}\n```{HOSTILE}\n{HOSTILE}\n```", reasoning=HOSTILE, calls=[call])]
+    api.answers.append((400, {"error": {"message": HOSTILE, "code": HOSTILE}}))
+    page.set("#prompt", HOSTILE)
+    page.ask("")
+    page.answered()
+    assert HOSTILE in page.content("article.answer .body")
+    page.browser.switch_to.active_element.send_keys("x\n")
+    page.until(lambda: HOSTILE in page.content("article.error"))
+    assert page.all("#log img, #log script") == []
+    assert {path.split("?")[0] for path in api.paths} <= {"/", "/v1/models", "/openai/status"} | {
+        f"/page/{one.name}" for one in PAGE.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "shown"),
+    [
+        (
+            400,
+            {"error": {"message": "temperature is 9", "code": "invalid_value", "param": "temperature"}},
+            "temperature is 9",
+        ),
+        (503, {"error": {"message": "every slot is taken", "type": "overloaded"}}, "every slot is taken"),
+        (422, {"error": "no"}, "no"),
+        (500, {}, "The server answered with status 500."),
+    ],
+)
+def test_errors_are_told_in_the_apis_words(
+    status: int, body: dict[str, Any], shown: str, page: Page, api: Script
+) -> None:
+    api.answers = [(status, body), text("Better.")]
+    page.ask("Hello")
+    assert page.until(lambda: page.one("article.error p").text) == shown
+    assert page.one("article.error").get_attribute("role") == "alert"
+    assert str(status) in page.one("article.error .quiet").text
+    assert page.one("#prompt").get_property("value") == "Hello"  # nothing typed is lost
+    page.ask("")
+    page.answered()
+    assert api.asked[1]["messages"] == [{"role": "user", "content": "Hello"}]
+
+
+def test_streams_that_break_off(page: Page, api: Script) -> None:
+    def cut(send: Write) -> None:
+        send(event({"content": "Half an ans"}))
+
+    def failing(send: Write) -> None:
+        send(event({"content": "Half"}) + b'data: {"error": {"message": "the engine died", "code": "engine_died"}}\n\n')
+
+    def odd_bytes(send: Write) -> None:
+        whole = b": still working\r\n\r\n" + event({"content": "Grüße 🌍"}) + event({}, "stop") + b"data: [DONE]\n\n"
+        for byte in whole.replace(b"\n", b"\r\n"):
+            send(bytes([byte]))
+
+    api.answers = [cut, failing, odd_bytes]
+    page.ask("One")
+    page.until(lambda: page.content("article.error p") == "The connection ended before the answer did.")
+    assert page.content("article.answer .note") == "The answer broke off."
+    page.one("#new").click()
+    page.one("#prompt").clear()
+    page.ask("Two")
+    page.until(lambda: page.content("article.error p") == "the engine died")
+    page.one("#new").click()
+    page.one("#prompt").clear()
+    page.ask("Three")
+    page.answered()
+    assert page.content("article.answer .body") == "Grüße 🌍"
+
+
+def test_an_api_key(browser: Any, api: Script) -> None:
+    api.key = "sesame"
+    page = Page(browser, api.url)
+    page.until(lambda: "API key" in page.one("#status").text)
+    assert page.one("#key-part").get_property("open")
+    api.answers = [text("Open.")]
+    page.one("#key").send_keys("sesame\t")
+    page.until(lambda: page.one("#model").get_property("value") == "scripted")
+    page.ask("Hello")
+    page.answered()
+    assert "sesame" not in page.one("#code").text
+    assert browser.execute_script("return [localStorage.length, sessionStorage.length]") == [0, 1]
+    browser.get(api.url)
+    assert page.one("#key").get_property("value") == "sesame"
+
+
+def test_the_files_keep_to_themselves() -> None:
+    for path in PAGE.iterdir():
+        source = path.read_text(encoding="utf-8")
+        assert path.stat().st_size < 20_000, path.name
+        addresses = set(re.findall(r"https?://[\w.]+", source)) - {"http://www.w3.org"}
+        assert addresses == set(), path.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", source)
+        if path.suffix == ".html":
+            assert not re.search(r"\sstyle=|\son\w+=|<style|<script(?![^>]*\ssrc=)", source)
+
+
+def test_every_field_has_a_name(page: Page) -> None:
+    script = """
+      return [...document.querySelectorAll("input, textarea, select, button")]
+        .filter((one) => !(one.labels?.length || one.getAttribute("aria-label") || one.textContent.trim()))
+        .map((one) => one.outerHTML);
+    """
+    assert page.browser.execute_script(script) == []
+
+
+@pytest.mark.parametrize("size", ["1280,860", "390,800"])
+def test_dark_and_narrow(size: str, api: Script) -> None:
+    api.answers = [text("A long word: " + "x" * 300)]
+    with chromium(dark=True, size=size) as browser:
+        page = Page(browser, api.url)
+        page.ask("Hello")
+        page.answered()
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches")
+        assert _contrast(browser, "article.answer .body") > 7
+        assert _contrast(browser, ".figures") > 4.5
+        assert page.one("#prompt").is_displayed()
+
+
+def _contrast(browser: Any, css: str) -> float:
+    """WCAG's ratio of an element's text with the page's background."""
+    script = "const [a, b] = [document.querySelector(arguments[0]), document.body];"
+    script += "return [getComputedStyle(a).color, getComputedStyle(b).backgroundColor]"
+    lights = []
+    for colour in browser.execute_script(script, css):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
