@@ -98,6 +98,7 @@ class ModelInfo:
         context_length: positions, prompt and answer together.
         vocab_size: rows of the logits.
         eos_token_ids: the artifact's stop tokens, the default of ``stop_token_ids``.
+        device: the graphics adapter's name, where one was chosen.
     """
 
     name: str
@@ -106,6 +107,7 @@ class ModelInfo:
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    device: str | None = None
 
 
 class Generation(ABC, Iterator[int]):

@@ -8,6 +8,7 @@
     ├── BackendError                 exit 6    onnxruntime-genai is missing, too old, or failed
     │   ├── BackendUnavailable       exit 6    the package or execution provider is not installed
     │   ├── EngineDied               exit 6    the engine's process ended while it was needed
+    │   ├── ServerUnavailable        exit 6    (sdk) no server answers, or not for that model
     │   └── DeviceError              exit 6    something about the graphics adapter
     │       ├── NoAdapter            exit 6    there is none, or not the one asked for
     │       ├── DriverTooOld         exit 6    it has no Direct3D 12 device to give
@@ -76,6 +77,10 @@ class BackendUnavailable(BackendError):
 
 class EngineDied(BackendError):
     """The engine's process ended while it was needed: killed, out of memory, or by a native fault."""
+
+
+class ServerUnavailable(BackendError):
+    """No server answers there, or it does not have the model, or it did not become ready."""
 
 
 class DeviceError(BackendError):

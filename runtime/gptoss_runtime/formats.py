@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from gptoss_runtime.conversation import JSON_OBJECT, ResponseFormat, Tool
@@ -151,10 +152,9 @@ def _compiled(text: str, what: str, strict: bool) -> str:
     if strict:
         check_schema(schema, what=what, lenient=False)
         return embedded(schema, lenient=False)
-    for simpler in (schema, without_costly(schema)):
-        try:
+    for whole in (True, False):
+        with suppress(InvalidRequest, RecursionError):
+            simpler = schema if whole else without_costly(schema)
             check_schema(simpler, what=what, lenient=True)
-        except InvalidRequest:
-            continue
-        return embedded(simpler, lenient=True)
+            return embedded(simpler, lenient=True)
     return embedded(JSON_OBJECT.schema, lenient=True)

@@ -122,10 +122,11 @@ class GenaiEngine(LogitsEngine):
     ) -> None:
         super().__init__(artifact.path / TOKENIZER)
         _check_load_options(threads=threads, context_length=context_length, prefill_chunk=prefill_chunk, slots=slots)
-        longest = artifact.context_length
+        longest, adapter = artifact.context_length, None
         if provider.lower() == "directml":
             budget = artifact.manifest.memory if artifact.manifest else None
             device, context_length = preflight.directml(budget, device, longest, context_length)
+            adapter = adapters.choose(adapters.adapters(), device).name
         self._genai = import_genai()
         with native_errors(f"loading {artifact.path}"), _quiet(provider):
             config = _configured(self._genai, artifact, provider, _device_index(device), threads)
@@ -140,9 +141,11 @@ class GenaiEngine(LogitsEngine):
             context_length=min(context_length or longest, longest),
             vocab_size=artifact.vocab_size,
             eos_token_ids=artifact.eos_token_ids,
+            device=adapter,
         )
-        idle_room = self.info.context_length if self._appendable else 0
         self.slots = slots if self._appendable else 1
+        # What is idle holds one full context, or in short contexts what all slots begin with.
+        idle_room = max(self.info.context_length, slots * _FIRST_ROOM) if self._appendable else 0
         self._slots: Slots[_Sequence] = Slots(self.slots, idle_room)
 
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:

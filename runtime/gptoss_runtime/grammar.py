@@ -24,6 +24,7 @@ from gptoss_runtime.json_schema import check_bounds, embedded
 
 _EOS = "<|endoftext|>"  # stands for "the grammar may end here"; the generation's stop tokens take its place
 _SCHEMA = re.compile(r"%json\s*")
+_MAX_INTERSECTIONS = 16  # of regexes: the cost is exponential in them
 _MAX_SAID = 600  # characters shown of what llguidance says
 _load_lock = threading.Lock()
 
@@ -60,8 +61,7 @@ class Constraint:
 
     def __init__(self, tokenizer: Path, grammar: str, *, vocab_size: int, stops: Iterable[int]) -> None:
         llguidance = _import_llguidance()
-        for schema in _embedded_schemas(grammar):
-            check_bounds(schema)
+        _check_costs(grammar)
         tokens, self._eos = _tokenizer(tokenizer.absolute())
         self._stops = np.fromiter((stop for stop in stops if stop < vocab_size), np.int64)
         self._vocab_size = vocab_size
@@ -140,7 +140,7 @@ def check_schema(schema: object, *, what: str, lenient: bool) -> None:
 
 def _refused(what: str, said: str) -> InvalidRequest:
     """The error for something llguidance refuses, with what it said."""
-    said = " ".join(said.replace("<non-verbose/>", "").split())
+    said = " ".join(said.partition("<backtrace>")[0].replace("<non-verbose/>", "").split())
     if said.startswith("NoExtension"):
         said = "nothing can match it"
     return InvalidRequest(
@@ -150,8 +150,8 @@ def _refused(what: str, said: str) -> InvalidRequest:
 
 @functools.cache
 def _limits() -> Any:
-    """llguidance's limits: its own defaults but for the width of a row, which 500 optional properties would pass."""
-    return _import_llguidance().LLParserLimits(max_items_in_row=20_000, verbose_errors=False)
+    """llguidance's limits: wider than its own where 500 optional properties in a schema would meet them."""
+    return _import_llguidance().LLParserLimits(max_items_in_row=20_000, step_max_items=1_000_000, verbose_errors=False)
 
 
 class _Bytes:
@@ -173,15 +173,29 @@ def _byte_tokenizer() -> Any:
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()))
 
 
-def _embedded_schemas(grammar: str) -> Iterable[object]:
-    """The JSON after each ``%json``; where there is none, llguidance will say so if it was not part of a text."""
+def _check_costs(grammar: str) -> None:
+    """Refuses what llguidance's limits do not end soon enough.
+
+    Raises:
+        InvalidRequest: a schema out of bounds, or more intersections than can be served.
+    """
     decoder = json.JSONDecoder()
+    intersections = at = 0
     for found in _SCHEMA.finditer(grammar):
+        if found.start() < at:
+            continue  # a schema's own text
         try:
-            schema, _ = decoder.raw_decode(grammar, found.end())
+            schema, end = decoder.raw_decode(grammar, found.end())
         except (ValueError, RecursionError):
-            continue
-        yield schema
+            continue  # part of a text, or llguidance will say what is wrong with it
+        check_bounds(schema)
+        intersections += grammar.count("&", at, found.start())
+        at = end
+    intersections += grammar.count("&", at)
+    if intersections > _MAX_INTERSECTIONS:
+        raise InvalidRequest(
+            f"the grammar has & {intersections} times", remedy=f"Use & at most {_MAX_INTERSECTIONS} times."
+        )
 
 
 def _tokenizer(path: Path) -> tuple[Any, int]:

@@ -18,12 +18,13 @@ _MAX_DEPTH = 100  # of nesting; llguidance's JSON reader ends at 128
 _MAX_PROPERTIES = 2000  # in one object: the cost is their number squared
 _MAX_PATTERN_PROPERTIES = 32  # in one object: each pair is checked
 _MAX_MULTIPLE = 128  # least common multiple of all multipleOf, powers of ten apart: a state for each remainder
-_MAX_MERGED_REGEXES = 8  # where schemas are intersected: the cost is exponential in them
+_MAX_MERGED_REGEXES = 8  # where schemas are intersected: the cost is exponential in them,
+_MAX_MERGES = 24  # and in how deep that goes
 
 _COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
 _COSTLY = ("pattern", "format", "patternProperties", "multipleOf")
 # One space or one line break with its indentation between tokens: a model cannot get lost in white space.
-_LAYOUT = {"whitespace_pattern": r"[ ]|\r?\n[ \t]{0,32}"}
+_WRITING = {"whitespace_pattern": r"[ ]|\r?\n[ \t]{0,32}", "json_allow_general_unicode_escapes": True}
 
 
 def check_bounds(schema: object) -> None:
@@ -48,6 +49,8 @@ def check_bounds(schema: object) -> None:
             raise _beyond(f"multipleOf with a least common multiple of {multiple:.3g}", _MAX_MULTIPLE)
     if merges and regexes > _MAX_MERGED_REGEXES:
         raise _beyond(f"{regexes} patterns and formats together with allOf or the like", _MAX_MERGED_REGEXES)
+    if regexes and merges > _MAX_MERGES:
+        raise _beyond(f"{merges} times allOf or the like together with patterns or formats", _MAX_MERGES)
 
 
 def _beyond(found: str, most: int) -> InvalidRequest:
@@ -118,4 +121,4 @@ def embedded(schema: Any, *, lenient: bool) -> str:
     """
     if not isinstance(schema, dict):
         return json.dumps(schema)
-    return json.dumps(schema | {"x-guidance": _LAYOUT | {"lenient": lenient}})
+    return json.dumps(schema | {"x-guidance": _WRITING | {"lenient": lenient}})

@@ -191,6 +191,10 @@ def _biases(value: object) -> tuple[tuple[int, float], ...]:
 def _grammar(value: object) -> None:
     if not isinstance(value, str):
         raise InvalidRequest(f"grammar is {_show(value)}", remedy="Pass a Lark grammar as a string.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("grammar has half a surrogate pair", remedy="Pass valid Unicode as grammar.") from error
     if not 0 < len(value) <= MAX_GRAMMAR:
         raise InvalidRequest(
             f"grammar has {len(value):,} characters", remedy=f"Pass a grammar of 1 to {MAX_GRAMMAR:,} characters."

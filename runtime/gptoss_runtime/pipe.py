@@ -14,7 +14,7 @@ from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +68,7 @@ class Loaded:
     slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):  # there are many, and this pickles in half the time
     """The next token; ``logprobs`` what ``Generation.logprobs`` grew by."""
 
     id: int

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gptoss_runtime.child import Child, Stream
 from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, Timings, Usage
 from gptoss_runtime.errors import BackendError, EngineDied, GptOssError, InvalidRequest, Overloaded
-from gptoss_runtime.options import GenerationOptions, check_token_ids
+from gptoss_runtime.options import GenerationOptions, check_bias, check_token_ids
 from gptoss_runtime.pipe import Begin, Ended, Load, Logits, Rows, Token
 
 _CRASHES = 3  # within
@@ -127,9 +127,11 @@ class ProcessEngine(Engine):
         """
         info = self.info
         prompt = check_token_ids(token_ids, vocab_size=info.vocab_size, context_length=info.context_length)
+        options = options or GenerationOptions()
+        check_bias(options, vocab_size=info.vocab_size)
         child, stream = self._open()
         generation = ProcessGeneration(self, child, stream, len(prompt))
-        child.send(Begin(stream.id, array("i", prompt), options or GenerationOptions()))
+        child.send(Begin(stream.id, array("i", prompt), options))
         return generation
 
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:

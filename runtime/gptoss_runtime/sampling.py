@@ -16,6 +16,7 @@ from gptoss_runtime.engine import TokenLogprobs
 from gptoss_runtime.options import GenerationOptions
 
 _BLOCK = 512  # of the two-level inverse CDF: sums of blocks first, then inside one block
+_TOP_BLOCK = 64  # of the search for the likeliest
 _NUCLEUS = 1024  # candidates sorted first for top_p; 16 times as many as long as these do not reach it
 
 _LOWEST = -9999.0  # given for a log-probability that is minus infinity, as OpenAI does: JSON has no infinities
@@ -146,11 +147,11 @@ def _likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
     """
     if count == 0:
         return np.empty(0, np.intp)
-    starts = np.arange(0, logits.size, _BLOCK)
+    starts = np.arange(0, logits.size, _TOP_BLOCK)
     maxima = np.maximum.reduceat(logits, starts)
     if count < maxima.size:
         starts = np.sort(starts[np.argpartition(maxima, -count)[-count:]])
-    candidates = (starts[:, None] + np.arange(_BLOCK)).ravel()
+    candidates = (starts[:, None] + np.arange(_TOP_BLOCK)).ravel()
     candidates = candidates[candidates < logits.size]
     return candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +299,15 @@ def test_a_damaged_one_is_listed_as_such(nano_artifact: Path, tmp_path: Path) ->
     (damaged / "manifest.json").unlink()  # a stock conversion has none
     assert registry.resolve("mine") == damaged
     assert registry.info("mine")[0].memory is None
+
+
+def test_the_example_of_the_page(
+    nano_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPTOSS_ARTIFACTS", str(nano_artifact.parents[1]))
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [catalogue] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "models.md", "exec"), {})
+    assert f"gptoss-nano:cpu {nano_artifact}" in capsys.readouterr().out
+    assert Catalogue.model_validate_json(catalogue).models["gpt-oss-20b"].aliases == ("twenty",)

@@ -36,7 +36,7 @@ BAD = {
         5,
         None,
     ],
-    "grammar": ["", 5, b"start: X", "x" * 2**21],
+    "grammar": ["", 5, b"start: X", "x" * 2**21, "\ud800"],
     "stop_token_ids": [(-1,), ("a",), "abc", (1.5,), tuple(range(1000)), 3.5],
 }
 

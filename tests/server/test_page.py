@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.server.browser import chromium
 from tests.server.page_server import PAGE, Script, Write, event, page_server, text
+from tests.server.running import WEATHER
 
+PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "page.png"  # written if GPTOSS_PICTURES is set
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202e"
 CALL = {"id": "call_1", "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}
 
@@ -291,6 +296,38 @@ def test_an_api_key(browser: Any, api: Script) -> None:
     assert browser.execute_script("return [localStorage.length, sessionStorage.length]") == [0, 1]
     browser.get(api.url)
     assert page.one("#key").get_property("value") == "sesame"
+
+
+def test_the_real_server(browser: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Page(browser, server.url)
+    page.set("#temperature", "0")
+    page.set("#max-tokens", "200")
+    page.ask("What is 27 + 45?")
+    page.answered()
+    assert page.content("article.answer .body") == "27 + 45 = 72"
+    assert "7 + 5 = 12" in page.content("article.answer .reasoning")
+    assert re.fullmatch(
+        r"\d+ tokens · [\d.]+ tokens/s · first token after [\d.]+ s · gptoss-nano", page.content(".figures")
+    )
+    page.until(lambda: re.fullmatch(r"cpu · [\d,]+ positions", page.one("#device").text))
+    page.one("#new").click()
+    page.set("#tools", json.dumps([{"type": "function", "function": WEATHER}]))
+    page.ask("What's the weather in Paris?")
+    page.until(lambda: page.content(".call code") == '→ get_weather({"city":"Paris"})')
+    page.browser.switch_to.active_element.send_keys('{"temperature":21,"condition":"sunny"}\n')
+    page.answered(2)
+    assert page.content("article.answer:last-of-type .body") == "It is 21 degrees and sunny in Paris."
+    browser.execute_script("document.querySelector('article details').open = true; getSelection().empty()")
+    page.one("#tab-python").click()
+    picture = PICTURE if os.environ.get("GPTOSS_PICTURES") else tmp_path / "page.png"
+    assert browser.save_screenshot(str(picture))
+    assert 10_000 < picture.stat().st_size < 300_000
+    page.one("#new").click()
+    page.set("#tools", "")
+    page.set("#prompt", "What is 27 + 45?")
+    exec(compile(page.one("#code").text, "shown", "exec"), {})
+    assert capsys.readouterr().out == "27 + 45 = 72\n"
+    assert page.complaints() == []
 
 
 def test_the_files_keep_to_themselves() -> None:

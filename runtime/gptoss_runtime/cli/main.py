@@ -23,6 +23,7 @@ BUILT_IN = {
     "chat": "gptoss_runtime.cli.chat:chat",
     "bench": "gptoss_runtime.cli.bench:bench",
     "doctor": "gptoss_runtime.cli.doctor:doctor",
+    "serve": "gptoss_runtime.cli.serve:serve",
     "models": "gptoss_runtime.cli.models:models",
 }
 INTERRUPTED = 130

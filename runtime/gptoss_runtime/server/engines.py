@@ -1,0 +1,44 @@
+"""How a server makes its engines: each in a process of its own. Knows targets and providers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptoss_runtime.engine import Engine
+from gptoss_runtime.process import ProcessEngine
+from gptoss_runtime.server.catalog import Entry
+
+_OF_TARGET = {"directml": "directml", "cuda": "cuda", "webgpu": "webgpu"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """For every engine that a server makes; see ``ProcessEngine.load``.
+
+    Args:
+        provider: the execution provider; ``None``: the one that the artifact was converted for.
+        device: which adapter.
+        threads: CPU threads.
+        context_length: at most this many positions.
+        slots: answers that advance at once.
+        queue: requests that may wait beside them.
+    """
+
+    provider: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    context_length: int | None = None
+    slots: int = 4
+    queue: int = 64
+
+    def make(self, entry: Entry) -> Engine:
+        """An engine of a model. Raises as ``Engine.load``."""
+        return ProcessEngine.load(
+            entry.path,
+            provider=self.provider or _OF_TARGET.get(entry.target, "cpu"),
+            device=self.device,
+            threads=self.threads,
+            context_length=self.context_length,
+            slots=self.slots,
+            queue=self.queue,
+        )

@@ -1,0 +1,131 @@
+"""Answers over HTTP: JSON, and server-sent events by hand. Knows the wire; knows nothing of what is sent.
+
+JSON is written in ASCII, so that half a surrogate pair from a client cannot break the answer that repeats it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gptoss_runtime.server.errors import Problem
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+_QUIET = b": still working\n\n"
+
+
+class Json(Response):
+    """A JSON answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """As bytes."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def failure(problem: Problem) -> Json:
+    """An error's answer."""
+    return Json(problem.body, problem.status, problem.headers)
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + json.dumps(data, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Server-sent events as they are made; when the client goes, the iterator is closed at once.
+
+    Args:
+        events: the encoded events.
+        quiet_seconds: after so long without one, a comment is sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], *, quiet_seconds: float) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._quiet = quiet_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        sending = asyncio.create_task(self._send(send))
+        gone = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            results = await asyncio.gather(sending, gone, return_exceptions=True)
+        error = results[0]
+        if isinstance(error, Exception) and not isinstance(error, OSError):  # a broken pipe is a client that went
+            raise error
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pending: asyncio.Task[bytes | None] | None = None
+        try:
+            while True:
+                pending = pending or asyncio.create_task(_next(self._events))
+                done, _ = await asyncio.wait((pending,), timeout=self._quiet)
+                body = pending.result() if done else _QUIET
+                if body is None:
+                    break
+                pending = None if done else pending
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            if pending is not None:
+                pending.cancel()
+                await asyncio.gather(pending, return_exceptions=True)
+            await self._events.aclose()
+        await send({"type": "http.response.body", "body": b""})
+
+
+class ClientGone(Exception):  # noqa: N818 - nothing is wrong, and nobody is there to be told
+    """The client closed the connection before its answer."""
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T], cancel: Callable[[], None]) -> T:
+    """Waits for work.
+
+    Args:
+        request: whose client is watched.
+        work: what is waited for.
+        cancel: called when the client goes before.
+
+    Raises:
+        ClientGone: it did.
+    """
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(disconnected(request.receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            cancel()
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _next(events: AsyncGenerator[bytes]) -> bytes | None:
+    return await anext(events, None)

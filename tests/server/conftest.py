@@ -1,0 +1,53 @@
+"""A real server over nano on a free port, once a run, and clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from gptoss_runtime.server.catalog import Catalog
+from gptoss_runtime.server.engines import EngineOptions
+from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.settings import Settings
+from tests.server.running import MODEL, Running, serving
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vocabulary")
+
+
+@pytest.fixture(scope="session")
+def serve(nano_artifact: Path, vocabulary: Path) -> Callable[..., AbstractContextManager[Running]]:
+    """Starts a server over nano: settings by name, the host's with ``host=…``, the engine's with ``engine=…``."""
+
+    def start(*, engine: dict[str, Any] | None = None, host: dict[str, Any] | None = None, **settings: Any) -> Any:
+        options = EngineOptions(threads=1, **(engine or {"slots": 2}))
+        models = ModelHost(Catalog({MODEL: nano_artifact}), options.make, cache=vocabulary, **(host or {}))
+        return serving(Settings(port=0, **settings), models)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[..., AbstractContextManager[Running]]) -> Iterator[Running]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def http(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client

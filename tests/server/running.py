@@ -1,0 +1,70 @@
+"""Starts a real server in a thread, and says what tests ask it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.run import listening, server_of
+from gptoss_runtime.server.settings import Settings
+
+MODEL = "gptoss-nano"
+WEATHER = {
+    "name": "get_weather",
+    "description": "Current weather in a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    port: int
+    app: Any
+
+    @property
+    def host(self) -> ModelHost:
+        host: ModelHost = self.app.state.services.host
+        return host
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A number of GET /metrics."""
+        return self.app.state.services.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextlib.contextmanager
+def serving(settings: Settings, host: ModelHost) -> Iterator[Running]:
+    """A server in a thread, until the block ends."""
+    with listening(settings) as taken:
+        port = taken.getsockname()[1]
+        server = server_of(replace(settings, port=port), host)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        try:
+            yield Running(f"http://127.0.0.1:{port}", port, server.config.app)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def ask(text: str, **more: Any) -> dict[str, Any]:
+    """A chat completion's body for one question, greedy and short."""
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        "max_completion_tokens": 200,
+        **more,
+    }

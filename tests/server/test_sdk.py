@@ -1,0 +1,144 @@
+"""``serving``: finds a server or starts one, hands out OpenAI's own client, and leaves nothing running."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from gptoss_runtime import sdk
+from gptoss_runtime.errors import (
+    ArtifactError,
+    BackendUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    ServerUnavailable,
+)
+from gptoss_runtime.sdk import serving
+
+MODEL = "gptoss-nano"
+PAGE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def own_machine(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Only nano is here, and no server at the usual port; nothing may be left running."""
+    with socket.socket() as taken:  # bound and not listening: nobody answers there
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(sdk, "URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setenv("GPTOSS_ARTIFACTS", str(nano_artifact.parents[1]))
+        monkeypatch.setenv("GPTOSS_CACHE", str(tmp_path / "cache"))
+        for name in ("GPTOSS_URL", "GPTOSS_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        before = set(psutil.Process().children(recursive=True))
+        yield
+        _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=20)
+        assert [one for one in alive if "serve" in one.cmdline()] == []
+
+
+def ask(client: Any, model: str = MODEL) -> str:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "What is 27 + 45?"}],
+        temperature=0,
+        max_completion_tokens=100,
+        reasoning_effort="low",
+    )
+    content: str = answer.choices[0].message.content
+    return content
+
+
+def is_listening(client: Any) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((client.base_url.host, client.base_url.port)) == 0
+
+
+def test_a_server_is_started_found_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(MODEL, context_length=512) as client:
+        assert client.max_retries
+        assert "72" in ask(client)
+        url, key = str(client.base_url).removesuffix("/v1/"), client.api_key
+        assert len(key) > 20  # nobody else's on this machine
+        with serving(MODEL, url=url, api_key=key) as other:
+            assert other.base_url == client.base_url
+            assert "72" in ask(other)
+        monkeypatch.setenv("GPTOSS_URL", f"{url}/")
+        monkeypatch.setenv("GPTOSS_API_KEY", key)
+        with serving(MODEL) as by_environment:
+            assert str(by_environment.base_url) == f"{url}/v1/"
+        monkeypatch.delenv("GPTOSS_URL")
+        monkeypatch.setattr(sdk, "URL", url)
+        with serving(f"{MODEL}:cpu") as at_the_usual_port:
+            assert at_the_usual_port.base_url == client.base_url
+        with pytest.raises(ServerUnavailable, match="does not have other"), serving("other", url=url):
+            pass
+        with pytest.raises(ServerUnavailable, match="asks for an API key"), serving(MODEL, url=url, api_key="wrong"):
+            pass
+        assert is_listening(client)
+    assert not is_listening(client)
+
+
+def test_an_artifact_folder(nano_artifact: Path) -> None:
+    with serving(str(nano_artifact), context_length=512) as client:
+        [model] = [one.id for one in client.models.list() if ":" not in one.id]
+        assert "72" in ask(client, model)
+
+
+def test_the_block_may_fail() -> None:
+    with pytest.raises(ZeroDivisionError), serving(MODEL, context_length=512) as client:
+        raise ZeroDivisionError
+    assert not is_listening(client)
+
+
+def test_nothing_answers() -> None:
+    with pytest.raises(ServerUnavailable, match="nothing answers at"), serving(MODEL, url=sdk.URL):
+        pass
+
+
+def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound), serving("gpt-oss-20b"):
+        pass
+    with pytest.raises(ModelNotFound), serving("nobody"):
+        pass
+    with pytest.raises(ArtifactError), serving("./nowhere"):
+        pass
+    with pytest.raises(ArtifactError) as raised, serving(str(tmp_path)):
+        pass
+    assert raised.value.remedy
+
+
+def test_what_the_server_says_comes_through() -> None:
+    with pytest.raises(InvalidRequest) as raised, serving(MODEL, context_length=-5):
+        pass
+    assert "context_length" in raised.value.message.replace("-", "_")
+
+
+def test_a_server_that_takes_too_long() -> None:
+    with pytest.raises(ServerUnavailable, match="ready in time") as raised, serving(MODEL, timeout=0):
+        pass
+    assert raised.value.exit_code == 6
+
+
+def test_the_client_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(BackendUnavailable) as raised, serving(MODEL, context_length=512):
+        pass
+    assert raised.value.remedy == 'pip install "gptoss-windows[sdk]"'
+
+
+def test_the_examples_of_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(first, "sdk.md", "exec"), {})
+    assert "72" in capsys.readouterr().out
+    with serving(MODEL) as client:
+        address = urlsplit(str(client.base_url)).netloc
+        monkeypatch.setenv("GPTOSS_API_KEY", client.api_key)
+        for example in others:
+            exec(compile(example.replace("127.0.0.1:5272", address), "sdk.md", "exec"), {})
+            assert capsys.readouterr().out
