@@ -100,9 +100,8 @@ class Constraint:
     def _computed(self) -> NDArray[np.bool_]:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        mask = np.zeros(self._vocab_size, np.bool_)
-        known = np.unpackbits(bits, bitorder="little")[: self._vocab_size]
-        mask[: known.size] = known
+        known = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
+        mask = np.pad(known, (0, self._vocab_size - known.size)) if known.size < self._vocab_size else known
         if mask[self._eos]:
             mask[self._eos] = False
             mask[self._stops] = True
