@@ -6,18 +6,29 @@ onnxruntime-genai and openai-harmony are imported when something is loaded.
 
 from gptoss_runtime.chat import Chat, Reply
 from gptoss_runtime.conversation import (
+    JSON_OBJECT,
     ContentDelta,
     Event,
     Finish,
     Message,
     MessageEnd,
     ReasoningDelta,
+    ResponseFormat,
     Tool,
     ToolCall,
     ToolCallDelta,
     ToolResult,
 )
-from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, ModelInfo, Timings, Usage
+from gptoss_runtime.engine import (
+    Engine,
+    FinishReason,
+    Generation,
+    GenerationResult,
+    ModelInfo,
+    Timings,
+    TokenLogprobs,
+    Usage,
+)
 from gptoss_runtime.errors import (
     ArtifactError,
     BackendError,
@@ -35,9 +46,12 @@ from gptoss_runtime.errors import (
     Overloaded,
     ResourceError,
 )
+from gptoss_runtime.formats import turn_grammar
 from gptoss_runtime.options import GenerationOptions
+from gptoss_runtime.stops import StopStrings
 
 __all__ = [
+    "JSON_OBJECT",
     "ArtifactError",
     "BackendError",
     "BackendUnavailable",
@@ -67,10 +81,14 @@ __all__ = [
     "ReasoningDelta",
     "Reply",
     "ResourceError",
+    "ResponseFormat",
+    "StopStrings",
     "Timings",
+    "TokenLogprobs",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
     "ToolResult",
     "Usage",
+    "turn_grammar",
 ]

@@ -187,7 +187,8 @@ class Child:
         code = self._process.poll()
         words = next((word for word in reversed(self._words) if word.strip()), "")
         return EngineDied(
-            f"the engine's process ended with {_named(code)}" + (f": {words[:300]}" if words else ""),
+            f"the engine's process ended with {_named(code)}"
+            + (f"; the last it printed: {words[:300]}" if words else ""),
             remedy="Ask again: it is started anew. If the system ran out of memory, load with a smaller context_length "
             "or fewer slots.",
         )

@@ -179,8 +179,8 @@ class Engine(ABC):
             threads: intra-op threads; ``None``: one a physical core.
             context_length: at most this many positions, to spend less memory; ``None``: the artifact's, or on
                 "directml" as many as the adapter's memory holds.
-            slots: KV caches to keep, each as long as its sequence; ``engine.slots`` says how many there are, which is
-                1 on "directml".
+            slots: KV caches to keep, each as long as its sequence; ``engine.slots`` says how many there are: on
+                "directml" no more than its memory holds.
             verify: check every file against the manifest's sha256 first.
 
         Raises:

@@ -105,8 +105,8 @@ class GenaiEngine(LogitsEngine):
     """A model in onnxruntime-genai, with live generators whose KV caches consecutive requests share.
 
     Args: as ``Engine.load``; ``prefill_chunk`` is the number of prompt tokens computed at a time, ``slots`` how many
-    generators may be kept. On devices that take no second append there is one: a prompt is read in one go there, none
-    of it can be used again, and memory was planned for one.
+    generators may be kept. Where a device takes no second append, a prompt is read in one go and nothing idle is kept;
+    there is one generator, or on DirectML as many as memory holds.
     """
 
     def __init__(
@@ -122,11 +122,12 @@ class GenaiEngine(LogitsEngine):
     ) -> None:
         super().__init__(artifact.path / TOKENIZER)
         _check_load_options(threads=threads, context_length=context_length, prefill_chunk=prefill_chunk, slots=slots)
-        longest, adapter = artifact.context_length, None
+        longest, adapter, self.slots = artifact.context_length, None, slots
         if provider.lower() == "directml":
             budget = artifact.manifest.memory if artifact.manifest else None
             device, context_length = preflight.directml(budget, device, longest, context_length)
-            adapter = adapters.choose(adapters.adapters(), device).name
+            adapter = adapters.choose(adapters.adapters(), device)
+            self.slots = preflight.slots(budget, adapter, context_length, slots)
         self._genai = import_genai()
         with native_errors(f"loading {artifact.path}"), _quiet(provider):
             config = _configured(self._genai, artifact, provider, _device_index(device), threads)
@@ -141,9 +142,10 @@ class GenaiEngine(LogitsEngine):
             context_length=min(context_length or longest, longest),
             vocab_size=artifact.vocab_size,
             eos_token_ids=artifact.eos_token_ids,
-            device=adapter,
+            device=adapter.name if adapter else None,
         )
-        self.slots = slots if self._appendable else 1
+        if not self._appendable and adapter is None:
+            self.slots = 1
         # What is idle holds one full context, or in short contexts what all slots begin with.
         idle_room = max(self.info.context_length, slots * _FIRST_ROOM) if self._appendable else 0
         self._slots: Slots[_Sequence] = Slots(self.slots, idle_room)

@@ -24,6 +24,9 @@ from gptoss_runtime.json_schema import check_bounds, embedded
 
 _EOS = "<|endoftext|>"  # stands for "the grammar may end here"; the generation's stop tokens take its place
 _SCHEMA = re.compile(r"%json\s*")
+# llguidance would tokenise text that is certain to come, special tokens parsed: "<|end|>" in a schema's enum would be
+# the control token. So the model chooses how to spell it.
+_BY_BYTES = '\n%llguidance { "no_forcing": true }\n'
 _MAX_INTERSECTIONS = 16  # of regexes: the cost is exponential in them
 _MAX_SAID = 600  # characters shown of what llguidance says
 _load_lock = threading.Lock()
@@ -66,7 +69,7 @@ class Constraint:
         self._stops = np.fromiter((stop for stop in stops if stop < vocab_size), np.int64)
         self._vocab_size = vocab_size
         self._matcher = llguidance.LLMatcher(
-            tokens, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0, limits=_limits()
+            tokens, llguidance.LLMatcher.grammar_from_lark(grammar + _BY_BYTES), log_level=0, limits=_limits()
         )
         self._check()
         self._mask: NDArray[np.bool_] | None = None  # until a token is accepted
@@ -100,9 +103,8 @@ class Constraint:
     def _computed(self) -> NDArray[np.bool_]:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        mask = np.zeros(self._vocab_size, np.bool_)
-        known = np.unpackbits(bits, bitorder="little")[: self._vocab_size]
-        mask[: known.size] = known
+        known = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
+        mask = np.pad(known, (0, self._vocab_size - known.size)) if known.size < self._vocab_size else known
         if mask[self._eos]:
             mask[self._eos] = False
             mask[self._stops] = True

@@ -202,5 +202,8 @@ def _grammar(value: object) -> None:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        text = "a huge number"
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -45,6 +45,21 @@ def directml(
     return adapter.index, length
 
 
+def slots(budget: MemoryBudget | None, adapter: Adapter, context: int, wished: int) -> int:
+    """How many generations at once an adapter's memory holds: all but the weights counts for each.
+
+    Args:
+        budget: the model's; where there is none, one.
+        adapter: which.
+        context: positions of each.
+        wished: at most.
+    """
+    if budget is None:
+        return 1
+    each = budget.at(context) - budget.weights
+    return max(1, min(wished, (room(adapter) - budget.weights) // max(1, each)))
+
+
 def room(adapter: Adapter) -> int:
     """Bytes that a model may take on an adapter: all but a reserve, and what Windows grants it now."""
     free = adapter.memory - RESERVE

@@ -70,7 +70,7 @@ class ProcessEngine(Engine):
             threads: intra-op threads.
             context_length: at most this many positions.
             slots: generations that run at once, each with a KV cache of its own; ``engine.slots`` says how many there
-                are, which is 1 on "directml".
+                are: on "directml" no more than its memory holds.
             queue: generations that may wait for a slot.
             verify: check every file first.
 

@@ -17,6 +17,7 @@ from gptoss_runtime.options import GenerationOptions
 
 _BLOCK = 512  # of the two-level inverse CDF: sums of blocks first, then inside one block
 _TOP_BLOCK = 64  # of the search for the likeliest
+_FEW = 8  # fewer than one token in so many allowed: only those are looked at
 _NUCLEUS = 1024  # candidates sorted first for top_p; 16 times as many as long as these do not reach it
 
 _LOWEST = -9999.0  # given for a log-probability that is minus infinity, as OpenAI does: JSON has no infinities
@@ -50,10 +51,15 @@ class Sampler:
             allowed: bool ``[vocab]``, the tokens to choose from, at least one; ``None``: all.
         """
         adjusted = self._penalised(logits)
-        if allowed is not None:
+        tokens: NDArray[np.intp] | None = None
+        if allowed is not None and np.count_nonzero(allowed) * _FEW < allowed.size:
+            tokens = np.flatnonzero(allowed)
+            adjusted = adjusted[tokens]
+        elif allowed is not None:
             adjusted = adjusted.copy() if adjusted is logits else adjusted
             np.copyto(adjusted, np.float32(-np.inf), where=~allowed)
-        token = int(adjusted.argmax()) if self._options.greedy else self._draw(adjusted)
+        index = int(adjusted.argmax()) if self._options.greedy else self._draw(adjusted)
+        token = index if tokens is None else int(tokens[index])
         self._counts[token] = self._counts.get(token, 0) + 1
         if self._seen is not None:
             self._seen.add(token)

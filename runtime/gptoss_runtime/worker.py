@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from queue import SimpleQueue
-from typing import IO
+from typing import IO, NoReturn
 
 from gptoss_runtime.decoding import LogitsEngine
 from gptoss_runtime.engine import Engine
@@ -60,7 +60,14 @@ def _listen(reader: IO[bytes], inbox: SimpleQueue[Request]) -> None:
         while True:
             inbox.put(receive(reader))
     except EOFError:
-        os._exit(0)
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """Ends the process whatever its other threads are in, without Windows' farewells to DLLs that may wait for them."""
+    if sys.platform == "win32":
+        os.kill(os.getpid(), signal.SIGTERM)  # TerminateProcess there
+    os._exit(0)
 
 
 def _pipes() -> tuple[IO[bytes], Outbox]:
@@ -76,3 +83,5 @@ def _pipes() -> tuple[IO[bytes], Outbox]:
 
 if __name__ == "__main__":
     main()
+    sys.stderr.flush()
+    _leave()

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE + README, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["engine", "chat", "plain", "readme"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["engine", "process", "chat", "guarantees", "plain", "readme"])
 def test_an_example(
     example: str, nano_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

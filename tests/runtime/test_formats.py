@@ -26,7 +26,8 @@ from gptoss_runtime import (
 from gptoss_runtime.conversation import JSON_OBJECT, ResponseFormat
 from gptoss_runtime.formats import ToolChoice, turn_grammar
 from gptoss_runtime.grammar import Constraint
-from gptoss_runtime.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.harmony import CALL, STOP_TOKENS, Harmony
+from gptoss_runtime.process import ProcessEngine
 
 WEATHER = Tool(
     "get_weather",
@@ -98,22 +99,22 @@ def judge(nano_artifact: Path) -> Judge:
     return Judge(nano_artifact)
 
 
-CALL = '{"city":"Paris"}<|call|>'
+ARGUMENTS = '{"city":"Paris"}<|call|>'
 
 
 @pytest.mark.parametrize(
     "turn",
     [
-        f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{CALL}",
-        f"<|channel|>commentary to=functions.get_weather<|constrain|>json<|message|>{CALL}",
-        f"<|channel|>commentary to=functions.get_weather json<|message|>{CALL}",
-        f"<|channel|>commentary to=functions.get_weather<|message|>{CALL}",
-        f"<|channel|>analysis to=functions.get_weather code<|message|>{CALL}",
-        f" to=functions.get_weather<|channel|>commentary <|constrain|>json<|message|>{CALL}",
-        f" to=functions.get_weather<|channel|>commentary json<|message|>{CALL}",
-        f"{HEAD} to=functions.get_weather<|channel|>commentary<|message|>{CALL}",
+        f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{ARGUMENTS}",
+        f"<|channel|>commentary to=functions.get_weather<|constrain|>json<|message|>{ARGUMENTS}",
+        f"<|channel|>commentary to=functions.get_weather json<|message|>{ARGUMENTS}",
+        f"<|channel|>commentary to=functions.get_weather<|message|>{ARGUMENTS}",
+        f"<|channel|>analysis to=functions.get_weather code<|message|>{ARGUMENTS}",
+        f" to=functions.get_weather<|channel|>commentary <|constrain|>json<|message|>{ARGUMENTS}",
+        f" to=functions.get_weather<|channel|>commentary json<|message|>{ARGUMENTS}",
+        f"{HEAD} to=functions.get_weather<|channel|>commentary<|message|>{ARGUMENTS}",
         f"{HEAD}{HEAD}<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant{HEAD}"
-        f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{CALL}",
+        f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{ARGUMENTS}",
         '<|channel|>commentary to=functions.get_weather<|message|>{ "city": "Paris" }<|call|>',
         '<|channel|>commentary to=functions.get_weather<|message|>{\n    "city": "Paris"\n}<|call|>',
         f"{HEAD}<|channel|>final<|message|>It is sunny.<|return|>",
@@ -321,5 +322,22 @@ def test_requests_that_make_no_sense(
 
 def test_many_tools_are_served(judge: Judge, harmony: Harmony) -> None:
     tools = [Tool(f"tool_{at}", "x" * 500, WEATHER.parameters) for at in range(128)]
-    ids = marked(harmony, f"<|channel|>commentary to=functions.tool_99 <|constrain|>json<|message|>{CALL}")
+    ids = marked(harmony, f"<|channel|>commentary to=functions.tool_99 <|constrain|>json<|message|>{ARGUMENTS}")
     assert judge(turn_grammar(tools=tools), ids)
+
+
+def test_guarantees_hold_in_a_process_of_its_own(nano_artifact: Path, harmony: Harmony) -> None:
+    grammar = turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"])
+    prompt = harmony.render([Message("user", "What's the weather in Paris?")], tools=TOOLS, effort="low")
+    with ProcessEngine.load(nano_artifact, threads=1) as engine:
+        with pytest.raises(InvalidRequest, match="enforced"):
+            list(engine.generate(prompt, GenerationOptions(grammar="start: missing")))
+        options = GenerationOptions(
+            grammar=grammar, seed=0, logprobs=2, stop_token_ids=STOP_TOKENS, max_new_tokens=2000
+        )
+        running = [engine.generate(prompt, options) for _ in range(2)]
+        for generation in running:
+            ids = list(generation)
+            assert [entry.token for entry in generation.logprobs] == ids
+            assert "to=functions.move" in harmony.decode(ids)
+            assert ids[-1] == CALL

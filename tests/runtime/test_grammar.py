@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from gptoss_runtime import BackendUnavailable, FinishReason, GenerationOptions, InvalidRequest
 from gptoss_runtime import grammar as grammar_module
@@ -62,6 +65,16 @@ def test_rows_without_a_token_are_never_allowed(tokenizer: Path, tmp_path: Path)
     assert allowed.shape == (VOCABULARY,)
     assert allowed[:199_000].all()
     assert not allowed[200_019:].any()
+
+
+def test_text_that_looks_like_a_special_token_is_text(tokenizer: Path, harmony: Harmony) -> None:
+    for grammar in ('start: "<|end|>"', "start: /<\\|end\\|>/", 'start: %json {"const": "<|end|>"}'):
+        rule = constraint(tokenizer, grammar)
+        for token in harmony.encode("<|end|>" if "json" not in grammar else '"<|end|>"'):
+            assert not rule.allowed()[200_007]
+            assert rule.allowed()[token]
+            rule.accept(token)
+        assert rule.allowed()[RETURN]
 
 
 def test_the_tokenizer_is_read_once(tokenizer: Path) -> None:
@@ -155,6 +168,24 @@ def nested(levels: int) -> dict[str, Any]:
         schema = {"type": "array", "items": schema}
     return schema
 
+
+KEYWORDS = (
+    *(
+        "type",
+        "properties",
+        "required",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+        "enum",
+        "const",
+        "anyOf",
+        "allOf",
+    ),
+    *("oneOf", "not", "if", "$ref", "$defs", "pattern", "format", "minLength", "maxLength", "minimum", "maximum", "a"),
+    *("multipleOf", "patternProperties", "additionalProperties", "minProperties", "x-guidance", "$schema", "$id"),
+)
 
 # True: it works. A text: it is refused with this.
 HOSTILE: dict[str, tuple[Any, str | bool]] = {
@@ -266,6 +297,88 @@ def test_a_tool_that_is_not_strict_is_served_whatever_its_schema(tokenizer: Path
     assert grammar is not None
     beginning = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"
     walk(tokenizer, grammar, marked(harmony, beginning), steps=20)
+
+
+wild_json = st.recursive(
+    st.one_of(st.text(max_size=9), st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.floats(-1e9, 1e9)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=3)),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(wild_json)
+def test_anything_is_a_schema_or_refused(schema: Any) -> None:
+    try:
+        assert turn_grammar(response_format=ResponseFormat(schema))
+    except InvalidRequest as error:
+        assert error.remedy  # noqa: PT017
+    if isinstance(schema, dict):
+        assert turn_grammar(tools=[Tool("f", "", schema)])
+
+
+def simple(names: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]:
+    """Schemas that are supported and can be satisfied."""
+    leaves: st.SearchStrategy[Any] = st.one_of(
+        st.sampled_from(
+            [{"type": "null"}, {"type": "boolean"}, {"type": "string", "format": "date"}, {"const": "<|end|>"}]
+        ),
+        st.builds(
+            lambda low, room: {"type": "integer", "minimum": low, "maximum": low + room}, small, st.integers(0, 99)
+        ),
+        st.builds(lambda low, room: {"type": "string", "minLength": low, "maxLength": low + room}, count, count),
+        st.builds(
+            lambda values: {"enum": values}, st.lists(st.one_of(names, small, st.none()), min_size=1, max_size=3)
+        ),
+        st.sampled_from([{"type": "string", "pattern": "^[a-c]{2,4}(x|é)$"}, {"type": "integer", "multipleOf": 7}]),
+    )
+
+    def branch(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.one_of(
+            st.builds(lambda one, other: {"anyOf": [one, other]}, inner, inner),
+            st.builds(
+                lambda item, low: {"type": "array", "items": item, "minItems": low, "maxItems": low + 2}, inner, count
+            ),
+            st.builds(
+                lambda members, optional: {
+                    "type": "object",
+                    "properties": members,
+                    "required": [name for name in members if name not in optional],
+                    "additionalProperties": False,
+                },
+                st.dictionaries(names, inner, max_size=3),
+                st.sets(names, max_size=2),
+            ),
+        )
+
+    return st.recursive(leaves, branch, max_leaves=6)
+
+
+small, count = st.integers(-50, 50), st.integers(0, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(simple(st.sampled_from(["a", "é", 'q"', "<|end|>", "x-guidance", "pattern", ""])), st.integers(0, 2**32))
+def test_every_way_through_a_schema_is_valid(tokenizer: Path, harmony: Harmony, schema: Any, seed: int) -> None:
+    grammar = turn_grammar(response_format=ResponseFormat(schema))
+    assert grammar is not None
+    rule = constraint(tokenizer, grammar)
+    for token in marked(harmony, "<|channel|>final<|message|>"):
+        rule.accept(token)
+    random = np.random.default_rng(seed)
+    closers = [*harmony.encode('"}],'), RETURN]
+    ids: list[int] = []
+    while len(ids) < 400:
+        allowed = rule.allowed()
+        ends = [token for token in closers if allowed[token]]
+        token = int(random.choice(ends if ends and random.random() < 0.7 else np.flatnonzero(allowed)))
+        if token == RETURN:
+            break
+        ids.append(token)
+        rule.accept(token)
+    assert max(ids, default=0) < 199_998  # no text of a schema becomes a control token
+    assume(len(ids) < 400)
+    jsonschema.validate(json.loads(harmony.decode(ids)), schema, format_checker=jsonschema.FormatChecker())
 
 
 def test_a_strict_tool_is_enforced_or_refused() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime
+import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from gptoss_runtime import (
     ContentDelta,
     Event,
     Finish,
+    FinishReason,
     InvalidRequest,
     Message,
     MessageEnd,
@@ -18,6 +21,8 @@ from gptoss_runtime import (
     ToolCall,
     ToolCallDelta,
 )
+from gptoss_runtime.conversation import EFFORTS, JSON_OBJECT, Effort, ResponseFormat
+from gptoss_runtime.engine import GenerationResult, Timings, Usage
 from gptoss_runtime.harmony import CALL, END, ENDOFTEXT, RETURN, START, Harmony
 
 SPECIALS = range(199998, 201088)
@@ -100,6 +105,89 @@ def test_text_never_becomes_control_tokens(harmony: Harmony, one: str, two: str,
         expected = controls(harmony.render(messages("", "x", "x"), tools=[tool("x")]))
     assert controls(wild) == expected
     assert not controls(harmony.encode(one))
+
+
+wild_json = st.recursive(
+    st.one_of(wild_text, st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(-1e9, 1e9)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(wild_text, inner, max_size=3)),
+    max_leaves=8,
+)
+KEYWORDS = (
+    "title",
+    "description",
+    "default",
+    "enum",
+    "const",
+    "examples",
+    "required",
+    "anyOf",
+    "items",
+    "$ref",
+)
+wild_schema = st.fixed_dictionaries(
+    {"type": st.just("object"), "properties": st.dictionaries(wild_text, wild_json, max_size=3)},
+    optional=dict.fromkeys(KEYWORDS, wild_json),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(wild_schema, wild_text)
+def test_schemas_never_become_control_tokens(harmony: Harmony, schema: dict[str, Any], text: str) -> None:
+    def rendered(tool: Tool, response_format: ResponseFormat) -> list[int]:
+        return controls(harmony.render([Message("user", "x")], tools=[tool], response_format=response_format))
+
+    wild = rendered(Tool("f", text, schema), ResponseFormat(schema, description=text))
+    assert wild == rendered(Tool("f"), ResponseFormat({"type": "string"}))
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *({"minimum": math.nan}, {"const": math.inf}, {"const": 10**400}, {"const": 10**5000}, {"enum": {1}}),
+        *({"const": b"x"}, nested(100), nested(2000), "text", 5, [1]),
+    ],
+)
+def test_schemas_that_cannot_be_told_to_the_model(harmony: Harmony, schema: Any) -> None:
+    with pytest.raises(InvalidRequest, match="rendered"):
+        harmony.render([Message("user", "x")], tools=[Tool("f", "", schema)])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": 5},
+        {"properties": [1]},
+        {"properties": None, "required": "a"},
+        {"properties": {"a": True, "b": 5}},
+        {1: 2},
+    ],
+    ids=str,
+)
+def test_odd_schemas_are_told_as_far_as_they_go(harmony: Harmony, schema: Any) -> None:
+    assert "type f = (_:" in text_of(harmony, Message("user", "x"), tools=(Tool("f", "", schema),))
+
+
+def test_the_response_format_is_part_of_the_instructions(harmony: Harmony) -> None:
+    wanted = ResponseFormat({"type": "object", "properties": {"é": {}}}, "shopping_list", "What to buy.")
+    ids = harmony.render([Message("system", "Be brief."), Message("user", "Hi")], response_format=wanted)
+    assert (
+        "<|start|>developer<|message|># Instructions\n\nBe brief.\n\n# Response Formats\n\n## shopping_list\n\n"
+        '// What to buy.\n{"type":"object","properties":{"é":{}}}<|end|><|start|>user'
+    ) in harmony.decode(ids)
+    plain = harmony.render([Message("user", "Hi")])
+    assert harmony.render([Message("user", "Hi")], response_format=JSON_OBJECT) == plain
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_every_effort_is_told(harmony: Harmony, effort: Effort) -> None:
+    assert f"\nReasoning: {effort}\n" in harmony.decode(harmony.render([Message("user", "x")], effort=effort))
 
 
 @settings(max_examples=60, deadline=None)
@@ -185,6 +273,50 @@ def test_a_tool_call(harmony: Harmony, header: str) -> None:
     events = merged(parse(harmony, header + '<|message|>{"a": [1<|call|>'))
     assert events[:2] == [ToolCallDelta("f", '{"a": [1'), ToolCall("f", '{"a": [1')]
     assert events[-1] == Finish("tool_calls")
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": ', "not JSON", "", '{"a":1}{"b":2}', "[1]", "\ufffd", EVIL.replace("|", "")]
+)
+def test_arguments_are_given_as_they_were_written(harmony: Harmony, arguments: str) -> None:
+    events = parse(harmony, f"<|channel|>commentary to=functions.f <|constrain|>json<|message|>{arguments}<|call|>")
+    assert [event for event in events if isinstance(event, ToolCall)] == [ToolCall("f", arguments)]
+    assert not any(isinstance(event, ContentDelta) for event in events)
+    assert events[-1] == Finish("tool_calls")
+
+
+def ended(reason: FinishReason) -> GenerationResult:
+    return GenerationResult(reason, None, Usage(1, 1), Timings(0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("marked", "content", "arguments"),
+    [
+        ("<|channel|>final<|message|>Hel", "Hel", ""),
+        ('<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a', "", '{"a'),
+        ("<|channel|>commentary to=functions.f", "", ""),
+        ("<|channel|>fin", "", ""),
+        ("<|channel|>weird<|message|>Hel", "Hel", ""),
+        ("<|channel|>analysis<|message|>Hm<|end|><|start|>assi", "", ""),
+    ],
+)
+def test_a_cut_answer_is_said_to_be_cut(harmony: Harmony, marked: str, content: str, arguments: str) -> None:
+    parser = harmony.parser()
+    result = ended(FinishReason.LENGTH)
+    events = [event for token in encode(harmony, marked) for event in parser.feed(token)] + parser.finish(result)
+    assert events[-1] == Finish("length", result=result)
+    assert "".join(event.text for event in events if isinstance(event, ContentDelta)) == content
+    assert "".join(event.text for event in events if isinstance(event, ToolCallDelta)) == arguments
+    assert not any(isinstance(event, ToolCall) for event in events)
+
+
+def test_the_bytes_of_tokens_make_the_text(harmony: Harmony) -> None:
+    text = "Hé 🙂 𓀀\n"
+    assert b"".join(harmony.token_bytes(token) for token in harmony.encode(text)) == text.encode()
+    assert harmony.token_bytes(RETURN) == b"<|return|>"
+    for bad in (-1, 300_000, "x"):
+        with pytest.raises(InvalidRequest):
+            harmony.token_bytes(bad)  # type: ignore[arg-type]
 
 
 def test_a_preamble_and_two_calls(harmony: Harmony) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,25 @@ def test_bias_forces_and_forbids() -> None:
     allowed = np.zeros(100, np.bool_)
     allowed[[3, 4]] = True
     assert {masked.choose(logits, allowed) for _ in range(50)} == {3, 4}
+
+
+@given(
+    hnp.arrays(np.float32, 300, elements=st.floats(-9, 9, width=32)),
+    hnp.arrays(np.bool_, 300).filter(np.any),
+    st.sampled_from([{}, {"temperature": 0}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2, "frequency_penalty": 1}]),
+    st.integers(0, 99),
+)
+def test_a_mask_is_as_if_the_others_could_not_be(
+    logits: Logits, allowed: np.ndarray, options: dict[str, Any], seed: int
+) -> None:
+    masked = Sampler(GenerationOptions(seed=seed, **options), [1])
+    plain = Sampler(GenerationOptions(seed=seed, **options), [1])
+    impossible = np.where(allowed, logits, np.float32(-np.inf))
+    for _ in range(4):
+        token = masked.choose(logits, allowed)
+        assert allowed[token]
+        if options.keys().isdisjoint(("top_k", "top_p")):  # those put the tokens in an order of their own
+            assert token == plain.choose(impossible)
 
 
 def test_bias_on_the_real_model(engine: Engine, harmony: Harmony) -> None:

@@ -48,6 +48,13 @@ def test_bad_values_name_the_option_and_the_remedy(name: str, value: object) -> 
     assert name in str(caught.value.remedy) or name == "stop_token_ids"
 
 
+def test_a_number_too_long_to_print() -> None:
+    with pytest.raises(InvalidRequest, match="top_k"):
+        GenerationOptions(top_k=10**5000)
+    with pytest.raises(InvalidRequest, match="logit_bias"):
+        GenerationOptions(logit_bias={10**5000: 1})
+
+
 def test_every_option_is_tested() -> None:
     assert set(BAD) == set(GenerationOptions.names())
 

@@ -129,3 +129,18 @@ class TestDirectml:
         monkeypatch.setattr(hardware, "WINDOWS", False)
         with pytest.raises(BackendUnavailable, match="needs Windows"):
             preflight.directml(BUDGET, None, 131072, None)
+
+
+class TestSlots:
+    def test_what_memory_holds(self) -> None:
+        assert preflight.slots(BUDGET, CARD, 8192, 4) == 3
+        assert preflight.slots(BUDGET, CARD, 8192, 1) == 1
+        assert preflight.slots(BUDGET, CARD, 65536, 4) == 1
+        assert preflight.slots(None, CARD, 8192, 4) == 1
+
+    @given(BUDGETS, ADAPTERS, st.integers(1, 1 << 17), st.integers(1, 8))
+    def test_they_fit(self, budget: MemoryBudget, adapter: Adapter, context: int, wished: int) -> None:
+        slots = preflight.slots(budget, adapter, context, wished)
+        assert 1 <= slots <= wished
+        each = budget.at(context) - budget.weights
+        assert slots == 1 or budget.weights + slots * each <= preflight.room(adapter)

@@ -1,0 +1,86 @@
+"""What a grammar costs a token: the same prompts with and without, alternately, on nano.
+
+    python -m benchmarks.grammar [-n 15]
+
+The rival is generation without. nano's own step takes about a millisecond; what a grammar adds does not depend on the
+model, only on its vocabulary, so for a larger model the difference in milliseconds is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from gptoss_convert.nano import materialise
+from gptoss_convert.workflow import convert
+from gptoss_runtime import Engine, GenerationOptions, Message, Tool
+from gptoss_runtime.conversation import ResponseFormat
+from gptoss_runtime.formats import turn_grammar
+from gptoss_runtime.grammar import Constraint
+from gptoss_runtime.harmony import STOP_TOKENS, Harmony
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 200},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["new", "old", "rare"]}, "minItems": 40, "maxItems": 60},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+TOOLS = [Tool(f"tool_{at}", "Does something.", PERSON) for at in range(32)]
+CASES: dict[str, dict[str, Any]] = {
+    "free text, calls made impossible": {"grammar": turn_grammar(tool_choice="none")},
+    "JSON by a schema": {"grammar": turn_grammar(response_format=ResponseFormat(PERSON))},
+    "a call of one of 32 tools": {"grammar": turn_grammar(tools=TOOLS, tool_choice="required")},
+    "no grammar, 20 log-probabilities": {"logprobs": 20},
+}
+
+
+def pace(engine: Engine, prompt: list[int], **options: Any) -> tuple[float, int]:
+    """Milliseconds a token, after the first, and how many there were."""
+    with engine.generate(prompt, GenerationOptions(**options)) as generation:
+        count = sum(1 for _ in generation)
+    return 1e3 * generation.result.timings.decode_seconds / max(1, count - 1), count
+
+
+def main() -> None:
+    """Measure every case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", type=int, default=15, help="pairs of generations a case")
+    rounds = parser.parse_args().n
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        artifact = Path(temporary) / "nano" / "cpu"
+        convert(materialise(Path(temporary) / "gptoss-nano"), artifact)
+        tokenizer = artifact / "tokenizer.json"
+        prompt = Harmony.load(tokenizer).render([Message("user", "Describe a cat.")], effort="low")
+        started = time.perf_counter()
+        Constraint(tokenizer, 'start: "a"', vocab_size=201_088, stops=STOP_TOKENS)
+        print(f"the tokenizer, once a process: {time.perf_counter() - started:.2f} s\n")
+        print("| case | with (ms/token) | without | adds | compiled in (ms) |")
+        print("|---|---|---|---|---|")
+        with Engine.load(artifact, threads=1) as engine:
+            for name, case in CASES.items():
+                given, plain, compiled = [], [], []
+                for seed in range(rounds):
+                    if "grammar" in case:
+                        started = time.perf_counter()
+                        Constraint(tokenizer, case["grammar"], vocab_size=201_088, stops=STOP_TOKENS)
+                        compiled.append(1e3 * (time.perf_counter() - started))
+                    each, count = pace(
+                        engine, prompt, seed=seed, max_new_tokens=150, stop_token_ids=STOP_TOKENS, **case
+                    )
+                    given.append(each)
+                    plain.append(pace(engine, prompt, seed=seed, max_new_tokens=count, stop_token_ids=())[0])
+                one, other = statistics.median(given), statistics.median(plain)
+                took = f"{statistics.median(compiled):.1f}" if compiled else ""
+                print(f"| {name} | {one:.2f} | {other:.2f} | {one - other:+.2f} | {took} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
