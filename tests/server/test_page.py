@@ -64,7 +64,7 @@ class Page:
         from selenium.webdriver.support.ui import WebDriverWait
 
         ignored = (NoSuchElementException, StaleElementReferenceException, IndexError)
-        return WebDriverWait(self.browser, 30, 0.02, ignored).until(lambda _: condition())
+        return WebDriverWait(self.browser, 120, 0.02, ignored).until(lambda _: condition())
 
     def ask(self, prompt: str) -> None:
         self.one("#prompt").send_keys(prompt + "\n")
