@@ -45,8 +45,7 @@ class ProcessEngine(Engine):
         self._deaths: deque[float] = deque(maxlen=_CRASHES)
         self.restarts = 0
         self._closed = False
-        self._child = self._start()
-        self.info, self.slots = self._child.info, self._child.slots
+        self._start()
 
     @classmethod
     def load(
@@ -168,10 +167,10 @@ class ProcessEngine(Engine):
             )
         return child, stream
 
-    def _start(self) -> Child:
-        child = Child(self._load)
+    def _start(self) -> None:
+        child = self._child = Child(self._load)
         self._stop = weakref.finalize(self, child.stop)  # also when the interpreter exits
-        return child
+        self.info, self.slots = child.info, child.slots
 
     def _restart(self) -> None:
         self._stop()
@@ -186,7 +185,7 @@ class ProcessEngine(Engine):
                 "may keep it alive.",
             )
         try:
-            self._child = self._start()
+            self._start()
         except EngineDied:
             self._deaths.append(time.monotonic())
             raise

@@ -159,11 +159,15 @@ def test_conversations_keep_their_caches(process: ProcessEngine) -> None:
 
 
 def test_cancel_in_the_prompt(process: ProcessEngine, engine: Engine) -> None:
-    generation = process.generate([7, *PROMPT[:3500]], GREEDY)
-    timer = threading.Timer(0.02, generation.cancel)
-    timer.start()
-    assert list(generation) == []
-    timer.join()
+    with process.generate(PROMPT[:10], ENDLESS) as stream:
+        next(stream)
+        generation = process.generate([7, *PROMPT[:3500]], GREEDY)
+        before = stream._stream.heard.qsize()
+        until(lambda: stream._stream.heard.qsize() > before + 2)  # so a piece or more has been read
+        generation.cancel()
+        until(lambda: process.running == 1)
+        assert list(generation) == []
+        next(stream)
     assert generation.result.finish_reason is FinishReason.CANCELLED
     assert generation.result.usage.new_tokens == 0
     until(lambda: process.running == 0)
