@@ -48,16 +48,31 @@ def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
 
 
 @contextmanager
-def aside(out: Path) -> Iterator[Path]:
-    """A folder beside the output, on the same disk, that is gone afterwards whatever happens.
+def parents(out: Path) -> Iterator[None]:
+    """Makes the folders above an output; those that were not there are gone again if nothing is put into them.
 
-    So are the output's parents that were made for it, if nothing was published.
+    Raises:
+        OutputError: they cannot be made.
     """
     absent: list[Path] = []
     try:
         try:
             absent += [parent for parent in out.parents if not parent.exists()]
             out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{out.parent}: {error.strerror or error}") from error
+        yield
+    finally:
+        for parent in absent:
+            with suppress(OSError):  # something is in it
+                parent.rmdir()
+
+
+@contextmanager
+def aside(out: Path) -> Iterator[Path]:
+    """A folder beside the output, on the same disk, that is gone afterwards whatever happens."""
+    with parents(out):
+        try:
             folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         except OSError as error:
             raise OutputError(f"{out.parent}: {error.strerror or error}") from error
@@ -65,10 +80,6 @@ def aside(out: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        for parent in absent:
-            with suppress(OSError):  # the output is in it
-                parent.rmdir()
 
 
 def publish(made: Path, out: Path) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from gptoss_convert import output
 from gptoss_convert.errors import ConversionError, OutputError
 
 _LOCK, _WEIGHTS, _JOURNAL = "lock", "weights", "journal.jsonl"
@@ -49,42 +50,54 @@ def growing(out: Path, *, resume: bool) -> Iterator[Partial]:
     Raises:
         OutputError: the folder cannot be made, or another conversion is at work in it.
     """
-    absent = [parent for parent in out.parents if not parent.exists()]
     partial = Partial(place(out))
+    with output.parents(out), _locked(partial.folder, out) as lock:
+        keep = False
+        try:
+            _prepare(partial, resume=resume)
+            yield partial
+        except BaseException as error:
+            wrong_input = isinstance(error, ConversionError) and not isinstance(error, OutputError)
+            keep = not wrong_input and _has_entries(partial.journal)
+            if keep and isinstance(error, OutputError):
+                kept = f"What was made is kept in {partial.folder.name}: --resume goes on with it."
+                error.remedy = f"{error.remedy} {kept}"
+            raise
+        finally:
+            shutil.rmtree(partial.scratch, ignore_errors=True)
+            lock.release()  # Windows removes no file that is open
+            if not keep:
+                shutil.rmtree(partial.folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, out: Path) -> Iterator[FileLock]:
+    """A folder, made if need be, with its lock held."""
     try:
-        partial.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(partial.folder / _LOCK, timeout=0)
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / _LOCK, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise OutputError(
             f"another conversion is writing {out}", remedy="Wait for it to end, or give another folder."
         ) from error
     except OSError as error:
-        _remove_empty(absent)
         raise OutputError(f"{out.parent}: {error.strerror or error}") from error
-    keep = False
     try:
-        try:
-            shutil.rmtree(partial.scratch, ignore_errors=True)
-            if not resume:
-                shutil.rmtree(partial.weights, ignore_errors=True)
-            partial.weights.mkdir(exist_ok=True)
-            partial.scratch.mkdir()
-        except OSError as error:
-            raise OutputError(f"{partial.folder}: {error.strerror or error}") from error
-        yield partial
-    except BaseException as error:
-        wrong_input = isinstance(error, ConversionError) and not isinstance(error, OutputError)
-        keep = not wrong_input and _has_entries(partial.journal)
-        if keep and isinstance(error, OutputError):
-            error.remedy = f"{error.remedy} What was made is kept in {partial.folder.name}: --resume goes on with it."
-        raise
+        yield lock
     finally:
-        shutil.rmtree(partial.scratch, ignore_errors=True)
         lock.release()
-        if not keep:
-            shutil.rmtree(partial.folder, ignore_errors=True)
-        _remove_empty(absent)
+
+
+def _prepare(partial: Partial, *, resume: bool) -> None:
+    try:
+        shutil.rmtree(partial.scratch, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(partial.weights, ignore_errors=True)
+        partial.weights.mkdir(exist_ok=True)
+        partial.scratch.mkdir()
+    except OSError as error:
+        raise OutputError(f"{partial.folder}: {error.strerror or error}") from error
 
 
 def _has_entries(journal: Path) -> bool:
@@ -92,9 +105,3 @@ def _has_entries(journal: Path) -> bool:
         return journal.read_bytes().count(b"\n") > 1
     except OSError:
         return False
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):  # something is in it
-            folder.rmdir()

@@ -9,7 +9,6 @@ then says what they left. Source: https://microsoft.github.io/Olive/extending-ol
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import resolve
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.errors import ArtifactError, GptOssError
-from gptoss_runtime.manifest import TensorGroup
+from gptoss_runtime.manifest import FileEntry, TensorGroup
 
 _ATTRIBUTES = "gptoss"  # where the first pass leaves word for the second, in Olive's model attributes
 
@@ -98,7 +97,7 @@ class GptOssExport(Pass):
                 "groups": groups,
                 "weights": made.weights.files,
                 "short": made.short.name,
-                "model_sha256": _sha256(made.model),
+                "model": FileEntry.of(made.model).model_dump(),
             }
             return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={_ATTRIBUTES: word})
 
@@ -145,7 +144,7 @@ class GptOssArtifact(Pass):
 def _check(before: Path, folder: Path, word: dict[str, Any]) -> None:
     """Loads what was made, and runs it: its first layers where that is what GptOssExport left, else the whole."""
     model, short = folder / MODEL_FILE, folder / SHORT_FILE
-    if word["short"] != SHORT_FILE or _sha256(model) != word["model_sha256"]:
+    if word["short"] != SHORT_FILE or FileEntry.of(model) != FileEntry.model_validate(word["model"]):
         smoke.first_breath(model)
         return
     smoke.loads(model)
@@ -154,11 +153,6 @@ def _check(before: Path, folder: Path, word: dict[str, Any]) -> None:
         smoke.first_breath(short)
     finally:
         short.unlink()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _require_loadable(folder: Path) -> None:

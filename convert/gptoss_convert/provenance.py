@@ -49,20 +49,29 @@ def expected(file: Path) -> str | None:
     target = file.resolve()
     if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
         return target.name
-    noted = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
-    for source, place in ((noted, 1), (file.parent / "SHA256SUMS", None)):
-        try:
-            lines = source.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if place is not None:  # commit, etag (the sha256 of large files), time
-            found = lines[place].strip() if len(lines) > place else ""
-        else:
-            names = ([file.name], [f"*{file.name}"])
-            found = next((line.split()[0] for line in lines if line.split()[1:] in names), "")
-        if _SHA256.fullmatch(found.lower()):
-            return found.lower()
-    return None
+    found = (_noted(file) or _listed(file)).lower()
+    return found if _SHA256.fullmatch(found) else None
+
+
+def _noted(file: Path) -> str:
+    """What ``hf download --local-dir`` noted: the second line is the etag, a large file's sha256; others' is none."""
+    lines = _lines(file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata")
+    etag = lines[1].strip().lower() if len(lines) > 1 else ""
+    return etag if _SHA256.fullmatch(etag) else ""
+
+
+def _listed(file: Path) -> str:
+    """What sha256sum wrote."""
+    names = ([file.name], [f"*{file.name}"])
+    lines = map(str.split, _lines(file.parent / "SHA256SUMS"))
+    return next((words[0] for words in lines if words[1:] in names), "")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 class Digests:

@@ -25,7 +25,7 @@ class Quantised:
 
     Attributes:
         packed: uint8 [..., K·bits/8]; for 4 bits the even index is in the low nibble.
-        scales: float32 [..., K/block].
+        scales: float32 [..., K/block]; exponents as float8_e8m0 where the codes are MXFP4.
         squared_error: sum over all weights of (dequantised - exact)².
         squared_norm: sum over all weights of exact².
         max_error: largest |dequantised - exact|.

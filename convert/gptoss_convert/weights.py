@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert.errors import WorkflowError
+from gptoss_convert.parallel import ordered
+from gptoss_convert.quantise import Quantised
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Item = TypeVar("Item")
 # Windows maps files at 64 KiB granularity; a large tensor that starts on one can be mapped instead of read.
 _MAP_ALIGNMENT, _MAP_FROM = 1 << 16, 1 << 20
 _ALIGNMENT = 64
@@ -74,6 +77,31 @@ def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> Made:
         squared_norm += float(np.square(exact).sum())
         max_error = max(max_error, float(np.abs(error).max(initial=0.0)))
     return Made([result], squared_error, squared_norm, max_error)
+
+
+def assembled(
+    outputs: Sequence[TensorSpec],
+    items: Sequence[Item],
+    make: Callable[[Item], Quantised],
+    place: Callable[[Array, Item, Array], None],
+) -> Made:
+    """Codes and scales of a matrix that is quantised part by part, several parts at a time.
+
+    Args:
+        outputs: codes and scales as they are to be stored.
+        items: what says which part, in order.
+        make: quantises a part; called in other threads.
+        place: puts what is one part's, codes [N, K/block, bytes] or scales [N, K/block], where it belongs in the whole:
+            (whole, item, part).
+    """
+    codes, scales = (np.empty(spec.shape, spec.dtype.numpy()) for spec in outputs)
+    squared_error = squared_norm = max_error = 0.0
+    for item, part in zip(items, ordered(make, items), strict=True):
+        place(codes, item, part.packed.reshape(*part.scales.shape, -1))
+        place(scales, item, part.scales.astype(scales.dtype, copy=False))
+        squared_error, squared_norm = squared_error + part.squared_error, squared_norm + part.squared_norm
+        max_error = max(max_error, part.max_error)
+    return Made([codes, scales], squared_error, squared_norm, max_error)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -83,18 +83,17 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
     try:
         # Our own threads keep the cores busy; BLAS's, beside them, wait for each other: three times the work.
         with Files(folder, list(sizes)) as files, threadpool_limits(1, user_api="blas"):
-            done = _restore(recipes, journal, files, groups)
+            kept = _restore(recipes, journal, files, groups)
             _check_room(folder, total - files.written)
-            with journal.appending(done):
-                for recipe, made in made_ahead(recipes[done:], settings.memory or _MEMORY):
+            with journal.appending(kept):
+                for recipe, made in made_ahead(recipes[kept:], settings.memory or _MEMORY):
                     _require_finite(recipe, made)
-                    report = groups.setdefault(recipe.group, GroupReport(recipe.scheme))
-                    report.add(recipe, made)
-                    for output, array in zip(recipe.outputs, made.arrays, strict=True):
-                        for _ in files.put(extents[output.name], _bytes_of(output, array)):
-                            if settings.progress:
-                                settings.progress(files.written, total)
+                    _report_of(recipe, groups).add(recipe, made)
+                    for done in _put(files, recipe, made, extents):
+                        if settings.progress:
+                            settings.progress(done, total)
                     journal.add(files.marks(), made)
+                    del made  # before the next one is waited for
             checksums = files.checksums()
     except OSError as error:
         raise OutputError(
@@ -102,6 +101,11 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
             remedy=f"The weights need {total / 1e9:.2f} GB in a writable folder.",
         ) from error
     return WrittenWeights(checksums, total, extents, groups)
+
+
+def _put(files: Files, recipe: Recipe, made: Made, extents: Mapping[str, Extent]) -> Iterator[int]:
+    for output, array in zip(recipe.outputs, made.arrays, strict=True):
+        yield from files.put(extents[output.name], _bytes_of(output, array))
 
 
 def made_ahead(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe, Made]]:
@@ -126,7 +130,6 @@ class Files:
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._folder = folder
-        self._names = list(names)
         self._digests = {name: hashlib.sha256() for name in names}
         self._ends = dict.fromkeys(names, 0)
         self._streams: dict[str, BinaryIO] = {}
@@ -155,7 +158,7 @@ class Files:
         return marks
 
     def put(self, extent: Extent, data: memoryview) -> Iterator[int]:
-        """Writes an initializer's bytes where they belong, yielding after each chunk how many there were."""
+        """Writes an initializer's bytes where they belong, yielding after each chunk how many are in all files."""
         name = extent.file
         stream, padding = self._stream(name), extent.offset - self._ends[name]
         self._touched.add(name)
@@ -165,7 +168,7 @@ class Files:
                 done += stream.write(chunk[done:])
             self._digests[name].update(chunk)
             self._ends[name] += len(chunk)
-            yield len(chunk)
+            yield self.written
 
     def advance(self, marks: dict[str, tuple[int, str]]) -> bool:
         """Reads on to where the marks say files came to; False, and nothing changed, if what is there is not that."""
@@ -216,7 +219,6 @@ class Journal:
         self._head = json.dumps({"request": request}) + "\n"
         self._stream: BinaryIO | None = None
         self._lines: list[str] = []
-        self._kept = 0
 
     def entries(self) -> list[dict[str, Any]]:
         """What was written under the same request, oldest first; a torn last line does not count."""
@@ -238,27 +240,18 @@ class Journal:
             self._lines.append(line)
         return entries
 
-    def appending(self, kept: int) -> Journal:
-        """Itself, to be used in a ``with``: cut to the first ``kept`` entries, or begun anew if there were none."""
-        self._kept = kept
-        return self
-
-    def __enter__(self) -> Journal:
-        if self._file:
-            whole = "".join([self._head, *self._lines[: self._kept]]).encode() if self._lines else b""
-            with suppress(FileNotFoundError):
-                os.truncate(self._file, len(whole))
-            self._stream = self._file.open("ab", buffering=0)
-            try:
-                self._stream.write(b"" if whole else self._head.encode())
-            except OSError:
-                self._stream.close()
-                raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._stream:
-            self._stream.close()
+    @contextmanager
+    def appending(self, kept: int) -> Iterator[None]:
+        """Open for ``add``: cut to the first ``kept`` entries, or begun anew if there were none."""
+        if self._file is None:
+            yield
+            return
+        whole = "".join([self._head, *self._lines[:kept]]).encode() if self._lines else b""
+        with suppress(FileNotFoundError):
+            os.truncate(self._file, len(whole))
+        with closing(self._file.open("ab", buffering=0)) as self._stream:
+            self._stream.write(b"" if whole else self._head.encode())
+            yield
 
     def add(self, marks: dict[str, tuple[int, str]], made: Made) -> None:
         """Notes that a recipe's bytes are in the files."""
@@ -274,10 +267,14 @@ def _restore(recipes: Sequence[Recipe], journal: Journal, files: Files, groups: 
         marks = {name: (int(end), str(sha256)) for name, (end, sha256) in entry["files"].items()}
         if not files.advance(marks):
             break
-        groups.setdefault(recipe.group, GroupReport(recipe.scheme)).add(recipe, Made([], *entry["error"]))
+        _report_of(recipe, groups).add(recipe, Made([], *entry["error"]))
         done += 1
     files.cut()
     return done
+
+
+def _report_of(recipe: Recipe, groups: dict[str, GroupReport]) -> GroupReport:
+    return groups.setdefault(recipe.group, GroupReport(recipe.scheme))
 
 
 def _check_memory(recipes: Sequence[Recipe], memory: int | None) -> None:

@@ -15,11 +15,10 @@ from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.router import router_logits
-from gptoss_convert.parallel import ordered
 from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.requantise import requantise, widen
 from gptoss_convert.schemes import Scheme
-from gptoss_convert.weights import Made, TensorSpec
+from gptoss_convert.weights import Made, TensorSpec, assembled
 
 Part = NDArray[Any]
 
@@ -121,20 +120,13 @@ def quantised_experts(
         g: the builder.
         module: such as ``model.layers.0.mlp.experts.down_proj``.
         outputs: codes and scales as they are to be stored.
-        place: puts what is one expert's, codes [N, K/block, bytes] or scales [N, K/block], where it belongs in the
-            whole: (whole, expert, part).
+        place: puts an expert's where they belong; see :func:`gptoss_convert.weights.assembled`.
     """
-    scheme = g.quantisation.experts
-    codes, scales = (np.empty(spec.shape, spec.dtype.numpy()) for spec in outputs)
-    squared_error = squared_norm = max_error = 0.0
-    experts = range(g.config.num_local_experts)
-    made = ordered(lambda expert: quantised_expert(g.checkpoint, module, expert, scheme), experts)
-    for expert, part in zip(experts, made, strict=True):
-        place(codes, expert, part.packed.reshape(*part.scales.shape, -1))
-        place(scales, expert, part.scales.astype(g.numpy_dtype))
-        squared_error, squared_norm = squared_error + part.squared_error, squared_norm + part.squared_norm
-        max_error = max(max_error, part.max_error)
-    return Made([codes, scales], squared_error, squared_norm, max_error)
+
+    def make(expert: int) -> Quantised:
+        return quantised_expert(g.checkpoint, module, expert, g.quantisation.experts)
+
+    return assembled(outputs, range(g.config.num_local_experts), make, place)
 
 
 def projection_tensors(checkpoint: Checkpoint, module: str) -> tuple[str, ...]:

@@ -12,10 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.parallel import ordered
 from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.schemes import Group, Scheme, require_whole_blocks
-from gptoss_convert.weights import Made, TensorSpec, cast
+from gptoss_convert.weights import Array, Made, TensorSpec, assembled, cast
 
 _PIECE = 1 << 20  # weights that a thread quantises at a time
 FLOAT_TYPES = {
@@ -100,24 +99,19 @@ def integer_weights(
     require_whole_blocks(group, scheme, columns)
     blocks, step = columns // scheme.block_size, max(1, _PIECE // columns)
 
-    def make() -> Made:
-        def piece(at: int) -> Quantised:
-            some = g.checkpoint.stacked(sources, at, min(at + step, end))
-            return quantise(some, bits=scheme.bits, block=scheme.block_size)
+    def piece(at: int) -> Quantised:
+        some = g.checkpoint.stacked(sources, at, min(at + step, end))
+        return quantise(some, bits=scheme.bits, block=scheme.block_size)
 
-        packed, scales = (np.empty(spec.shape, spec.dtype.numpy()) for spec in specs)
-        squared_error = squared_norm = max_error = 0.0
-        starts = range(start, end, step)
-        for at, part in zip(starts, ordered(piece, starts), strict=True):
-            place = slice(at - start, at - start + len(part.scales))
-            packed[place] = part.packed.reshape(len(part.scales), blocks, -1)
-            scales[place] = part.scales.astype(g.numpy_dtype)
-            squared_error, squared_norm = squared_error + part.squared_error, squared_norm + part.squared_norm
-            max_error = max(max_error, part.max_error)
-        return Made([packed, scales], squared_error, squared_norm, max_error)
+    def place(whole: Array, at: int, part: Array) -> None:
+        whole[at - start : at - start + len(part)] = part
 
     specs = [
         TensorSpec(name, ir.DataType.UINT8, (end - start, blocks, scheme.block_size * scheme.bits // 8)),
         TensorSpec(f"{name}_scales", g.dtype, (end - start, blocks)),
     ]
+
+    def make() -> Made:
+        return assembled(specs, range(start, end, step), piece, place)
+
     return g.weights(group, str(scheme), specs, make)  # read row by row: next to nothing of it is held

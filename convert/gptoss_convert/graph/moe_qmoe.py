@@ -24,9 +24,9 @@ from gptoss_convert.graph.experts import (
     projection_tensors,
     quantised_experts,
 )
-from gptoss_convert.parallel import ordered
+from gptoss_convert.quantise import Quantised
 from gptoss_convert.schemes import require_whole_blocks
-from gptoss_convert.weights import Made, TensorSpec
+from gptoss_convert.weights import Made, TensorSpec, assembled
 
 
 def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
@@ -68,20 +68,20 @@ def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
 
 def _encoded(g: GraphBuilder, module: str, specs: Sequence[TensorSpec]) -> Made:
     """Float experts, as fine-tunes have them, in the nearest MXFP4; several experts at a time."""
-    codes, scales = (np.empty(spec.shape, np.uint8) for spec in specs)
-    squared_error = squared_norm = max_error = 0.0
 
-    def encode(expert: int) -> tuple[Part, Part, float, float, float]:
+    def encode(expert: int) -> Quantised:
         exact = expert_values(g.checkpoint, module, expert)
         blocks, exponents = mxfp4.encode(exact)
         error = mxfp4.decode(blocks, exponents) - exact
         squared_error, squared_norm = (float(np.square(part, dtype=np.float64).sum()) for part in (error, exact))
-        return blocks, exponents, squared_error, squared_norm, float(np.abs(error).max())
+        scales = exponents.view(ml_dtypes.float8_e8m0fnu)
+        return Quantised(blocks, scales, squared_error, squared_norm, float(np.abs(error).max()))
 
-    for expert, (blocks, exponents, error, norm, worst) in enumerate(ordered(encode, range(len(codes)))):
-        codes[expert], scales[expert] = blocks.reshape(codes.shape[1:]), exponents
-        squared_error, squared_norm, max_error = squared_error + error, squared_norm + norm, max(max_error, worst)
-    return Made([codes, scales.view(ml_dtypes.float8_e8m0fnu)], squared_error, squared_norm, max_error)
+    return assembled(specs, range(g.config.num_local_experts), encode, _place)
+
+
+def _place(whole: Part, expert: int, part: Part) -> None:
+    whole[expert] = part.reshape(whole.shape[1:])
 
 
 def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
@@ -93,11 +93,8 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
         TensorSpec(f"{module}.scales", g.dtype, (experts, rows, columns // scheme.block_size)),
     ]
 
-    def place(whole: Part, expert: int, part: Part) -> None:
-        whole[expert] = part.reshape(whole.shape[1:])
-
     def make() -> Made:
-        return quantised_experts(g, module, specs, place)
+        return quantised_experts(g, module, specs, _place)
 
     reads = projection_tensors(g.checkpoint, module)
     weight, scales = g.weights("experts", str(scheme), specs, make, reads)
