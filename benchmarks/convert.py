@@ -22,22 +22,9 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from gptoss_convert.synthetic import write_checkpoint
+from gptoss_convert.synthetic import write_convertible
 
 _CACHES = Path("/proc/sys/vm/drop_caches")
-_TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
-
-
-def checkpoint(work: Path, layers: int, experts: int) -> Path:
-    """The random checkpoint, with nano's tokenizer."""
-    folder = work / f"random-{layers}-layers-{experts}-experts"
-    if not (folder / _TOKENIZER[-1]).exists():
-        write_checkpoint(folder, {"num_hidden_layers": layers, "num_local_experts": experts}, shards=3)
-        nano = work / "nano"
-        measured("-m", "gptoss_runtime.cli.main", "nano", str(nano), "--overwrite")
-        for name in _TOKENIZER:
-            shutil.copyfile(nano / name, folder / name)
-    return folder
 
 
 def drop_caches() -> bool:
@@ -87,7 +74,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    source = checkpoint(options.work, options.layers, options.experts)
+    source = write_convertible(
+        options.work / f"random-{options.layers}-layers-{options.experts}-experts",
+        {"num_hidden_layers": options.layers, "num_local_experts": options.experts},
+        shards=3,
+    )
     report: dict[str, Any] = {"input": size(source), "cold": drop_caches()}
     copy = options.work / "copy"
     report["cp"] = copied(source, copy)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gptoss_convert.synthetic import write_checkpoint
+from gptoss_convert.synthetic import write_convertible
 
 TARGETS = ("cpu", "cpu-int4")  # us, the rival
 RATES = ("decode_rate", "prefill_rate")
@@ -31,18 +31,6 @@ def run(*arguments: str) -> dict[str, Any]:
     return result
 
 
-def checkpoint(work: Path, layers: int) -> Path:
-    """The random checkpoint, with nano's tokenizer."""
-    folder = work / f"random-20b-{layers}-layers"
-    if not (folder / "tokenizer.json").exists():
-        write_checkpoint(folder, {"num_hidden_layers": layers, "max_position_embeddings": 8192})
-        nano = work / "nano"
-        run("nano", str(nano), "--overwrite")
-        for name in ("tokenizer_config.json", "tokenizer.json"):
-            (folder / name).write_bytes((nano / name).read_bytes())
-    return folder
-
-
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,7 +42,10 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    source = checkpoint(options.work, options.layers)
+    source = write_convertible(
+        options.work / f"random-20b-{options.layers}-layers",
+        {"num_hidden_layers": options.layers, "max_position_embeddings": 8192},
+    )
     artifacts = {target: options.work / f"{source.name}-{target}" for target in options.targets}
     conversions = {
         target: run("convert", str(source), "-o", str(out), "--target", target)

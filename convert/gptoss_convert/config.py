@@ -17,6 +17,7 @@ from gptoss_convert.errors import CheckpointError, UnsupportedModel
 
 _HUGE = 1e12  # rotary settings below it keep every step of YaRN within float32
 _MOST_LAYERS = 1000  # gpt-oss-120b has 36
+_LARGEST = 2**31 - 1  # of any dimension: what ONNX's kernels count with
 AttentionType = Literal["sliding_attention", "full_attention"]
 
 
@@ -97,13 +98,13 @@ class GptOssConfig:
 
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> GptOssConfig:
-        layers = int(raw["num_hidden_layers"])
+        layers = _whole(raw, "num_hidden_layers")
         if layers > _MOST_LAYERS:
             raise ValueError(f"num_hidden_layers is {layers}")
         types = raw.get("layer_types") or [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
         return cls(
             **{
-                name: int(raw[name])
+                name: _whole(raw, name)
                 for name in (
                     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
                     *("num_key_value_heads", "head_dim", "num_local_experts", "sliding_window"),
@@ -151,6 +152,13 @@ class GptOssConfig:
     def window(self, layer: int) -> int | None:
         """Positions a query of this layer sees, itself included; None where it sees all before it."""
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+
+
+def _whole(raw: Mapping[str, Any], name: str) -> int:
+    number = int(raw[name])
+    if number != raw[name] or abs(number) > _LARGEST:
+        raise ValueError(f"{name} is {raw[name]!r}")
+    return number
 
 
 def _token(raw: Mapping[str, Any], name: str) -> int | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gptoss_convert.checkpoint import DTYPES, expected_tensors
 from gptoss_convert.config import GptOssConfig
+from gptoss_convert.nano.folder import write_tokenizer
 
 # config.json of openai/gpt-oss-20b, as far as dimensions go.
 GPT_OSS_20B: Mapping[str, Any] = {
@@ -105,6 +106,18 @@ def write_checkpoint(
     if shards > 1:
         index = {"metadata": {}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")
+    return folder
+
+
+def write_convertible(folder: Path, changes: Mapping[str, Any] | None = None, *, shards: int = 1) -> Path:
+    """As :func:`write_checkpoint`, with nano's tokenizer beside, so that it can be converted; nothing where it is done.
+
+    Returns:
+        The folder.
+    """
+    if not (folder / "chat_template.jinja").exists():  # written last
+        write_checkpoint(folder, changes, shards=shards)
+        write_tokenizer(folder)
     return folder
 
 

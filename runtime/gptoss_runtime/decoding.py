@@ -83,7 +83,6 @@ class LogitsGeneration(Generation):
         self._owner = object()
         self._cached: int | None = None  # until the first piece is computed
         self._started = self._first = self._last = 0.0
-        self._result: GenerationResult | None = None
         self._steps = self._loop()
 
     def __next__(self) -> int:
@@ -107,13 +106,6 @@ class LogitsGeneration(Generation):
             StopIteration: the generation has ended.
         """
         return next(self._steps)
-
-    @property
-    def result(self) -> GenerationResult:
-        """See ``Generation.result``."""
-        if self._result is None:
-            raise RuntimeError("the generation has not ended: iterate it to its end, or close it")
-        return self._result
 
     def close(self) -> None:
         """See ``Generation.close``."""

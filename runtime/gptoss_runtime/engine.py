@@ -120,6 +120,7 @@ class Generation(ABC, Iterator[int]):
 
     def __init__(self) -> None:
         self._cancel = threading.Event()
+        self._result: GenerationResult | None = None
         self.logprobs: list[TokenLogprobs] = []
 
     def cancel(self) -> None:
@@ -127,13 +128,15 @@ class Generation(ABC, Iterator[int]):
         self._cancel.set()
 
     @property
-    @abstractmethod
     def result(self) -> GenerationResult:
         """How it went.
 
         Raises:
             RuntimeError: iteration has not ended yet.
         """
+        if self._result is None:
+            raise RuntimeError("the generation has not ended: iterate it to its end, or close it")
+        return self._result
 
     @abstractmethod
     def close(self) -> None:

@@ -125,8 +125,8 @@ class GenaiEngine(LogitsEngine):
         longest, adapter, self.slots = artifact.context_length, None, slots
         if provider.lower() == "directml":
             budget = artifact.manifest.memory if artifact.manifest else None
-            device, context_length = preflight.directml(budget, device, longest, context_length)
-            adapter = adapters.choose(adapters.adapters(), device)
+            adapter, context_length = preflight.directml(budget, device, longest, context_length)
+            device = adapter.index
             self.slots = preflight.slots(budget, adapter, context_length, slots)
         self._genai = import_genai()
         with native_errors(f"loading {artifact.path}"), _quiet(provider):

@@ -35,6 +35,14 @@ def installed() -> dict[str, str]:
     return found
 
 
+def own_version() -> str | None:
+    """Of this project; None where it runs from a folder that was never installed."""
+    try:
+        return metadata.version("gptoss-windows")
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def conflicts(found: Mapping[str, str]) -> list[list[str]]:
     """Builds of one package that are installed beside each other."""
     families: list[Sequence[str]] = [ONNXRUNTIME, GENAI]

@@ -93,22 +93,20 @@ def _objects(schema: object) -> Iterator[dict[str, Any]]:
 
 
 def without_costly(schema: Any) -> Any:
-    """A schema without the keywords that bounds are on, and so true of more."""
-    return _without(schema, _COSTLY)
+    """A schema without the keywords that bounds are on, and so true of more.
 
-
-def _without(value: Any, names: tuple[str, ...]) -> Any:
-    """A schema without some keywords; properties of these names stay, as their values are schemas and not these."""
-    if isinstance(value, list):
-        return [_without(item, names) for item in value]
-    if not isinstance(value, dict):
-        return value
+    Properties of these names stay, as their values are schemas and not these.
+    """
+    if isinstance(schema, list):
+        return [without_costly(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
     return {
-        name: {key: _without(member, names) for key, member in item.items()}
+        name: {key: without_costly(member) for key, member in item.items()}
         if name in ("properties", "$defs", "definitions") and isinstance(item, dict)
-        else _without(item, names)
-        for name, item in value.items()
-        if name not in names
+        else without_costly(item)
+        for name, item in schema.items()
+        if name not in _COSTLY
     }
 
 

@@ -17,7 +17,7 @@ _STEP = 1024  # suggestions are multiples of it
 
 def directml(
     budget: MemoryBudget | None, device: int | str | None, context: int, wished: int | None
-) -> tuple[int, int]:
+) -> tuple[Adapter, int]:
     """Finds the adapter and the context length for a model on DirectML.
 
     Args:
@@ -27,7 +27,7 @@ def directml(
         wished: the context that the user asked for; ``None``: what fits.
 
     Returns:
-        The adapter's index and the context length.
+        The adapter and the context length.
 
     Raises:
         BackendUnavailable: the builds for DirectML are not installed, or not alone.
@@ -42,7 +42,7 @@ def directml(
         if wished is None and most >= min(_STEP, context):
             length = min(length, most)
         check_memory(budget, adapter, length)
-    return adapter.index, length
+    return adapter, length
 
 
 def slots(budget: MemoryBudget | None, adapter: Adapter, context: int, wished: int) -> int:

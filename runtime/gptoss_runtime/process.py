@@ -193,7 +193,10 @@ class ProcessEngine(Engine):
 
 
 class ProcessGeneration(Generation):
-    """A generation in the child; ``cancel`` and ``close`` return at once and the child follows within a token."""
+    """A generation in the child; ``cancel`` and ``close`` return at once and the child follows within a token.
+
+    The result's time to the first token includes waiting for a slot.
+    """
 
     def __init__(self, engine: ProcessEngine, child: Child, stream: Stream, prompt_tokens: int) -> None:
         super().__init__()
@@ -203,7 +206,6 @@ class ProcessGeneration(Generation):
         self._new = self._cached = 0
         self._first = self._last = 0.0
         self._ended = False
-        self._result: GenerationResult | None = None
         self._abandon = weakref.finalize(self, child.cancel, stream.id)
         self._abandon.atexit = False
 
@@ -234,13 +236,6 @@ class ProcessGeneration(Generation):
         super().cancel()
         self._stream.heard.put(None)
         self._abandon()
-
-    @property
-    def result(self) -> GenerationResult:
-        """See ``Generation.result``; its time to the first token includes waiting for a slot."""
-        if self._result is None:
-            raise RuntimeError("the generation has not ended: iterate it to its end, or close it")
-        return self._result
 
     def close(self) -> None:
         """See ``Generation.close``."""

@@ -36,11 +36,12 @@ from gptoss_runtime.errors import (
     ServerUnavailable,
 )
 from gptoss_runtime.models import Registry
+from gptoss_runtime.server.settings import DEFAULT_HOST, DEFAULT_PORT
 
 if TYPE_CHECKING:
     import openai
 
-URL = "http://127.0.0.1:5272"
+URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 _PROBE_SECONDS = 2.0
 _GRACE_SECONDS = 15.0  # for a server to end its answers and give its memory back
 _POLL_SECONDS = 0.05

@@ -143,6 +143,7 @@ WILD = st.recursive(
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(changes={"head_dim": 1.6e16})
 @given(st.dictionaries(st.sampled_from([*PUBLISHED, "rope_parameters", "layer_types"]), WILD, min_size=1, max_size=3))
 def test_a_config_of_any_values_is_read_or_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with contextlib.suppress(CheckpointError):

@@ -108,18 +108,20 @@ class TestDirectml:
         monkeypatch.setattr(preflight, "adapters", lambda: [CARD, second])
 
     def test_the_context_is_what_fits(self) -> None:
-        index, context = preflight.directml(BUDGET, None, 131072, None)
-        assert (index, context) == (1, 131072)
-        index, context = preflight.directml(BUDGET, "a card", 131072, None)
-        assert (index, context) == (0, preflight.largest_context(BUDGET, CARD))
+        adapter, context = preflight.directml(BUDGET, None, 131072, None)
+        assert (adapter.index, context) == (1, 131072)
+        adapter, context = preflight.directml(BUDGET, "a card", 131072, None)
+        assert (adapter.index, context) == (0, preflight.largest_context(BUDGET, CARD))
 
     def test_what_is_wished_is_not_cut(self) -> None:
-        assert preflight.directml(BUDGET, 0, 131072, 4096) == (0, 4096)
+        adapter, context = preflight.directml(BUDGET, 0, 131072, 4096)
+        assert (adapter.index, context) == (0, 4096)
         with pytest.raises(ResourceError):
             preflight.directml(BUDGET, 0, 131072, 131072)
 
     def test_without_a_manifest_nothing_is_judged(self) -> None:
-        assert preflight.directml(None, 0, 131072, None) == (0, 131072)
+        adapter, context = preflight.directml(None, 0, 131072, None)
+        assert (adapter.index, context) == (0, 131072)
 
     def test_an_adapter_that_is_not_there(self) -> None:
         with pytest.raises(NoAdapter):

@@ -67,6 +67,25 @@ def checkpoint_tensors(compact: dict[str, NDArray[Any]], size: int) -> dict[str,
     return full
 
 
+def write_tokenizer(folder: Path) -> None:
+    """Writes the tokenizer's files, which are gpt-oss's, into a checkpoint folder.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    tokenizer_config = {
+        **_SPECIAL_TOKENS,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": config()["max_position_embeddings"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    output.write_json(folder / "tokenizer_config.json", tokenizer_config)
+    output.write_json(folder / "special_tokens_map.json", _SPECIAL_TOKENS)
+    (folder / "tokenizer.json").write_bytes(tokenizer_text().encode())
+    (folder / "chat_template.jinja").write_bytes((source_dir() / "chat_template.jinja").read_bytes())
+
+
 def _fill(folder: Path) -> None:
     settings = config()
     generation = {
@@ -76,18 +95,8 @@ def _fill(folder: Path) -> None:
         "pad_token_id": _PAD,
         "transformers_version": settings["transformers_version"],
     }
-    tokenizer_config = {
-        **_SPECIAL_TOKENS,
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": settings["max_position_embeddings"],
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
     output.write_json(folder / "config.json", settings)
     output.write_json(folder / "generation_config.json", generation)
-    output.write_json(folder / "tokenizer_config.json", tokenizer_config)
-    output.write_json(folder / "special_tokens_map.json", _SPECIAL_TOKENS)
-    (folder / "tokenizer.json").write_bytes(tokenizer_text().encode())
-    (folder / "chat_template.jinja").write_bytes((source_dir() / "chat_template.jinja").read_bytes())
+    write_tokenizer(folder)
     compact = tensors.read(source_dir() / WEIGHTS)
     tensors.write(folder / "model.safetensors", checkpoint_tensors(compact, settings["vocab_size"]))

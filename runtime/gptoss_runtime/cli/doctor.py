@@ -80,7 +80,7 @@ def examine(folder: Path | None) -> dict[str, Any]:
     return {
         "system": _system(),
         "python": platform.python_version(),
-        "gptoss": _own_version(),
+        "gptoss": installed.own_version(),
         "cpu": asdict(cpu),
         "adapters": [asdict(adapter) for adapter in found],
         "chosen_adapter": None if chosen is None else chosen.index,
@@ -100,16 +100,6 @@ def _system() -> str:
         release = "11" if build.isdecimal() and int(build) >= _WINDOWS_11 else platform.release()
         return f"Windows {release} ({version}), {platform.machine()}"
     return f"{platform.system()} {platform.release()}, {platform.machine()}"
-
-
-def _own_version() -> str | None:
-    """None where this runs from a folder that was never installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("gptoss-windows")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _why(runs_on: Sequence[str], found: Sequence[Adapter], chosen: Adapter | None) -> str:
@@ -179,23 +169,15 @@ def _show(console: Any, report: dict[str, Any]) -> None:
         console.print("gptoss has nothing to run on", style="red")
 
 
-def _table(*headings: str) -> Any:
-    """A table of letters and spaces: what draws boxes elsewhere is garbage in a console of code page 437 or 1252."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
 def _show_adapters(console: Any, report: dict[str, Any]) -> None:
     from rich.text import Text
+
+    from gptoss_runtime.cli.render import plain_table
 
     if not report["adapters"]:
         console.print("adapters: none")
         return
-    table = _table("adapter", "name", "memory", "shared", "driver", "Direct3D", "LUID")
+    table = plain_table("adapter", "name", "memory", "shared", "driver", "Direct3D", "LUID")
     for one in report["adapters"]:
         mark = "software" if one["software"] else str(one["index"])
         mark += " (chosen)" if one["index"] == report["chosen_adapter"] else ""
@@ -208,13 +190,15 @@ def _show_adapters(console: Any, report: dict[str, Any]) -> None:
 def _show_fits(console: Any, report: dict[str, Any]) -> None:
     from rich.text import Text
 
+    from gptoss_runtime.cli.render import plain_table
+
     artifact = report["artifact"]
     if artifact is None:
         return
     console.print(f"{artifact['name']}, made for {artifact['target']}:", markup=False)
     for unmet in artifact["unmet"]:
         console.print(f"  it asks for {unmet}", style="yellow", markup=False)
-    table = _table("positions", *(f"{int(n):,}" for n in report["needs"]), "at most")
+    table = plain_table("positions", *(f"{int(n):,}" for n in report["needs"]), "at most")
     table.add_row("needs", *(_gb(size) for size in report["needs"].values()), "")
     for fit in report["fits"]:
         answers = ("fits" if fits else "too much" for fits in fit["contexts"].values())

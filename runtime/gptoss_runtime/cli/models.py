@@ -28,12 +28,14 @@ def list_models(
     json_output: Json = False,
 ) -> None:
     """Show every model and variant: where it is, or how large its download."""
+    from gptoss_runtime.cli.render import plain_table
+
     found = _registry().list(here=here)
     console = _console()
     if json_output:
         _print_json([_plain(variant) for variant in found])
         return
-    table = _table("model", "target", "size", "memory", "where")
+    table = plain_table("model", "target", "size", "memory", "where")
     for one in found:
         table.add_row(*_cells(one.model, one.target, _gb(one.size), _gb(_memory(one)), _where(one)))
     console.print(table)
@@ -161,15 +163,6 @@ def _cells(*texts: str) -> list[Any]:
     from rich.text import Text
 
     return [Text(text) for text in texts]
-
-
-def _table(*headings: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)  # no lines, which an old code page cannot draw
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
 
 
 def _console() -> Any:

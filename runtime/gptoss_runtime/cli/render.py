@@ -1,4 +1,4 @@
-"""Prints an answer's events as they stream: shared by ``chat``, ``generate`` and ``demo``. Knows only events."""
+"""Prints an answer's events as they stream (``chat``, ``generate``, ``demo``), and JSON and tables for all commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from gptoss_runtime.conversation import (
@@ -21,6 +22,14 @@ from gptoss_runtime.conversation import (
 from gptoss_runtime.engine import GenerationResult
 
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def plain_table(*headings: str) -> Table:
+    """A table of letters and spaces: what draws boxes elsewhere is garbage in a console of code page 437 or 1252."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 class EventPrinter:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gptoss_runtime.cli.options import ContextLength, Device, Json, Threads
+from gptoss_runtime.server.settings import DEFAULT_HOST, DEFAULT_PORT
 
 
 def serve(
@@ -18,8 +19,8 @@ def serve(
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; outside loopback an API key is needed.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 5272,
+    ] = DEFAULT_HOST,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = DEFAULT_PORT,
     api_key: Annotated[
         str | None,
         typer.Option(

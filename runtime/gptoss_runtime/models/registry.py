@@ -73,7 +73,7 @@ class Registry:
         cache: where pulled models lie; ``None``: $GPTOSS_CACHE, or the user's cache folder.
         search: folders with ``<name>/<target>/`` that conversions made; ``None``: $GPTOSS_ARTIFACTS (several: as in
             PATH), or ``artifacts`` in the working folder.
-        catalogue: which models there are; ``None``: the packaged one and the user's, read when first needed.
+        catalogue: which models there are; ``None``: the packaged one and the user's.
         hub: where to pull from; ``None``: Hugging Face, or what ``HF_ENDPOINT`` names.
     """
 

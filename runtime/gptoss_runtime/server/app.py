@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import metadata
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
+from gptoss_runtime import installed
 from gptoss_runtime.errors import GptOssError
 from gptoss_runtime.server import chat_completions, foundry, health, models, page_files, responses
 from gptoss_runtime.server.bodies import refusal
@@ -49,7 +49,7 @@ def create_app(settings: Settings, host: ModelHost) -> FastAPI:
 
     app = FastAPI(
         title="gptoss",
-        version=_version(),
+        version=installed.own_version() or "0",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
@@ -99,10 +99,3 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     return failure(problem(error))
-
-
-def _version() -> str:
-    try:
-        return metadata.version("gptoss-windows")
-    except metadata.PackageNotFoundError:
-        return "0"

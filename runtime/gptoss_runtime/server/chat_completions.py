@@ -17,7 +17,7 @@ from gptoss_runtime.server.errors import problem
 from gptoss_runtime.server.reading import End, Text, TurnEvent
 from gptoss_runtime.server.services import Services, begin, count
 from gptoss_runtime.server.streams import DONE, EventStream, Json, event, while_connected
-from gptoss_runtime.server.toolbox import Toolbox, input_of
+from gptoss_runtime.server.toolbox import Toolbox, input_of, new_call_id
 from gptoss_runtime.server.turn import Turn
 from gptoss_runtime.server.usage import chat_usage, logprob_entries, timings
 
@@ -127,7 +127,7 @@ class Writer:
                 state.content.append(text)
                 state.logprobs += logprob_entries(self._turn.harmony, logprobs)
             case ToolCall():
-                state.calls.append(self._call(happened, _call_id()))
+                state.calls.append(self._call(happened))
             case End():
                 state.end = happened
             case _:
@@ -162,16 +162,20 @@ class Writer:
         if state.open_call:
             return {"tool_calls": [{"index": state.call_count - 1, "function": {"arguments": text}}]}
         state.open_call = True
-        return {"tool_calls": [{"index": state.next_index()} | self._call(ToolCall(name, text), _call_id())]}
+        return self._call_begun(state, ToolCall(name, text))
 
     def _call_end(self, state: _Choice, name: str, arguments: str) -> dict[str, Any] | None:
         if state.open_call:
             state.open_call = False
             return None
-        return {"tool_calls": [{"index": state.next_index()} | self._call(ToolCall(name, arguments), _call_id())]}
+        return self._call_begun(state, ToolCall(name, arguments))
 
-    def _call(self, call: ToolCall, call_id: str) -> dict[str, Any]:
-        offer = self._toolbox.offer(call.name)
+    def _call_begun(self, state: _Choice, call: ToolCall) -> dict[str, Any]:
+        state.call_count += 1
+        return {"tool_calls": [{"index": state.call_count - 1} | self._call(call)]}
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        offer, call_id = self._toolbox.offer(call.name), new_call_id()
         name = call.name if offer is None else offer.name
         if offer is not None and offer.custom:
             return {"id": call_id, "type": "custom", "custom": {"name": name, "input": input_of(call.arguments)}}
@@ -220,11 +224,3 @@ class _Choice:
         self.logprobs: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
         self.end: End | None = None
-
-    def next_index(self) -> int:
-        self.call_count += 1
-        return self.call_count - 1
-
-
-def _call_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from gptoss_runtime.conversation import Message, ToolCall
-from gptoss_runtime.errors import InvalidRequest
-from gptoss_runtime.server.errors import RequestRefused
+from gptoss_runtime.server.errors import RequestRefused, about
 from gptoss_runtime.server.schemas import EffortName, Sampling, Schema, effort_of, text_of
 from gptoss_runtime.server.settings import Limits
 from gptoss_runtime.server.toolbox import Toolbox, arguments_of, offers, response_format
@@ -135,13 +134,8 @@ def _conversation(messages: list[ChatMessage]) -> list[Message]:
     names: dict[str, str] = {}
     conversation = []
     for at, message in enumerate(messages):
-        param = f"messages[{at}]"
-        try:
-            conversation.append(_message(message, param, names))
-        except RequestRefused:
-            raise
-        except InvalidRequest as error:
-            raise RequestRefused(error.message, param=param, remedy=error.remedy) from error
+        with about(f"messages[{at}]"):
+            conversation.append(_message(message, f"messages[{at}]", names))
     return conversation
 
 

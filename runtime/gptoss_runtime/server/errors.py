@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -108,6 +110,17 @@ class NotJson(RequestRefused):
 
     status = 415
     default_code = "unsupported_media_type"
+
+
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """Says of which parameter the runtime refuses something; what is refused here says it already."""
+    try:
+        yield
+    except RequestRefused:
+        raise
+    except InvalidRequest as error:
+        raise RequestRefused(error.message, param=param, remedy=error.remedy) from error
 
 
 @dataclass(frozen=True, slots=True)

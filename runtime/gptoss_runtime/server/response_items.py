@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss_runtime.conversation import Message, ToolCall
-from gptoss_runtime.errors import InvalidRequest
-from gptoss_runtime.server.errors import RequestRefused
+from gptoss_runtime.server.errors import RequestRefused, about
 from gptoss_runtime.server.schemas import text_of
 from gptoss_runtime.server.settings import Limits
 from gptoss_runtime.server.toolbox import arguments_of, seen_name
@@ -89,13 +88,8 @@ def conversation(items: Sequence[Item]) -> list[Message]:
     """
     gathering = _Gathering()
     for at, item in enumerate(items):
-        param = f"input[{at}]"
-        try:
-            gathering.add(item, param)
-        except RequestRefused:
-            raise
-        except InvalidRequest as error:
-            raise RequestRefused(error.message, param=param, remedy=error.remedy) from error
+        with about(f"input[{at}]"):
+            gathering.add(item, f"input[{at}]")
     gathering.close()
     return gathering.messages or [Message("user", "")]
 

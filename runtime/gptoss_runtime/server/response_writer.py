@@ -6,7 +6,6 @@ shapes; knows nothing of routes or the store.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from gptoss_runtime.harmony import Harmony
 from gptoss_runtime.server.errors import Problem
 from gptoss_runtime.server.reading import End, Text, TurnEvent
 from gptoss_runtime.server.response_items import Item, new_id
-from gptoss_runtime.server.toolbox import Toolbox, input_of
+from gptoss_runtime.server.toolbox import Toolbox, input_of, new_call_id
 from gptoss_runtime.server.usage import logprob_entries, response_usage, timings
 
 Event = dict[str, Any]
@@ -162,7 +161,7 @@ class _OpenItem:
         self.text = ""
         self.logprobs: list[Any] = []
         self._namespace = more.get("namespace")
-        self._call_id = f"call_{uuid.uuid4().hex[:24]}"
+        self._call_id = new_call_id()
 
     @property
     def part_type(self) -> str | None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss_runtime.server.bodies import too_large
 from gptoss_runtime.server.errors import KeyRefused, NotAllowed, NotJson, RequestRefused, problem
-from gptoss_runtime.server.settings import LOOPBACK_NAMES, Settings
+from gptoss_runtime.server.settings import LOOPBACK_NAMES, Settings, bracketed
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?")
 _OPEN = ("/", "/health", "/favicon.ico")  # what needs no key: a page that asks for it has to load first
@@ -77,7 +77,7 @@ class Guard:
             own = scope.get("server") or (None, None)
             default = 443 if scope["scheme"] == "https" else 80
             port = int(found["port"] or default)
-            names = (*LOOPBACK_NAMES, _bracketed(self._settings.host.lower()))
+            names = (*LOOPBACK_NAMES, bracketed(self._settings.host.lower()))
             if found["name"] in names and port == own[1]:
                 return host
             if found["name"] in self._settings.allow_hosts or host in self._settings.allow_hosts:
@@ -161,10 +161,6 @@ class _Headers:
         """The value, or "" where there is none or more than one."""
         values = self.all(name)
         return values[0] if len(values) == 1 else ""
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gptoss_runtime.errors import InvalidRequest
 
-DEFAULT_PORT = 5272
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 5272
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -58,7 +58,7 @@ class Settings:
         InvalidRequest: an address outside loopback without an API key, or a value that cannot be one.
     """
 
-    host: str = "127.0.0.1"
+    host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     api_key: str | None = None
     allow_hosts: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Settings:
     @property
     def url(self) -> str:
         """Where the server is found, as a browser would write it."""
-        return f"http://{_in_url(self.host)}:{self.port}"
+        return f"http://{bracketed(self.host)}:{self.port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -105,5 +105,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _in_url(host: str) -> str:
+def bracketed(host: str) -> str:
+    """An address as URLs and Host headers have it: IPv6 in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host

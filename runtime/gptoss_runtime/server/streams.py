@@ -28,7 +28,11 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         """As bytes."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        return _json(content)
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def failure(problem: Problem) -> Json:
@@ -39,7 +43,7 @@ def failure(problem: Problem) -> Json:
 def event(data: Any, name: str | None = None) -> bytes:
     """One server-sent event."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + json.dumps(data, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+    return head + b"data: " + _json(data) + b"\n\n"
 
 
 class EventStream(Response):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gptoss_runtime.conversation import JSON_OBJECT, ResponseFormat, Tool
-from gptoss_runtime.errors import InvalidRequest
 from gptoss_runtime.server.bodies import check_depth
-from gptoss_runtime.server.errors import RequestRefused
+from gptoss_runtime.server.errors import RequestRefused, about
 from gptoss_runtime.server.settings import Limits
 
 _INPUT_SCHEMA = {
@@ -114,6 +114,11 @@ def seen_name(name: str, namespace: str | None) -> str:
     return f"{joined[:55]}_{hashlib.sha256(joined.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
+def new_call_id() -> str:
+    """An id for a call, as OpenAI's look."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
 def input_of(arguments: str) -> str:
     """A custom tool's text in the arguments that the model wrote; the arguments themselves where it wrote none."""
     try:
@@ -165,12 +170,10 @@ def response_format(wanted: Any, param: str, limits: Limits) -> ResponseFormat |
         raise RequestRefused("json_schema has no schema", param=param, code="missing_required_parameter")
     checked = _schema(schema, f"{param}.schema", limits)
     name, description = inner.get("name"), inner.get("description")
-    try:
+    with about(f"{param}.name"):
         return ResponseFormat(
             checked, name if isinstance(name, str) else "response", description if isinstance(description, str) else ""
         )
-    except InvalidRequest as error:
-        raise RequestRefused(error.message, param=f"{param}.name", remedy=error.remedy) from error
 
 
 def _unfolded(tools: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
@@ -209,10 +212,8 @@ def _offer(param: str, entry: Mapping[str, Any], namespace: str | None, limits: 
         schema = None if parameters is None else _schema(parameters, f"{param}.parameters", limits)
     name = inner["name"]
     seen = seen_name(name, namespace)
-    try:
+    with about(f"{param}.name"):
         tool = Tool(seen, description, schema, strict=custom or inner.get("strict") is True)
-    except InvalidRequest as error:
-        raise RequestRefused(error.message, param=f"{param}.name", remedy=error.remedy) from error
     return [Offer(tool, name, custom, namespace)]
 
 
