@@ -124,15 +124,3 @@ def test_metrics_count(server: Running, http: httpx.Client) -> None:
     for name in ("time_to_first_token_seconds_bucket", "time_per_output_token_seconds_bucket", "requests_waiting"):
         assert f"gptoss_{name}" in page
     assert MODEL not in page
-
-
-def test_a_quiet_stream_says_that_it_lives(serve: Serve) -> None:
-    from gptoss_runtime.server.settings import Limits
-
-    with serve(engine={"slots": 1}, limits=Limits(quiet_seconds=0.05)) as running:
-        first = send(running, ENDLESS)
-        until(lambda: running.metric("gptoss_requests_running") == 1)
-        with httpx.stream("POST", f"{running.url}/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:
-            assert next(answer.iter_lines()).startswith(":")
-        first.close()
-        until(lambda: users(running) == 0)
