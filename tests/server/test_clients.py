@@ -31,34 +31,40 @@ def clients(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def run(clients: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(clients: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A client's process; it reaches this machine only, and reports to nobody."""
     quiet = {"OPENAI_AGENTS_DISABLE_TRACING": "1", "LANGSMITH_TRACING": "false", "SCHEMATHESIS_REPORT": "false"}
     environment = {**os.environ, **quiet, "PYTHONPATH": str(clients), "PYTHONUTF8": "1"}
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, encoding="utf-8", env=environment, timeout=300
+        [sys.executable, *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=300,
     )
 
 
-def test_openai_agents(server: Running, clients: Path) -> None:
-    done = run(clients, str(SCRIPTS / "agents_sdk.py"), server.url, MODEL)
+def test_openai_agents(server: Running, clients: Path, tmp_path: Path) -> None:
+    done = run(clients, tmp_path, str(SCRIPTS / "agents_sdk.py"), server.url, MODEL)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [line[1] for line in lines[:-1]] == ["It is 21 degrees and sunny in Paris."] * 4
     assert lines[-1] == ["called", *["Paris"] * 4]
 
 
-def test_langchain(server: Running, clients: Path) -> None:
-    done = run(clients, str(SCRIPTS / "langchain.py"), server.url, MODEL)
+def test_langchain(server: Running, clients: Path, tmp_path: Path) -> None:
+    done = run(clients, tmp_path, str(SCRIPTS / "langchain.py"), server.url, MODEL)
     assert done.returncode == 0, done.stderr
     sums = [["invoke", "27 + 45 = 72"], ["stream", "27 + 45 = 72"]]
     once = [*sums, ["tools", "{'city': 'Paris'}"], ["parsed", "Colour"]]
     assert [line.split("\t") for line in done.stdout.splitlines()] == once * 2
 
 
-def test_the_openapi_document_is_true(server: Running, clients: Path) -> None:
+def test_the_openapi_document_is_true(server: Running, clients: Path, tmp_path: Path) -> None:
     """Schemathesis reads the document and sends what it allows and what it does not: nothing may be a 500."""
     options = ["--checks", "not_a_server_error,response_headers_conformance", "--max-examples", "8", "--seed", "1"]
     options += ["--exclude-path-regex", "^/openai/(un)?load", "--phases", "examples,fuzzing", "--no-color"]
-    done = run(clients, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", *options)
+    done = run(clients, tmp_path, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", *options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -14,16 +13,9 @@ import httpx
 import openai
 import pytest
 
-from tests.server.running import MODEL, Running, ask
+from tests.server.running import ENDLESS, ENDLESS_RESPONSE, MODEL, Running, ask, until
 
 Serve = Callable[..., AbstractContextManager[Running]]
-ENDLESS: dict[str, Any] = {**ask("hello"), "temperature": 2.0, "max_completion_tokens": 4000, "n": 8}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits; a test that waits for ever fails by pytest's own means."""
-    while not condition():
-        time.sleep(0.005)
 
 
 def users(running: Running) -> int:
@@ -42,7 +34,7 @@ def send(running: Running, body: dict[str, Any], path: str = "/v1/chat/completio
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 def test_a_client_that_leaves_frees_its_slot(server: Running, http: httpx.Client, path: str, stream: bool) -> None:
-    body = ENDLESS if "chat" in path else {"input": "hello", "temperature": 2.0, "max_output_tokens": 4000}
+    body = ENDLESS if "chat" in path else ENDLESS_RESPONSE
     for when in ("soon", "speaking"):
         connection = send(server, {**body, "stream": stream}, path)
         until(lambda: users(server) == 1)
@@ -55,7 +47,7 @@ def test_a_client_that_leaves_frees_its_slot(server: Running, http: httpx.Client
 
 
 def test_a_response_whose_client_left_is_cancelled(server: Running, http: httpx.Client) -> None:
-    connection = send(server, {"input": "hello", "temperature": 2.0, "max_output_tokens": 4000}, "/v1/responses")
+    connection = send(server, ENDLESS_RESPONSE, "/v1/responses")
     until(lambda: users(server) == 1)
     until(lambda: http.get("/v1/responses?limit=1").json()["data"][0]["status"] == "in_progress")
     connection.close()
@@ -93,7 +85,7 @@ def test_a_full_queue_says_when_to_come_back(serve: Serve) -> None:
 
 
 def test_a_slow_reader_holds_no_slot(server: Running, http: httpx.Client) -> None:
-    connection = send(server, {**ENDLESS, "n": 2, "stream": True})
+    connection = send(server, {**ENDLESS, "max_completion_tokens": 600, "stream": True})
     until(lambda: users(server) == 1)
     until(lambda: users(server) == 0)  # made to its end, and nothing of it was read
     assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200

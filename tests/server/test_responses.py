@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from typing import Any
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel
 
 from gptoss_runtime.server.response_store import ResponseStore, Stored
 from gptoss_runtime.server.settings import Limits
-from tests.server.running import MODEL, WEATHER, Running
+from tests.server.running import ENDLESS_RESPONSE, MODEL, WEATHER, Running, until
 
 SUM: dict[str, Any] = {"model": MODEL, "input": "What is 27 + 45?", "temperature": 0, "max_output_tokens": 200}
 WEATHER_TOOL: Any = {"type": "function", **WEATHER, "strict": False}
@@ -183,20 +182,17 @@ def test_kept_listed_deleted(client: openai.OpenAI, http: httpx.Client) -> None:
 def test_in_the_background(client: openai.OpenAI) -> None:
     response = client.responses.create(**SUM, background=True)
     assert response.status == "in_progress"
-    while response.status == "in_progress":
-        response = client.responses.retrieve(response.id)
-        time.sleep(0.005)
+    until(lambda: client.responses.retrieve(response.id).status != "in_progress")
+    response = client.responses.retrieve(response.id)
     assert response.output_text == "27 + 45 = 72"
     with pytest.raises(openai.ConflictError):
         client.responses.cancel(response.id)
 
 
 def test_cancelled(client: openai.OpenAI, server: Running) -> None:
-    endless = {**SUM, "input": "hello", "temperature": 2.0, "max_output_tokens": 4000}
-    response = client.responses.create(**endless, background=True)
+    response = client.responses.create(**ENDLESS_RESPONSE, background=True)
     assert client.responses.cancel(response.id).status == "cancelled"
-    while server.host.loaded()[0].users:
-        time.sleep(0.005)
+    until(lambda: server.host.loaded()[0].users == 0)
     assert client.responses.retrieve(response.id).status == "cancelled"
 
 
