@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +40,9 @@ from gptoss_runtime.vocabulary import environment, vocabulary_folder
 ENDOFTEXT, RETURN, START, END, CALL = 199999, 200002, 200006, 200007, 200012
 STOP_TOKENS = (RETURN, CALL, ENDOFTEXT)
 _NAMESPACE = "functions."
+_UNBROKEN = 256
+_RUNS = re.compile(rf"\S{{{_UNBROKEN + 1},}}|\s{{{_UNBROKEN + 1},}}")
+_LONGEST_RUN = 4096
 _load_lock = threading.Lock()
 
 
@@ -107,8 +112,8 @@ class Harmony:
 
     def encode(self, text: str) -> list[int]:
         """Ids of text, all of it ordinary; lone surrogates become U+FFFD."""
-        ids: list[int] = self._encoding.encode(_clean(text), disallowed_special=())
-        return ids
+        pieces = (self._encoding.encode(piece, disallowed_special=()) for piece in _pieces(_clean(text)))
+        return [token for ids in pieces for token in ids]
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of ids, special tokens written out, invalid UTF-8 as U+FFFD.
@@ -299,7 +304,7 @@ def _conversation(
     parts = [_clean(message.content) for message in messages[:leading]]
     if response_format is not None and response_format.schema != JSON_OBJECT.schema:
         parts.append(_format_section(response_format))
-    instructions = "\n\n".join(parts)
+    instructions = _broken_up("\n\n".join(parts))
     if instructions or tools:
         developer = oh.DeveloperContent(instructions=instructions or None)
         if tools:
@@ -323,13 +328,13 @@ def _format_section(response_format: ResponseFormat) -> str:
 def _message(message: Message, *, with_reasoning: bool) -> list[Any]:
     content = _clean(message.content)
     if message.role == "user":
-        return [oh.Message.from_role_and_content(oh.Role.USER, content)]
+        return [oh.Message.from_role_and_contents(oh.Role.USER, _contents(content))]
     if message.role in ("system", "developer"):
-        developer = oh.DeveloperContent(instructions=content)
+        developer = oh.DeveloperContent(instructions=_broken_up(content))
         return [oh.Message.from_role_and_content(oh.Role.DEVELOPER, developer)]
     if message.role == "tool":
         author = oh.Author.new(oh.Role.TOOL, f"{_NAMESPACE}{message.name}")
-        spoken = oh.Message.from_author_and_content(author, content)
+        spoken = oh.Message(author=author, content=_contents(content))
         return [spoken.with_channel("commentary").with_recipient("assistant")]
     return _assistant(message, content, with_reasoning=with_reasoning)
 
@@ -351,12 +356,39 @@ def _text(message: Any) -> str:
 
 
 def _said(text: str, channel: str) -> Any:
-    return oh.Message.from_role_and_content(oh.Role.ASSISTANT, text).with_channel(channel)
+    return oh.Message.from_role_and_contents(oh.Role.ASSISTANT, _contents(text)).with_channel(channel)
 
 
 def _description(tool: Tool) -> Any:
     parameters = None if tool.parameters is None else _clean_json(dict(tool.parameters))
-    return oh.ToolDescription.new(tool.name, _clean(tool.description), parameters=parameters)
+    return oh.ToolDescription.new(tool.name, _broken_up(_clean(tool.description)), parameters=parameters)
+
+
+def _contents(text: str) -> list[Any]:
+    """A message's text in pieces, which the format joins again without a trace."""
+    return [oh.TextContent(text=piece) for piece in _pieces(text)]
+
+
+def _pieces(text: str) -> list[str]:
+    """Text cut inside runs without a break, whose tokenising takes time by the square of their length."""
+    borders = [0]
+    for run in _RUNS.finditer(text):
+        borders += range(run.start() + _UNBROKEN, run.end(), _UNBROKEN)
+    return [text[start:end] for start, end in pairwise([*borders, len(text)])]
+
+
+def _broken_up(text: str) -> str:
+    """Text of a kind that cannot be cut, as it is.
+
+    Raises:
+        InvalidRequest: a run without a break that would hold up everything else for long.
+    """
+    if any(run.end() - run.start() > _LONGEST_RUN for run in _RUNS.finditer(text)):
+        raise InvalidRequest(
+            f"instructions or a tool's description have more than {_LONGEST_RUN:,} characters without a break",
+            remedy="Send such data as a user's message.",
+        )
+    return text
 
 
 def _clean(text: str) -> str:
@@ -370,7 +402,7 @@ def _clean(text: str) -> str:
 
 def _clean_json(value: Any) -> Any:
     if isinstance(value, str):
-        return _clean(value)
+        return _broken_up(_clean(value))
     if isinstance(value, dict):
         return {_clean(str(key)): _clean_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

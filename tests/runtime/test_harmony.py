@@ -392,3 +392,15 @@ def test_no_stream_breaks_the_parser(harmony: Harmony, ids: list[int]) -> None:
 def test_streamed_text_is_the_text(harmony: Harmony, text: str) -> None:
     ids = [*encode(harmony, "<|channel|>final<|message|>"), *harmony.encode(text), RETURN]
     assert "".join(event.text for event in parse(harmony, ids) if isinstance(event, ContentDelta)) == text
+
+
+@pytest.mark.parametrize("run", ["a", "x7+/", " ", "\n", "🙂"])
+def test_runs_without_a_break_are_cut_without_a_trace(harmony: Harmony, run: str) -> None:
+    """openai-harmony alone takes the square of their length: minutes for a file in base64."""
+    text = "before " + run * 5000 + " after"
+    assert f"<|message|>{text}<|end|>" in harmony.decode(harmony.render([Message("user", text)]))
+    assert harmony.decode(harmony.encode(text)) == text
+    with pytest.raises(InvalidRequest, match="without a break"):
+        harmony.render([Message("developer", run * 5000), Message("user", "x")])
+    with pytest.raises(InvalidRequest, match="without a break"):
+        harmony.render([Message("user", "x")], tools=[Tool("f", parameters={"description": run * 5000})])

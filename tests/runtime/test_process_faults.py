@@ -24,6 +24,7 @@ from gptoss_runtime import (
     GenerationOptions,
     GptOssError,
     InvalidRequest,
+    ResourceError,
 )
 from gptoss_runtime.process import ProcessEngine
 
@@ -203,6 +204,32 @@ genai._Sequence.append = lose
             list(stream)
         assert len(list(process.generate(PROMPT, GREEDY))) == 8
         assert process.restarts == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on a process's memory")
+def test_out_of_memory_in_mid_generation(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = """
+import resource
+from gptoss_runtime import genai
+make = genai._Sequence.__init__
+def limit(self, engine, room):
+    if room > 2048:
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20), resource.RLIM_INFINITY))
+    try:
+        make(self, engine, room)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+genai._Sequence.__init__ = limit
+"""
+    instead_of_genai(tmp_path, monkeypatch, limited)
+    with ProcessEngine.load(nano_artifact, threads=1) as process:
+        expected = list(process.generate(PROMPT, GREEDY))
+        with pytest.raises(ResourceError):
+            next(process.generate(PROMPT * 150, GREEDY))
+        assert list(process.generate(PROMPT, GREEDY)) == expected
+        assert process.restarts == 0
 
 
 def test_what_native_code_prints_stays_away(

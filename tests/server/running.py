@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +58,29 @@ def serving(settings: Settings, host: ModelHost) -> Iterator[Running]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+LONG = {"type": "object", "properties": {"x": {"type": "string", "minLength": 3000}}, "required": ["x"]}
+ENDLESS: dict[str, Any] = {  # an answer that does not end before somebody leaves
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "hello"}],
+    "max_completion_tokens": 3000,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}},
+}
+ENDLESS_RESPONSE: dict[str, Any] = {
+    "model": MODEL,
+    "input": "hello",
+    "max_output_tokens": 3000,
+    "text": {"format": {"type": "json_schema", "name": "long", "schema": LONG}},
+}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits, for a minute at most: a test that would wait for ever fails."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
 
 
 def ask(text: str, **more: Any) -> dict[str, Any]:

@@ -39,5 +39,6 @@ class EngineOptions:
             threads=self.threads,
             context_length=self.context_length,
             slots=self.slots,
-            queue=self.queue,
+            queue=self.queue
+            + self.slots,  # who may wait is the host's affair; one that left is still counted for a token
         )

@@ -6,9 +6,10 @@ Knows objects and their sizes; knows nothing of how they come about.
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss_runtime.server.errors import NotThere, RequestRefused
@@ -26,6 +27,7 @@ class Stored:
         before: the conversation that went before.
         cancel: ends it while it is being made; ``None`` once it is done.
         size: bytes, about.
+        made: when, for the order of lists.
     """
 
     response: dict[str, Any]
@@ -33,6 +35,7 @@ class Stored:
     before: list[Item]
     cancel: Callable[[], None] | None = None
     size: int = 0
+    made: int = field(default_factory=time.monotonic_ns)
 
     @property
     def conversation(self) -> list[Item]:
@@ -112,7 +115,7 @@ class ResponseStore:
 
     def all(self) -> Sequence[Stored]:
         """Those that are kept, the newest first."""
-        return sorted(self._kept.values(), key=lambda stored: stored.response["created_at"], reverse=True)
+        return sorted(self._kept.values(), key=lambda stored: stored.made, reverse=True)
 
     def __contains__(self, response_id: str) -> bool:
         return response_id in self._kept

@@ -20,6 +20,7 @@ from gptoss_runtime.server.response_store import ResponseStore, Stored
 from gptoss_runtime.server.response_writer import Event, ResponseWriter
 from gptoss_runtime.server.services import Services, begin, count
 from gptoss_runtime.server.streams import EventStream, Json, event, while_connected
+from gptoss_runtime.server.toolbox import KINDS
 from gptoss_runtime.server.turn import Turn
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
@@ -192,7 +193,7 @@ def _shell(body: ResponseRequest, model: str) -> dict[str, Any]:
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": (body.text and body.text.format) or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
-        "tools": body.tools or [],
+        "tools": [tool for tool in body.tools or () if tool.get("type") in KINDS],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": body.truncation or "disabled",

@@ -26,6 +26,7 @@ _INPUT_SCHEMA = {
     "additionalProperties": False,
 }
 Choice = Literal["auto", "none", "required"]
+KINDS = ("function", "custom", "namespace")  # the types of tools that clients run; others are left out
 _CHOICES: tuple[Choice, ...] = ("auto", "none", "required")
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from gptoss_runtime.harmony import Harmony
 
 _GRACE = 1.0  # seconds in which an error still gets a status of its own; then the stream begins, and carries it
-_LONGEST_TOKEN = 128  # characters of the vocabulary's longest token: more text than this a position cannot fit
+_USUAL = 4  # characters a token: more text than this is counted before it is rendered, which cannot be interrupted
+_SLICE = 2**14  # characters counted at a time, others' threads between
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +246,25 @@ def prompt(engine: Engine, harmony: Harmony, request: TurnRequest) -> list[int]:
 
 def _rendered(engine: Engine, harmony: Harmony, request: TurnRequest) -> list[int]:
     room = engine.info.context_length
-    length = sum(len(message.content) + len(message.reasoning) for message in request.messages)
-    if length > room * _LONGEST_TOKEN:
-        raise _overflow(f"{length:,} characters", room)
+    texts = [text for message in request.messages for text in (message.content, message.reasoning)]
+    if sum(map(len, texts)) > room * _USUAL:
+        _count(harmony, texts, room)
     ids = harmony.render(
         request.messages, tools=request.tools, effort=request.effort, response_format=request.response_format
     )
     if len(ids) >= room:
         raise _overflow(f"{len(ids):,} tokens", room)
     return ids
+
+
+def _count(harmony: Harmony, texts: Sequence[str], room: int) -> None:
+    """Raises as soon as texts have more tokens than there is room for."""
+    count = 0
+    for text in texts:
+        for start in range(0, len(text), _SLICE):
+            count += len(harmony.encode(text[start : start + _SLICE]))
+            if count > room:
+                raise _overflow(f"more than {count:,} tokens", room)
 
 
 def _overflow(length: str, room: int) -> ContextOverflow:

@@ -1,0 +1,70 @@
+"""Real clients, unmodified, in processes of their own, against a real server over nano.
+
+They are installed into a folder of their own: they bring many packages that nothing else here needs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server.running import MODEL, Running
+
+PACKAGES = ("openai-agents==0.24.0", "langchain-openai==1.7.4", "schemathesis==4.32.5")
+SCRIPTS = Path(__file__).parent / "clients"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def clients(request: pytest.FixtureRequest) -> Path:
+    """The packages, kept between runs in pytest's cache."""
+    folder = request.config.cache.mkdir("server-clients") / "-".join(name.replace("=", "") for name in PACKAGES)
+    if not (folder / "schemathesis").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), *PACKAGES]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+        if done.returncode:
+            pytest.skip(f"the clients cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+def run(clients: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A client's process; it reaches this machine only, and reports to nobody."""
+    quiet = {"OPENAI_AGENTS_DISABLE_TRACING": "1", "LANGSMITH_TRACING": "false", "SCHEMATHESIS_REPORT": "false"}
+    environment = {**os.environ, **quiet, "PYTHONPATH": str(clients), "PYTHONUTF8": "1"}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=300,
+    )
+
+
+def test_openai_agents(server: Running, clients: Path, tmp_path: Path) -> None:
+    done = run(clients, tmp_path, str(SCRIPTS / "agents_sdk.py"), server.url, MODEL)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[1] for line in lines[:-1]] == ["It is 21 degrees and sunny in Paris."] * 4
+    assert lines[-1] == ["called", *["Paris"] * 4]
+
+
+def test_langchain(server: Running, clients: Path, tmp_path: Path) -> None:
+    done = run(clients, tmp_path, str(SCRIPTS / "langchain.py"), server.url, MODEL)
+    assert done.returncode == 0, done.stderr
+    sums = [["invoke", "27 + 45 = 72"], ["stream", "27 + 45 = 72"]]
+    once = [*sums, ["tools", "{'city': 'Paris'}"], ["parsed", "Colour"]]
+    assert [line.split("\t") for line in done.stdout.splitlines()] == once * 2
+
+
+def test_the_openapi_document_is_true(server: Running, clients: Path, tmp_path: Path) -> None:
+    """Schemathesis reads the document and sends what it allows and what it does not: nothing may be a 500."""
+    options = ["--checks", "not_a_server_error,response_headers_conformance", "--max-examples", "8", "--seed", "1"]
+    options += ["--exclude-path-regex", "^/openai/(un)?load", "--phases", "examples,fuzzing", "--no-color"]
+    done = run(clients, tmp_path, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

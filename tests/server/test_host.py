@@ -1,0 +1,263 @@
+"""Models in memory: on demand, one in another's place, idle ones unloaded, failures that leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.engine import Engine
+from gptoss_runtime.errors import ArtifactError, ModelNotFound, Overloaded, ResourceError
+from gptoss_runtime.models import Registry
+from gptoss_runtime.scripted import ScriptedEngine
+from gptoss_runtime.server.catalog import Catalog, Entry
+from gptoss_runtime.server.errors import Busy, NotThere, RequestRefused
+from gptoss_runtime.server.host import ModelHost
+from tests.server.running import ENDLESS, MODEL, Running, ask, until
+
+
+class Factory:
+    """Makes scripted engines and counts them."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.open = 0
+        self.fails: Exception | None = None
+
+    def __call__(self, entry: Entry) -> Engine:
+        if self.fails is not None:
+            raise self.fails
+        self.made.append(entry.id)
+        self.open += 1
+        factory = self
+
+        class Counted(ScriptedEngine):
+            def close(self) -> None:
+                factory.open -= 1
+
+        return Counted([], tokenizer=entry.path / "tokenizer.json")
+
+
+@pytest.fixture
+def folders(nano_artifact: Path) -> dict[str, Path]:
+    return {"one": nano_artifact, "two": nano_artifact.parent / "second"}
+
+
+@pytest.fixture(autouse=True)
+def second(nano_artifact: Path) -> Any:
+    """A second folder with the same files, linked where that works."""
+    folder = nano_artifact.parent / "second"
+    shutil.copytree(nano_artifact, folder)
+    yield
+    shutil.rmtree(folder)
+
+
+def hosted(
+    folders: dict[str, Path], vocabulary: Path, work: Callable[[ModelHost, Factory], Awaitable[None]], **options: Any
+) -> None:
+    """Runs work with a host in an event loop; at the end no engine is left."""
+    factory = Factory()
+
+    async def run() -> None:
+        host = ModelHost(Catalog(folders), factory, cache=vocabulary, **options)
+        await host.start()
+        try:
+            await work(host, factory)
+        finally:
+            await host.close()
+
+    asyncio.run(run())
+    assert factory.open == 0
+
+
+def test_a_model_is_loaded_once_for_all_who_ask(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        leases = await asyncio.gather(*(host.lease("one") for _ in range(5)), host.lease(None))
+        assert factory.made == ["one"]
+        assert host.loaded()[0].users == 6
+        for lease in leases:
+            lease.release()
+            lease.release()
+        await asyncio.sleep(0)
+        assert host.loaded()[0].users == 0
+
+    hosted(folders, vocabulary, work)
+
+
+def test_the_one_unused_longest_makes_room(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        lease = await host.lease("one")
+        with pytest.raises(Overloaded):
+            await host.load("two")
+        lease.release()
+        await host.load("two")
+        assert [loaded.entry.id for loaded in host.loaded()] == ["two"]
+        assert factory.open == 1
+
+    hosted(folders, vocabulary, work)
+
+
+def test_idle_models_are_unloaded(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        lease = await host.lease("one")
+        await host.load("two", ttl=10**6)
+        await asyncio.sleep(0.3)
+        assert len(host.loaded()) == 2  # one is in use, two has a time of its own
+        lease.release()
+        while len(host.loaded()) == 2:
+            await asyncio.sleep(0.01)
+        assert [loaded.entry.id for loaded in host.loaded()] == ["two"]
+
+    hosted(folders, vocabulary, work, ttl=0.1, max_loaded=2)
+
+
+def test_a_load_that_fails_leaves_nothing(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        factory.fails = ResourceError("no memory")
+        for _ in range(2):
+            with pytest.raises(ResourceError):
+                await host.lease("one")
+        factory.fails = None
+        (await host.lease("one")).release()
+
+    hosted(folders, vocabulary, work)
+
+
+def test_who_leaves_while_loading_does_not_stop_it(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        leaver = asyncio.create_task(host.lease("one"))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        (await host.lease("one")).release()
+        assert len(factory.made) <= 1
+
+    hosted(folders, vocabulary, work)
+
+
+def test_no_more_turns_than_may_be(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        await host.lease("one")
+        await host.lease("one")
+        with pytest.raises(Overloaded) as caught:
+            await host.lease("one")
+        assert caught.value.retry_after > 0
+
+    hosted(folders, vocabulary, work, max_turns=2)
+
+
+def test_unloading(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        with pytest.raises(NotThere):
+            await host.unload("one")
+        await host.lease("one")
+        with pytest.raises(Busy):
+            await host.unload("one")
+        await host.unload("one", force=True)
+        assert host.loaded() == []
+
+    hosted(folders, vocabulary, work)
+
+
+def test_names(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        with pytest.raises(ModelNotFound):
+            await host.lease(str(folders["one"]))
+        host.catalog.default = None
+        with pytest.raises(RequestRefused):
+            await host.lease(None)
+
+    hosted(folders, vocabulary, work)
+
+
+def test_a_damaged_folder_is_not_listed(folders: dict[str, Path]) -> None:
+    (folders["two"] / "genai_config.json").write_text("{", encoding="utf-8")
+    catalog = Catalog(folders)
+    assert [entry.id for entry in catalog.entries()] == ["one"]
+    with pytest.raises(ArtifactError):
+        catalog.find("two")
+
+
+def test_the_registry_adds_its_models(nano_artifact: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path, search=[nano_artifact.parents[1]])
+    catalog = Catalog.of(None, registry)
+    assert f"{MODEL}:cpu" in [entry.id for entry in catalog.entries()]
+    assert catalog.find(f"{MODEL}:cpu").path == nano_artifact.resolve()
+    with pytest.raises(ModelNotFound):
+        catalog.find(str(nano_artifact))
+    named = Catalog.of(str(nano_artifact), registry)
+    assert named.default == Artifact.open(nano_artifact).name
+    assert [entry.path for entry in named.entries()].count(nano_artifact.resolve()) == 1
+
+
+def test_foundrys_routes(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+    with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        assert http.get("/openai/models").json() == [MODEL]
+        assert http.get("/openai/loadedmodels").json() == []
+        [listed] = http.get("/foundry/list").json()["models"]
+        assert (listed["name"], listed["runtime"]["deviceType"]) == (MODEL, "CPU")
+        assert http.get("/openai/status").json()["endpoints"] == [running.url]
+        assert http.post("/openai/load/nothing").status_code == 404
+        assert http.post(f"/openai/load/{MODEL}?ttl=-1").status_code == 400
+        assert http.post(f"/openai/load/{MODEL}?ttl=600").json()["loaded"]
+        assert http.get("/openai/loadedmodels").json() == [MODEL]
+        model = http.get(f"/v1/models/{MODEL}").json()
+        assert model["context_length"] == http.get("/v1/models").json()["data"][0]["context_length"] == 4096
+        assert http.post(f"/openai/unload/{MODEL}").json() == {"model": MODEL, "loaded": False}
+        assert http.post(f"/openai/unload/{MODEL}").status_code == 404
+        assert http.get(f"/openai/load/{MODEL}").status_code == 200
+        assert http.get(f"/openai/unload/{MODEL}").status_code == 200
+        assert http.get("/health").json() == {"status": "ok"}
+
+
+def test_memory_is_back_after_an_unload(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+    with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        http.post("/v1/chat/completions", json=ask("hello"))
+        engine: Any = running.host.loaded()[0].engine
+        assert engine.alive
+        http.post(f"/openai/unload/{MODEL}")
+        assert not engine.alive
+        assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200  # loaded again on demand
+
+
+def test_an_unload_by_force_ends_answers(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+    with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        with http.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            assert httpx.post(f"{running.url}/openai/unload/{MODEL}").status_code == 409
+            assert httpx.post(f"{running.url}/openai/unload/{MODEL}?force=true").status_code == 200
+            rest = list(lines)
+        assert any('"error"' in line for line in rest)
+        assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
+
+
+def test_a_killed_engine_costs_one_request(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+    with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        with http.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            _kill(running)
+            rest = list(lines)
+        assert any('"error"' in line for line in rest)
+        again = http.post("/v1/chat/completions", json=ask("What is 27 + 45?")).json()
+        assert again["choices"][0]["message"]["content"] == "27 + 45 = 72"
+
+
+def _kill(running: Running) -> None:
+    import psutil
+
+    engine: Any = running.host.loaded()[0].engine
+    psutil.Process(engine.pid).kill()
+
+
+def test_threads_end(server: Running, http: httpx.Client) -> None:
+    http.post("/v1/chat/completions", json=ask("hello"))
+    until(lambda: not any(thread.name == "gptoss-turn" for thread in threading.enumerate()))
