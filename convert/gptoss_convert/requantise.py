@@ -20,12 +20,14 @@ _SIZES = np.unique(np.concatenate([np.linspace(0.5, 1.0, 21), [6 / 7, 6 / 8, 4 /
 STEPS: NDArray[np.float32] = np.concatenate([_SIZES, -_SIZES])
 _CODES = np.clip(np.rint(VALUES / STEPS[:, None]), -8, 7)  # [steps, 16], int4 code of each E2M1 code
 _ERRORS = np.abs(_CODES * STEPS[:, None] - VALUES)
+_WORST = _ERRORS.max(axis=1)  # [steps]
 _SQUARES = np.ascontiguousarray(np.square(_ERRORS).T)  # [16, steps]
+_NORMS = np.square(VALUES)
 _NIBBLES = (_CODES + 8).astype(np.uint8)
 _BYTES = (_NIBBLES[:, np.arange(256) & 15] | (_NIBBLES[:, np.arange(256) >> 4] << 4)).reshape(-1)  # [steps * 256]
 _PAIRS = np.stack([np.arange(256) & 15, np.arange(256) >> 4], -1)
-_WIDE = (VALUES[_PAIRS] * 2 + 128).astype(np.uint8)  # [256, 2], int8 codes of a byte's two E2M1 codes
-_PIECE = 1 << 12  # blocks at a time: temporaries that stay in a core's cache, and that malloc need not map anew
+_WIDE = (VALUES[_PAIRS] * 2 + 128).astype(np.uint8).view(np.uint16)[:, 0]  # [256], int8 codes of a byte's two E2M1
+_PIECE = 1 << 13  # blocks at a time: temporaries that stay in a core's cache
 
 
 def _lanes(first: int) -> NDArray[np.uint64]:
@@ -54,24 +56,34 @@ def requantise(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantise
     Returns:
         packed uint8 [..., K/2] and scales float32 [..., K/32]; errors are exact, of the values MXFP4 stands for.
     """
-    flat, exponents = blocks.reshape(-1, BLOCK // 2), scales.reshape(-1).astype(np.int32) - 127
+    flat, exponents = np.ascontiguousarray(blocks).reshape(-1, BLOCK // 2), scales.reshape(-1).astype(np.int32) - 127
     packed, steps = np.empty_like(flat), np.empty(len(flat), np.float32)
+    count, room = _Histogram(), _Room()
     squared_error = squared_norm = max_error = 0.0
     for at in range(0, len(flat), _PIECE):
         some, exponent = flat[at : at + _PIECE], exponents[at : at + _PIECE]
-        counts = histogram(some)
-        errors = counts @ _SQUARES
+        counts = count(some)
+        errors = np.matmul(counts, _SQUARES, out=room.errors[: len(some)])
         best = errors.argmin(axis=1)
-        np.take(_BYTES, (best[:, None] * 256) + some, out=packed[at : at + _PIECE])
-        steps[at : at + _PIECE] = np.ldexp(STEPS[best], exponent)
+        index = np.add(best[:, None] << 8, some, out=room.index[: len(some)])
+        np.take(_BYTES, index, out=packed[at : at + _PIECE], mode="clip")  # in range; other modes take a copy
+        np.ldexp(STEPS[best], exponent, out=steps[at : at + _PIECE])
         square = np.ldexp(np.float64(1), 2 * exponent)
         squared_error += float(np.take_along_axis(errors, best[:, None], axis=1)[:, 0] @ square)
-        squared_norm += float((counts @ np.square(VALUES)) @ square)
-        worst = ((counts > 0) * _ERRORS[best]).max(axis=1)
-        max_error = max(max_error, float(np.ldexp(worst.astype(np.float64), exponent).max(initial=0.0)))
+        squared_norm += float((counts @ _NORMS) @ square)
+        max_error = _larger(max_error, counts, best, exponent)
     return Quantised(
         packed.reshape(*blocks.shape[:-2], -1), steps.reshape(scales.shape), squared_error, squared_norm, max_error
     )
+
+
+def _larger(
+    max_error: float, counts: NDArray[np.float32], best: NDArray[np.intp], exponent: NDArray[np.int32]
+) -> float:
+    """The largest error, where only blocks that can have a larger one than is known are looked at."""
+    possible = np.flatnonzero(np.ldexp(_WORST[best], exponent) > max_error)
+    worst = ((counts[possible] > 0) * _ERRORS[best[possible]]).max(axis=1, initial=0)
+    return max(max_error, float(np.ldexp(worst.astype(np.float64), exponent[possible]).max(initial=0.0)))
 
 
 def widen(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantised:
@@ -85,14 +97,50 @@ def widen(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantised:
         packed uint8 [..., K], the zero point 128, and scales float32 [..., K/32].
     """
     steps = np.ldexp(np.float32(0.5), scales.astype(np.int32) - 127)
-    packed = _WIDE[blocks].reshape(*blocks.shape[:-2], -1)
-    norms = (histogram(blocks.reshape(-1, BLOCK // 2)) @ np.square(VALUES)).astype(np.float64)
+    packed = np.take(_WIDE, blocks).view(np.uint8).reshape(*blocks.shape[:-2], -1)
+    norms = (histogram(blocks.reshape(-1, BLOCK // 2)) @ _NORMS).astype(np.float64)
     squares = np.ldexp(np.float64(1), 2 * (scales.reshape(-1).astype(np.int32) - 127))
     return Quantised(packed, steps, 0.0, float(norms @ squares), 0.0)
 
 
+class _Room:
+    """Temporaries that every piece uses again: to map them anew takes as long as the work in them."""
+
+    def __init__(self) -> None:
+        self.errors = np.empty((_PIECE, len(STEPS)), np.float32)
+        self.index = np.empty((_PIECE, BLOCK // 2), np.intp)
+
+
+class _Histogram:
+    """How often each E2M1 code occurs in each block: [N, 16] from packed codes [N, 16], N up to a piece.
+
+    What is returned is overwritten by the next call.
+    """
+
+    def __init__(self) -> None:
+        self._pairs = np.empty((BLOCK // 4, _PIECE), np.intp)  # the other way round: sums are then of whole rows
+        self._lanes = np.empty(self._pairs.shape, np.uint64)
+        self._packed = np.empty((_PIECE, 2), np.uint64)
+        self._counts = np.empty((_PIECE, 16), np.float32)
+
+    def __call__(self, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = len(blocks)
+        pairs, lanes = (
+            whole.reshape(-1)[: BLOCK // 4 * size].reshape(-1, size) for whole in (self._pairs, self._lanes)
+        )
+        np.copyto(pairs, blocks.view(np.uint16).T)
+        for half, table in enumerate((_LOW, _HIGH)):
+            np.take(table, pairs, out=lanes, mode="clip")
+            np.add.reduce(lanes, axis=0, out=self._packed[:size, half])
+        counts = self._counts[:size]
+        np.copyto(counts, self._packed[:size].view(np.uint8))
+        return counts
+
+
 def histogram(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How often each E2M1 code occurs in each block, [N, 16] from packed codes [N, 16]."""
-    pairs = np.ascontiguousarray(blocks).view(np.uint16)
-    low, high = (np.take(lanes, pairs).sum(axis=1).view(np.uint8).reshape(-1, 8) for lanes in (_LOW, _HIGH))
-    return np.concatenate([low, high], axis=1).astype(np.float32)
+    """How often each E2M1 code occurs in each block, float32 [N, 16] from packed codes uint8 [N, 16]."""
+    flat, count = np.ascontiguousarray(blocks), _Histogram()
+    counts = np.empty((len(flat), 16), np.float32)
+    for at in range(0, len(flat), _PIECE):
+        counts[at : at + _PIECE] = count(flat[at : at + _PIECE])
+    return counts
