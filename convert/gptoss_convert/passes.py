@@ -22,6 +22,7 @@ from gptoss_convert import artifact, smoke, targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, OutputError, WorkflowError
 from gptoss_convert.export import MODEL_FILE, SHORT_FILE, export
+from gptoss_convert.external_data import Written
 from gptoss_convert.output import link
 from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import resolve
@@ -130,9 +131,8 @@ class GptOssArtifact(Pass):
             checkpoint, target = Checkpoint.open(word["checkpoint"]), targets.load(word["target"])
             name = config.name or f"{artifact.source_name(checkpoint.path)[0].split('/')[-1]}-{target.name}"
             groups = {group: TensorGroup.model_validate(report) for group, report in word["groups"].items()}
-            description = artifact.Description(
-                name, target, word["preset"], word["logits"], groups, word["weights"]
-            )  # fmt: skip
+            weights = {name: Written(sha256, tuple(stamp)) for name, (sha256, stamp) in word["weights"].items()}
+            description = artifact.Description(name, target, word["preset"], word["logits"], groups, weights)
             if config.check:
                 _check(before, folder, word)
             artifact.complete(folder, checkpoint, description, run.digests)

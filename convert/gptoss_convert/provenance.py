@@ -15,12 +15,12 @@ from pathlib import Path
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError
+from gptoss_convert.external_data import Stamp, stamp
 from gptoss_runtime.manifest import FileEntry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 4 << 20
 _AGAIN = "Download that file again; then convert without --resume."
-Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
 
 
 def files_used(checkpoint: Checkpoint) -> list[Path]:
@@ -37,10 +37,9 @@ def stamps(checkpoint: Checkpoint) -> dict[str, Stamp]:
     result = {}
     for file in files_used(checkpoint):
         try:
-            stat = file.stat()
+            result[file.name] = stamp(file)
         except OSError as error:
             raise CheckpointError(f"{file}: {error.strerror or error}", remedy=_AGAIN) from error
-        result[file.name] = stat.st_size, stat.st_mtime_ns
     return result
 
 

@@ -220,7 +220,7 @@ def _run(workflow: dict[str, Any], run: Run) -> Path:
         engine.initialize()
         reports.mkdir()
         with engine._create_system():
-            engine.run_accelerator(config.input_model, reports, False, accelerator)
+            engine.run_accelerator(_identified(config.input_model, run.request), reports, False, accelerator)
         best = WorkflowOutput(accelerator, engine.footprint).get_best_candidate()
     except Exception as error:
         if run.error is not None:
@@ -236,3 +236,13 @@ def _run(workflow: dict[str, Any], run: Run) -> Path:
     if best is None:
         raise WorkflowError("Olive produced no model", remedy="Run the config with stock `olive run` to see its log.")
     return Path(best.model_config["model_path"])
+
+
+def _identified(model: Any, request: str) -> Any:
+    """Olive's input model, identified by what was asked for: Olive would first hash all of the checkpoint."""
+
+    class Identified(type(model)):  # type: ignore[misc]
+        def get_model_identifier(self) -> str:
+            return request
+
+    return Identified.model_validate(model.model_dump())

@@ -1,13 +1,12 @@
 """Runs recipes and appends what they make to the external data files: in order, in bounded memory, resumable.
 
-While one recipe's bytes are hashed and written, the next one is made. A journal says after each recipe how far the
-files have come and with which checksum, so that a conversion that was killed goes on after the last whole recipe, and
-ends with the same bytes. Knows files and recipes; knows nothing of graphs or checkpoints.
+While one recipe's bytes are hashed and written, the next one is made and those before are read back. A journal says
+after each recipe how far the files have come and with which checksum, so that a conversion that was killed goes on
+after the last whole recipe, and ends with the same bytes. Knows recipes; knows nothing of graphs or checkpoints.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -24,10 +23,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from gptoss_convert.errors import CheckpointError, MemoryLimit, OutputError
+from gptoss_convert.external_data import Files, Known, Mark, Marks, ReadBack, Written
 from gptoss_convert.weights import Array, Extent, GroupReport, Made, Recipe, TensorSpec, layout
 
 Progress = Callable[[int, int], None]
-_CHUNK = 8 << 20
 _MEMORY = 2 << 30  # for two recipes at a time, where nothing else is said
 
 
@@ -52,12 +51,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class WrittenWeights:
-    """The external data files: their checksums by name, where each initializer lies, and the reports."""
+    """The external data files by name, where each initializer lies, and the reports."""
 
-    files: dict[str, str]
+    files: dict[str, Written]
     nbytes: int
     extents: dict[str, Extent]
     groups: dict[str, GroupReport] = field(default_factory=dict)
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """sha256 of every file."""
+        return {name: file.sha256 for name, file in self.files.items()}
 
 
 def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings | None = None) -> WrittenWeights:
@@ -70,7 +74,7 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
         settings: ``None``: the defaults.
 
     Raises:
-        OutputError: the files cannot be written; the text says why (no space, no permission).
+        OutputError: the files cannot be written (no space, no permission), or give back other bytes.
         CheckpointError: weights that were to be rounded are infinite or not numbers.
         MemoryLimit: one recipe alone takes more than was allowed.
     """
@@ -82,25 +86,27 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
     journal = Journal(settings.journal, settings.request)
     try:
         # Our own threads keep the cores busy; BLAS's, beside them, wait for each other: three times the work.
-        with Files(folder, list(sizes)) as files, threadpool_limits(1, user_api="blas"):
-            kept = _restore(recipes, journal, files, groups)
+        known = Known(folder, list(sizes))
+        kept = _restore(recipes, journal, known, groups)
+        with Files(known) as files, journal.appending(kept), threadpool_limits(1, user_api="blas"):
             _check_room(folder, total - files.written)
-            with journal.appending(kept):
+            with ReadBack(known) as back:
                 for recipe, made in made_ahead(recipes[kept:], settings.memory or _MEMORY):
                     _require_finite(recipe, made)
                     _report_of(recipe, groups).add(recipe, made)
                     for done in _put(files, recipe, made, extents):
                         if settings.progress:
                             settings.progress(done, total)
-                    journal.add(files.marks(), made)
+                    back.follow(marks := files.marks())
+                    journal.add(marks, made)
                     del made  # before the next one is waited for
-            checksums = files.checksums()
+            written = files.close()
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder / name}: {error.strerror or error}",
             remedy=f"The weights need {total / 1e9:.2f} GB in a writable folder.",
         ) from error
-    return WrittenWeights(checksums, total, extents, groups)
+    return WrittenWeights(written, total, extents, groups)
 
 
 def _put(files: Files, recipe: Recipe, made: Made, extents: Mapping[str, Extent]) -> Iterator[int]:
@@ -123,92 +129,6 @@ def made_ahead(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe,
 def _make(recipe: Recipe) -> Made:
     with np.errstate(over="ignore", invalid="ignore"):  # refused in our own words
         return recipe.make()
-
-
-class Files:
-    """The external data files as they grow: where each ends, and the checksum so far."""
-
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder = folder
-        self._digests = {name: hashlib.sha256() for name in names}
-        self._ends = dict.fromkeys(names, 0)
-        self._streams: dict[str, BinaryIO] = {}
-        self._touched: set[str] = set()
-
-    def __enter__(self) -> Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for stream in self._streams.values():
-            stream.close()
-
-    @property
-    def written(self) -> int:
-        """Bytes in all files."""
-        return sum(self._ends.values())
-
-    def checksums(self) -> dict[str, str]:
-        """sha256 by file; nothing must be put any more."""
-        return {name: digest.hexdigest() for name, digest in self._digests.items()}
-
-    def marks(self) -> dict[str, tuple[int, str]]:
-        """(end, sha256 up to there) of the files that were written to since the last call."""
-        marks = {name: (self._ends[name], self._digests[name].copy().hexdigest()) for name in sorted(self._touched)}
-        self._touched.clear()
-        return marks
-
-    def put(self, extent: Extent, data: memoryview) -> Iterator[int]:
-        """Writes an initializer's bytes where they belong, yielding after each chunk how many are in all files."""
-        name = extent.file
-        stream, padding = self._stream(name), extent.offset - self._ends[name]
-        self._touched.add(name)
-        for chunk in (memoryview(bytes(padding)), *(data[at : at + _CHUNK] for at in range(0, len(data), _CHUNK))):
-            done = 0
-            while done < len(chunk):
-                done += stream.write(chunk[done:])
-            self._digests[name].update(chunk)
-            self._ends[name] += len(chunk)
-            yield self.written
-
-    def advance(self, marks: dict[str, tuple[int, str]]) -> bool:
-        """Reads on to where the marks say files came to; False, and nothing changed, if what is there is not that."""
-        ahead = {}
-        for name, (end, sha256) in marks.items():
-            if name not in self._digests or end < self._ends[name]:
-                return False
-            digest = self._digests[name].copy()
-            if not self._hash(name, end, digest) or digest.hexdigest() != sha256:
-                return False
-            ahead[name] = digest, end
-        for name, (digest, end) in ahead.items():
-            self._digests[name], self._ends[name] = digest, end
-        return True
-
-    def cut(self) -> None:
-        """Drops what lies behind the ends."""
-        for name, end in self._ends.items():
-            with (self._folder / name).open("r+b" if end else "wb") as stream:
-                stream.truncate(end)
-
-    def _hash(self, name: str, end: int, digest: Any) -> bool:
-        path, at = self._folder / name, self._ends[name]
-        if not path.is_file():
-            return False
-        with path.open("rb", buffering=0) as stream:
-            stream.seek(at)
-            while at < end:
-                chunk = stream.read(min(_CHUNK, end - at))
-                if not chunk:
-                    return False
-                digest.update(chunk)
-                at += len(chunk)
-        return True
-
-    def _stream(self, name: str) -> BinaryIO:
-        if name not in self._streams:
-            # Unbuffered: what the journal vouches for has left this process.
-            self._streams[name] = (self._folder / name).open("ab", buffering=0)
-        return self._streams[name]
 
 
 class Journal:
@@ -253,23 +173,23 @@ class Journal:
             self._stream.write(b"" if whole else self._head.encode())
             yield
 
-    def add(self, marks: dict[str, tuple[int, str]], made: Made) -> None:
+    def add(self, marks: Marks, made: Made) -> None:
         """Notes that a recipe's bytes are in the files."""
         if self._stream:
             error = [made.squared_error, made.squared_norm, made.max_error]
             self._stream.write((json.dumps({"files": marks, "error": error}) + "\n").encode())
 
 
-def _restore(recipes: Sequence[Recipe], journal: Journal, files: Files, groups: dict[str, GroupReport]) -> int:
-    """Takes up what an earlier run left, as far as it is whole; how many recipes that is."""
+def _restore(recipes: Sequence[Recipe], journal: Journal, known: Known, groups: dict[str, GroupReport]) -> int:
+    """Takes up what an earlier run left, as far as it is whole, and drops the rest; how many recipes that is."""
     done = 0
     for recipe, entry in zip(recipes, journal.entries(), strict=False):
-        marks = {name: (int(end), str(sha256)) for name, (end, sha256) in entry["files"].items()}
-        if not files.advance(marks):
+        marks = {name: Mark(int(end), str(sha256)) for name, (end, sha256) in entry["files"].items()}
+        if not known.advance(marks):
             break
         _report_of(recipe, groups).add(recipe, Made([], *entry["error"]))
         done += 1
-    files.cut()
+    known.cut()
     return done
 
 

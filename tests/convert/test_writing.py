@@ -19,8 +19,9 @@ import onnx_ir as ir
 import pytest
 
 from gptoss_convert.errors import MemoryLimit, OutputError
+from gptoss_convert.external_data import Files
 from gptoss_convert.weights import Made, Recipe, TensorSpec
-from gptoss_convert.writing import Files, Settings, write
+from gptoss_convert.writing import Settings, write
 
 KILLS = 60
 
@@ -51,7 +52,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     made = write(recipes(), tmp_path, "data", Settings(lambda done, total: seen.append((done, total))))
     data = (tmp_path / "data").read_bytes()
     assert len(data) == made.nbytes
-    assert made.files == content(tmp_path)
+    assert made.checksums == content(tmp_path)
     for one in recipes():
         file, start, length = made.extents[one.outputs[0].name]
         assert file == "data"
@@ -65,7 +66,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_several_files(tmp_path: Path) -> None:
     made = write(recipes(), tmp_path, "data", Settings(file_limit=10 << 20))
     assert set(made.files) == {"data", "data.1"}
-    assert made.files == content(tmp_path)
+    assert made.checksums == content(tmp_path)
     for one in recipes():
         file, start, length = made.extents[one.outputs[0].name]
         assert (tmp_path / file).read_bytes()[start : start + length] == one.make().arrays[0].tobytes()
@@ -94,10 +95,31 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_made(
     assert made == []
 
 
+def test_a_disk_that_keeps_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(journal=tmp_path / "journal", request="r")
+
+    class Lying:
+        def __init__(self, stream: BinaryIO) -> None:
+            self._stream = stream
+
+        def write(self, data: memoryview) -> int:
+            return self._stream.write(bytes(data).replace(b"\x05", b"\x04"))
+
+        def close(self) -> None:
+            self._stream.close()
+
+    stream = Files._stream
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "_stream", lambda files, name: Lying(stream(files, name)))
+        with pytest.raises(OutputError, match="other bytes than were written"):
+            write(recipes(), tmp_path, "data", settings)
+    assert write(recipes(), tmp_path, "data", settings).checksums == content(tmp_path)
+
+
 def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     settings = Settings(journal=tmp_path / "journal", request="r")
-    whole = write(recipes(), tmp_path, "data").files
+    whole = write(recipes(), tmp_path, "data").checksums
 
     class Full:
         def __init__(self, stream: BinaryIO) -> None:
@@ -123,7 +145,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.
         patched.setattr(Files, "_stream", full)
         with pytest.raises(OutputError, match="No space left"):
             write(recipes(made), tmp_path, "data", settings)
-    assert write(recipes(made), tmp_path, "data", settings).files == whole
+    assert write(recipes(made), tmp_path, "data", settings).checksums == whole
     assert made.count("w0") == made.count("w3") == 1
 
 
@@ -163,7 +185,7 @@ def test_what_was_damaged_meanwhile_is_made_again(damage: str, tmp_path: Path) -
     else:
         journal.unlink()
     again = write(recipes(made), tmp_path, "data", settings)
-    assert again.files == whole.files == content(tmp_path)
+    assert again.checksums == whole.checksums == content(tmp_path)
     assert again.groups == whole.groups
     expected = {"flip": 4, "shorter": 4, "torn journal": 1}.get(damage, 8)
     assert len(made) == expected
@@ -197,7 +219,7 @@ def run(folder, stop_at):
     Path.open = open_
     made = []
     settings = writing.Settings(journal=folder / "journal", request="r", file_limit=10 << 20)
-    files = writing.write(recipes(made), folder, "data", settings).files
+    files = writing.write(recipes(made), folder, "data", settings).checksums
     (folder / "done.json").write_text(json.dumps([files, made]))
 
 for number, stop_at in enumerate(json.loads(sys.argv[3])):
@@ -234,7 +256,7 @@ def test_killed_at_any_byte_it_is_resumed_to_the_same_bytes(tmp_path: Path) -> N
     results = [json.loads(text) for text in done.stdout.splitlines()]
     assert len(results) == KILLS
     for files, made, kept in results:
-        assert files == whole.files
+        assert files == whole.checksums
         assert len(made) == 8 - kept
     assert len({len(made) for _, made, _ in results}) > 4  # they were killed at different places
 
