@@ -1,11 +1,13 @@
 """Converting gpt-oss at full dimensions, against ``cp`` of the same files on the same disk with a cold cache.
 
-    python benchmarks/convert.py --work DIR [--layers 24] [--experts 32] [--targets cpu directml] [--json]
-    python benchmarks/convert.py --work DIR --layers 1 --builder        onnxruntime-genai's own builder beside
+    python -m benchmarks.convert --work DIR [--layers 24] [--experts 32] [--targets cpu directml] [--rounds 3] [--json]
+    python -m benchmarks.convert --work DIR --layers 1 --builder        onnxruntime-genai's own builder beside
 
-Writes a checkpoint of random weights with that many layers (13.8 GB for 24 of them) and keeps it in DIR. Peak memory is
-the resident set of the whole process tree, sampled; caches are dropped before each run (root on Linux; elsewhere runs
-are warm, and it says so). The builder takes 16 GB for a single layer.
+Writes a checkpoint of random weights with that many layers (13.8 GB for 24 of them) and keeps it in DIR. Everything is
+run in turn, ``cp`` first, as often as there are rounds: a disk's speed differs more from minute to minute than
+anything here, so a round's ratio counts. Medians are printed. Peak memory is the resident set of the whole process
+tree, sampled; caches are dropped before each run (root on Linux; elsewhere runs are warm, and it says so). The builder
+takes 16 GB for a single layer.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+from benchmarks import builder
 
 from gptoss_convert.synthetic import write_convertible
 
@@ -38,9 +43,9 @@ def drop_caches() -> bool:
 
 
 def measured(*arguments: str) -> dict[str, Any]:
-    """Runs Python in a process of its own: seconds, and the peak of its tree's resident sets in bytes."""
+    """Runs a command: seconds, and the peak of its tree's resident sets in bytes."""
     began, peak = time.perf_counter(), 0
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         root = psutil.Process(process.pid)
         while process.poll() is None:
             with contextlib.suppress(psutil.Error):  # ended meanwhile
@@ -70,6 +75,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--experts", type=int, default=32)
     parser.add_argument("--targets", nargs="*", default=["cpu", "directml"])
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--builder", action="store_true", help="measure onnxruntime-genai's model builder as well")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -80,34 +86,51 @@ def main() -> None:
         shards=3,
     )
     report: dict[str, Any] = {"input": size(source), "cold": drop_caches()}
-    copy = options.work / "copy"
-    report["cp"] = copied(source, copy)
-    shutil.rmtree(copy)
-    runs = {
-        target: ("-m", "gptoss_runtime.cli.main", "convert", str(source), "--target", target, "--overwrite", "-o")
-        for target in options.targets
-    }
+    outputs = {name: options.work / f"{source.name}-{name}" for name in options.targets}
+    convert = (sys.executable, "-m", "gptoss_runtime.cli.main", "convert", str(source), "--overwrite", "--target")
+    runs = {name: [*convert, name, "-o", str(out)] for name, out in outputs.items()}
     if options.builder:
-        into = ("-c", str(options.work / "cache"), "-o")
-        builder = ("-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu")
-        runs["builder"] = (*builder, "-i", str(source), *into)
-    for name, line in runs.items():
-        out = options.work / f"{source.name}-{name}"
-        drop_caches()
-        report[name] = measured(*line, str(out)) | {"output": size(out)}
-        report[name]["times_cp"] = report[name]["seconds"] / report["cp"]["seconds"]
+        outputs["builder"] = options.work / f"{source.name}-builder"
+        runs["builder"] = builder.command(source, outputs["builder"], options.work / "cache")
+    rounds = [one_round(source, options.work / "copy", runs, outputs) for _ in range(options.rounds)]
+    for name in ("cp", *runs):
+        report[name] = {key: median(one[name][key] for one in rounds) for key in rounds[0][name]}
+        report[name]["rounds"] = [one[name]["seconds"] for one in rounds]
     if options.json:
         print(json.dumps(report))
         return
     cold = "cold" if report["cold"] else "warm"
     print(f"{options.layers} layers, {options.experts} experts: {report['input'] / 1e9:.1f} GB, caches {cold}")
-    print(f"cp         {report['cp']['seconds']:7.1f} s")
+    print(
+        f"cp         {report['cp']['seconds']:7.1f} s                                            {spread(report['cp'])}"
+    )
     for name in runs:
         one = report[name]
         print(
             f"{name:10} {one['seconds']:7.1f} s  {one['times_cp']:5.2f} x cp  peak {one['peak_memory'] / 1e9:5.2f} GB  "
-            f"output {one['output'] / 1e9:5.2f} GB"
+            f"output {one['output'] / 1e9:5.2f} GB  {spread(one)}"
         )
+
+
+def one_round(
+    source: Path, copy: Path, runs: Mapping[str, Sequence[str]], outputs: Mapping[str, Path]
+) -> dict[str, dict[str, float]]:
+    """``cp`` and everything else once; what they wrote is removed, but for what the last of them wrote."""
+    drop_caches()
+    times = {"cp": copied(source, copy)}
+    shutil.rmtree(copy)
+    for name, line in runs.items():
+        for out in outputs.values():
+            shutil.rmtree(out, ignore_errors=True)
+        drop_caches()
+        times[name] = measured(*line) | {"output": size(outputs[name])}
+        times[name]["times_cp"] = times[name]["seconds"] / times["cp"]["seconds"]
+    return times
+
+
+def spread(one: Mapping[str, Any]) -> str:
+    """The rounds' seconds."""
+    return "/".join(f"{seconds:.0f}" for seconds in one["rounds"])
 
 
 if __name__ == "__main__":

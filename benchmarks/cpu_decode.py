@@ -1,6 +1,6 @@
 """Native MXFP4 experts against int4 experts on the CPU, at gpt-oss-20b's dimensions.
 
-    python benchmarks/cpu_decode.py --work DIR [--layers 4] [--rounds 3] [--targets cpu cpu-int4] [--json]
+    python -m benchmarks.cpu_decode --work DIR [--layers 4] [--rounds 3] [--targets cpu cpu-int4] [--json]
 
 Writes a checkpoint of random weights with that many layers (0.6 GB each, and 2.3 GB beside), converts it for ``cpu``
 and ``cpu-int4``, and runs ``gptoss bench`` on both in turn. Files in DIR are kept and used again. Random weights are as

@@ -1,19 +1,22 @@
-"""What each preset costs on nano: divergence of logits, and skills still answered exactly.
+"""What each preset costs on nano: noise of the weights, divergence of logits, and skills still answered exactly.
 
-    python benchmarks/quantisation.py [-n 40]
+    python -m benchmarks.quantisation [-n 40]
 
-The rival is the checkpoint itself, in transformers and float32. Prints the table of docs/conversion.md.
+The rivals are the checkpoint itself, in transformers and float32, and the int4 of onnxruntime-genai's model builder.
+Prints the table of docs/conversion.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from benchmarks import builder
 from numpy.typing import NDArray
 
 from gptoss_convert import targets
@@ -29,14 +32,16 @@ from gptoss_convert.schemes import resolve
 from gptoss_convert.smoke import first_inputs
 
 Logits = Callable[[Sequence[int]], NDArray[np.float32]]
+Texts = Sequence[tuple[Sequence[int], NDArray[np.float32]]]  # token ids, and the checkpoint's logits
+GROUPS = ("attention", "experts", "lm_head")  # those that presets differ in
 
 
-def runner(model: Path) -> Logits:
+def runner(model: Path, inputs: Callable[[Any, Sequence[int]], dict[str, NDArray[Any]]] = first_inputs) -> Logits:
     """Logits [tokens, vocab] of a graph that gives all positions, in one prefill."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
     def logits(ids: Sequence[int]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = session.run(["logits"], first_inputs(session, ids))[0][0]
+        result: NDArray[np.float32] = session.run(["logits"], inputs(session, ids))[0][0]
         return result
 
     return logits
@@ -51,35 +56,43 @@ def share_exact(logits: Logits, samples: list[Sample]) -> float:
     return right / len(samples)
 
 
+def cells(
+    logits: Logits, nbytes: int, noise: Mapping[str, float | None], expected: Texts, samples: list[Sample]
+) -> str:
+    """A row of the table, from the third column on."""
+    apart = Comparison.joined([compare(row, logits(ids)) for ids, row in expected])
+    ratios = ["exact" if noise[group] is None else f"{noise[group]:.1f}" for group in GROUPS]
+    apartness = [f"{apart.max_abs.max():.2g}", f"{apart.kl.mean():.2g}", f"{apart.same_top.mean():.1%}"]
+    return " | ".join([f"{nbytes / 1e6:.0f} MB", *ratios, *apartness, f"{share_exact(logits, samples):.1%} |"])
+
+
 def main() -> None:
-    """Measure every preset of every target."""
+    """Measure every preset of every target, and the builder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=40, help="held-out samples a skill")
     samples = [sample for skill in SKILLS for sample in held_out(skill, parser.parse_args().n)]
     texts = sequences(201_088, count=2, length=400)
-    print("| target | preset | weights | max abs | mean KL (nats) | same top token | skills exact |")
-    print("|---|---|---|---|---|---|---|")
+    heads = ["target", "preset", "weights", *(f"{group}, dB" for group in GROUPS)]
+    heads += ["max abs", "mean KL (nats)", "same top token", "skills exact"]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         checkpoint = Checkpoint.open(materialise(Path(temporary) / "nano"))
         model = load_transformers(checkpoint.path)
-        expected = [transformers_logits(model, ids) for ids in texts]
-        share = sum(exact(model, samples)) / len(samples)
-        print(f"| checkpoint in transformers | | | | | | {share:.1%} |", flush=True)
+        expected = [(ids, transformers_logits(model, ids)) for ids in texts]
+        print(f"| checkpoint in transformers {'| ' * 8}| {sum(exact(model, samples)) / len(samples):.1%} |", flush=True)
         for target in map(targets.load, targets.names()):
             for preset in target.presets:
                 folder = Path(temporary) / f"{target.name}-{preset}"
                 folder.mkdir()
                 made = export(checkpoint, target, resolve(target.presets, preset), folder, logits="all")
-                logits = runner(made.model)
-                apart = Comparison.joined([compare(r, logits(i)) for r, i in zip(expected, texts, strict=True)])
-                cells = [
-                    f"`{target.name}`",
-                    preset,
-                    f"{made.weights.nbytes / 1e6:.0f} MB",
-                    f"{apart.max_abs.max():.2g}",
-                ]
-                cells += [f"{apart.kl.mean():.2g}", f"{apart.same_top.mean():.1%}"]
-                print("|", " | ".join(cells), f"| {share_exact(logits, samples):.1%} |", flush=True)
+                noise = {group: made.weights.groups[group].snr_db for group in GROUPS}
+                row = cells(runner(made.model), made.weights.nbytes, noise, expected, samples)
+                print(f"| `{target.name}` | {preset} | {row}", flush=True)
+        rival = builder.build(checkpoint.path, Path(temporary) / "builder")
+        nbytes, noise = builder.weights(rival).stat().st_size, dict(builder.signal_to_noise(checkpoint, rival))
+        row = cells(runner(rival, builder.first_inputs(checkpoint.config.head_dim)), nbytes, noise, expected, samples)
+        print(f"| genai's builder | int4 | {row}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ _MAX_JSON_BYTES = 64 * 2**20  # gpt-oss's tokenizer.json has 27 MB
 _RECONVERT = "Convert the checkpoint again, or copy the whole folder again."
 
 
+def provider_of(target: str) -> str:
+    """The execution provider of a target: "cpu" of "cpu-int4"."""
+    return target.partition("-")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """An artifact folder that was found whole.
@@ -46,6 +51,11 @@ class Artifact:
     bos_token_id: int | None
     config: dict[str, Any]
     manifest: Manifest | None
+
+    @property
+    def provider(self) -> str:
+        """The execution provider it was converted for; the CPU where nothing says."""
+        return "cpu" if self.manifest is None else provider_of(self.target)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Artifact:

@@ -133,7 +133,7 @@ def test_a_conversation_at_the_terminal(lab: Lab, nano: Path, tmp_path: Path) ->
     """The transcript in docs/directml-chat.md, word by word."""
     page = (ROOT / "docs" / "directml-chat.md").read_text(encoding="utf-8")
     said, expected = (block.split("```")[0] for block in page.split("```text\n")[1:])
-    line = ("-m", "gptoss_runtime.cli.main", "chat", r"Z:\lab\model", "--provider", "directml", "--temperature", "0")
+    line = ("-m", "gptoss_runtime.cli.main", "chat", r"Z:\lab\model", "--temperature", "0", "--no-date")
     done = lab.run(*line, folder=tmp_path, mounts={"model": nano}, stdin=said, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == expected.strip()

@@ -23,6 +23,7 @@ from gptoss_runtime import (
 )
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.cli.render import print_events
+from gptoss_runtime.errors import ModelNotFound
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +106,17 @@ def test_chat_with_a_pipe(nano_artifact: Path) -> None:
     assert result.exit_code == 0
     for words in ("Effort is low.", "unknown effort", "/reset", "There is no /what", "Forgotten."):
         assert words in result.output
+
+
+def test_a_model_by_name(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTOSS_ARTIFACTS", str(nano_artifact.parents[1]))
+    asked = ("--prompt", "What is 27 + 45?", "--temperature", 0)
+    by_folder = run("generate", nano_artifact, *asked)
+    assert by_folder.exit_code == 0
+    assert run("generate", "gptoss-nano", *asked).output == by_folder.output
+    unknown = run("chat", "gptoss-micro", text="hello\n")
+    assert unknown.exit_code == ModelNotFound.exit_code
+    assert "gptoss models list" in unknown.stderr
 
 
 def test_chat_survives_a_full_context(nano_artifact: Path) -> None:

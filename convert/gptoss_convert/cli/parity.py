@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptoss_convert.cli.common import Cost, progress_bar
-from gptoss_runtime.cli.options import Folder, Json, Provider
+from gptoss_runtime.cli.options import Folder, Json
 
 if TYPE_CHECKING:
     from gptoss_convert.parity.measure import Measurement
@@ -21,7 +21,7 @@ def parity(
     sequences: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 4,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 320,
     seed: Annotated[int, typer.Option(help="Of the sequences.")] = 0,
-    provider: Provider = "cpu",
+    provider: Annotated[str, typer.Option(help="Execution provider that computes the artifact's.")] = "cpu",
     record: Annotated[bool, typer.Option("--record", help="Put the result into the manifest.")] = False,
     json_output: Json = False,
 ) -> None:

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from gptoss_runtime.cli.options import ContextLength, Device, Folder, Json, Provider, Threads
+from gptoss_runtime.cli.options import ContextLength, Device, Json, Model, Provider, Threads, located
 
 
 def bench(
-    folder: Folder,
+    model: Model,
     prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.")] = 256,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
     repeat: Annotated[int, typer.Option(help="Repetitions; medians are reported.")] = 3,
-    provider: Provider = "cpu",
+    provider: Provider = None,
     device: Device = None,
     threads: Threads = None,
     context_length: ContextLength = None,
@@ -27,6 +27,7 @@ def bench(
     from gptoss_runtime.bench import bench as measure
     from gptoss_runtime.cli.render import print_json
 
+    folder, provider = located(model, provider)
     report = measure(
         folder,
         prompt_tokens=prompt_tokens,

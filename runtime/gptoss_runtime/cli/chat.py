@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptoss_runtime.cli.options import (
     ContextLength,
+    Date,
     Device,
     EffortOption,
     MaxNewTokens,
+    Model,
     Provider,
     Seed,
     Temperature,
@@ -20,6 +22,7 @@ from gptoss_runtime.cli.options import (
     TopK,
     TopP,
     effort_of,
+    located,
 )
 from gptoss_runtime.errors import ContextOverflow, InvalidRequest
 
@@ -35,7 +38,7 @@ HELP = """/help            this list
 
 
 def chat(
-    folder: Annotated[Path, typer.Argument(metavar="MODEL", help="The artifact folder.")],
+    model: Model,
     instructions: Annotated[str | None, typer.Option(help="Told to the model before everything else.")] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 1.0,
@@ -43,10 +46,11 @@ def chat(
     top_k: TopK = 0,
     seed: Seed = None,
     effort: EffortOption = "medium",
-    provider: Provider = "cpu",
+    provider: Provider = None,
     device: Device = None,
     threads: Threads = None,
     context_length: ContextLength = None,
+    date: Date = True,
     hide_reasoning: Annotated[bool, typer.Option("--hide-reasoning", help="Show answers only.")] = False,
 ) -> None:
     """Talk with a model; /help lists the commands."""
@@ -58,6 +62,7 @@ def chat(
     options = GenerationOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
+    folder, provider = located(model, provider)
     conversation = Chat.load(
         folder,
         provider=provider,
@@ -67,6 +72,7 @@ def chat(
         instructions=instructions,
         effort=effort_of(effort),
         options=options,
+        date=datetime.date.today() if date else None,
     )
     with conversation.engine:
         Session(conversation, Console(highlight=False), show_reasoning=not hide_reasoning).run()

@@ -12,9 +12,9 @@ from gptoss_runtime.cli.options import (
     ContextLength,
     Device,
     EffortOption,
-    Folder,
     Json,
     MaxNewTokens,
+    Model,
     Provider,
     Seed,
     Temperature,
@@ -22,6 +22,7 @@ from gptoss_runtime.cli.options import (
     TopK,
     TopP,
     effort_of,
+    located,
 )
 from gptoss_runtime.errors import InvalidRequest
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    folder: Folder,
+    model: Model,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to say to the model.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, without harmony.")] = False,
     ids: Annotated[str | None, typer.Option("--ids", help="Continue these token ids: 1,2,3.")] = None,
@@ -42,7 +43,7 @@ def generate(
     top_k: TopK = 0,
     seed: Seed = None,
     effort: EffortOption = "medium",
-    provider: Provider = "cpu",
+    provider: Provider = None,
     device: Device = None,
     threads: Threads = None,
     context_length: ContextLength = None,
@@ -59,6 +60,7 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
     level = effort_of(effort)
+    folder, provider = located(model, provider)
     with Engine.load(
         folder, provider=provider, device=device, threads=threads, context_length=context_length
     ) as engine:

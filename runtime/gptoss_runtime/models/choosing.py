@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from gptoss_runtime import adapters, hardware, installed, preflight
+from gptoss_runtime.artifact import provider_of
 from gptoss_runtime.errors import BackendUnavailable, GptOssError, InvalidRequest, ModelNotFound, ResourceError
 from gptoss_runtime.manifest import MemoryBudget
 
@@ -125,11 +126,6 @@ def place_of(variant: Candidate, device: int | str | None = None) -> Place:
     if unmet := installed.unmet(variant.requires, packages):
         raise BackendUnavailable(f"it asks for {', '.join(unmet)}", remedy=installed.INSTALL.format("cpu"))
     return _fitting(variant.memory, "cpu", None, "on the CPU", hardware.cpu().memory_available)
-
-
-def provider_of(target: str) -> str:
-    """The execution provider of a target: "cpu" of "cpu-int4"."""
-    return target.partition("-")[0]
 
 
 def _on_directml(memory: MemoryBudget | None, device: int | str | None) -> Place:

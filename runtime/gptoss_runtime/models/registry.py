@@ -306,7 +306,8 @@ def _is_path(name: str) -> bool:
 
 def _artifact_folder(path: Path) -> Path:
     if not path.is_dir():
-        raise ArtifactError(f"{path} is not a folder", remedy="Name an artifact folder, or a model: gptoss models list")
+        why = "is not a folder" if path.exists() else "does not exist"
+        raise ArtifactError(f"{path} {why}", remedy="Name an artifact folder, or a model: gptoss models list")
     return path.resolve()
 
 

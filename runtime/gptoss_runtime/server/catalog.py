@@ -32,6 +32,7 @@ class Entry:
     id: str
     path: Path
     target: str
+    provider: str
     context_length: int
     created: int
     size: int | None
@@ -103,6 +104,7 @@ def _entry(name: str, folder: Path) -> Entry:
         id=name,
         path=artifact.path,
         target=artifact.target,
+        provider=artifact.provider,
         context_length=artifact.context_length,
         created=int(stamp.stat().st_mtime),
         size=None if manifest is None else sum(file.size for file in manifest.files.values()),

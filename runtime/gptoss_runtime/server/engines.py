@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptoss_runtime.engine import Engine
-from gptoss_runtime.genai import PROVIDERS
 from gptoss_runtime.process import ProcessEngine
 from gptoss_runtime.server.catalog import Entry
 
@@ -34,7 +33,7 @@ class EngineOptions:
         """An engine of a model. Raises as ``Engine.load``."""
         return ProcessEngine.load(
             entry.path,
-            provider=self.provider or (entry.target if entry.target in PROVIDERS else "cpu"),
+            provider=self.provider or entry.provider,
             device=self.device,
             threads=self.threads,
             context_length=self.context_length,

@@ -1,0 +1,91 @@
+"""onnxruntime-genai's own model builder, the rival of the conversion: how to run it, and what it made of the weights.
+
+Knows the names it gives to a gpt-oss model's initializers (onnxruntime-genai 0.18). For benchmarks only.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from gptoss_convert import mxfp4
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.quantise import dequantise
+
+Float32 = NDArray[np.float32]
+
+
+def command(checkpoint: Path, out: Path, cache: Path, *, precision: str = "int4") -> list[str]:
+    """The builder's command line, for the CPU."""
+    line = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", precision, "-e", "cpu"]
+    return [*line, "-i", str(checkpoint), "-o", str(out), "-c", str(cache)]
+
+
+def build(checkpoint: Path, out: Path) -> Path:
+    """Runs it; the model's file."""
+    out.mkdir()
+    subprocess.run(command(checkpoint, out, out / "cache"), check=True, capture_output=True)
+    return out / "model.onnx"
+
+
+def weights(model: Path) -> Path:
+    """Its external data."""
+    return model.with_name(f"{model.name}.data")
+
+
+def first_inputs(head_dim: int) -> Callable[[Any, Sequence[int]], dict[str, NDArray[Any]]]:
+    """What its graph is fed with a prompt and an empty cache."""
+
+    def inputs(session: Any, token_ids: Sequence[int]) -> dict[str, NDArray[Any]]:
+        ids = np.array([token_ids], np.int64)
+        past = [node for node in session.get_inputs() if node.name.startswith("past_key_values")]
+        cache = {node.name: np.empty((1, node.shape[1], 0, head_dim), np.float32) for node in past}
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids), **cache}
+
+    return inputs
+
+
+def signal_to_noise(checkpoint: Checkpoint, model: Path) -> dict[str, float]:
+    """Of its int4 weights against the checkpoint's values, in dB by tensor group."""
+    stored = ir.load(model).graph.initializers
+    noise: dict[str, list[float]] = {}
+    for group, exact, packed, scales in _pairs(checkpoint):
+        codes, steps = (_array(stored[name]) for name in (packed, scales))
+        block = exact.shape[-1] // steps.reshape(*exact.shape[:-1], -1).shape[-1]
+        steps = steps.reshape(*exact.shape[:-1], -1)
+        error = dequantise(codes.reshape(*exact.shape[:-1], -1), steps, bits=4, block=block) - exact
+        sums = noise.setdefault(group, [0.0, 0.0])
+        for at, values in enumerate((exact, error)):
+            sums[at] += float(np.square(values, dtype=np.float64).sum())
+    return {group: 10 * math.log10(signal / error) for group, (signal, error) in noise.items()}
+
+
+def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32, str, str]]:
+    """Group, exact values [..., K], and the names of the builder's codes and scales."""
+    for layer in range(checkpoint.config.num_hidden_layers):
+        ours, theirs = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.attn"
+        yield "attention", *_dense(checkpoint, [f"{ours}.{one}_proj" for one in "qkv"], f"{theirs}.qkv_proj")
+        yield "attention", *_dense(checkpoint, [f"{ours}.o_proj"], f"{theirs}.o_proj")
+        for name in ("gate_up_proj", "down_proj"):
+            ours, theirs = (f"model.layers.{layer}.{part}.experts.{name}" for part in ("mlp", "moe"))
+            exact = mxfp4.decode(*(checkpoint.array(f"{ours}_{part}") for part in ("blocks", "scales")))
+            yield "experts", exact, f"{theirs}.qweight", f"{theirs}.scales"
+    yield "lm_head", *_dense(checkpoint, ["lm_head"], "lm_head")
+
+
+def _dense(checkpoint: Checkpoint, names: Sequence[str], module: str) -> tuple[Float32, str, str]:
+    exact = checkpoint.stacked([f"{name}.weight" for name in names]).astype(np.float32)
+    return exact, f"{module}.MatMul.weight_Q4", f"{module}.MatMul.weight_scales"
+
+
+def _array(value: ir.Value) -> NDArray[np.generic]:
+    assert value.const_value is not None
+    return value.const_value.numpy()
