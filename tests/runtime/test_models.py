@@ -268,7 +268,7 @@ def test_a_path_always_resolves(nano_artifact: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(nano_artifact.parent)
     assert registry.resolve("cpu") == nano_artifact.resolve()
     assert registry.resolve(".") == nano_artifact.parent.resolve()
-    with pytest.raises(ArtifactError, match="is not a folder"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         registry.resolve("./nothing")
     for name in (str(nano_artifact), "cpu", "."):
         with pytest.raises(ModelNotFound):
