@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import filelock
@@ -25,20 +26,42 @@ def installed(name: str, *requirements: str) -> Path:
         name: of the folder, for whoever looks into the cache.
         requirements: as pip takes them, with versions.
     """
-    digest = hashlib.sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()[:12]
+
+    def build(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary=:all:"]
+        step([*pip, "--target", str(folder), *requirements], folder, what=", ".join(requirements))
+
+    return cached(name, sys.version, *requirements, build=build)
+
+
+def cached(name: str, *identity: str, build: Callable[[Path], None]) -> Path:
+    """A folder in the cache, built where there is none; by one process at a time.
+
+    Args:
+        name: of the folder, for whoever looks into the cache.
+        identity: all that decides what is in it.
+        build: fills an empty folder.
+    """
+    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
     folder = platformdirs.user_cache_path("gptoss-windows") / f"{name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.with_name(folder.name + ".lock")):
         if not folder.exists():  # built aside and renamed: what has the name is whole
             aside = folder.with_name(folder.name + ".building")
             shutil.rmtree(aside, ignore_errors=True)
-            command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-            command += ["--only-binary=:all:", "--target", str(aside), *requirements]
-            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
-            if done.returncode:
-                pytest.skip(f"{', '.join(requirements)} cannot be installed here: {done.stderr.strip()[-300:]}")
+            aside.mkdir()
+            build(aside)
             aside.rename(folder)
     return folder
+
+
+def step(command: list[str], folder: Path, *, what: str) -> None:
+    """Runs a command that installs; skips the test where it cannot, with its last words."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=600
+    )
+    if done.returncode:
+        pytest.skip(f"{what} cannot be installed here: {done.stderr.strip()[-300:]}")
 
 
 def run(

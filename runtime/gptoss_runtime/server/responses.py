@@ -15,9 +15,9 @@ from gptoss_runtime.server.bodies import JsonRoute
 from gptoss_runtime.server.errors import Busy, RequestRefused, problem
 from gptoss_runtime.server.reading import End
 from gptoss_runtime.server.response_items import Item, resolved
-from gptoss_runtime.server.response_schemas import ResponseRequest
+from gptoss_runtime.server.response_schemas import Reasoning, ResponseRequest
 from gptoss_runtime.server.response_store import ResponseStore, Stored
-from gptoss_runtime.server.response_writer import Event, ResponseWriter
+from gptoss_runtime.server.response_writer import Event, ReasoningForms, ResponseWriter
 from gptoss_runtime.server.services import Services, begin, count
 from gptoss_runtime.server.streams import EventStream, Json, event, while_connected
 from gptoss_runtime.server.toolbox import KINDS
@@ -101,7 +101,8 @@ async def create(request: Request, body: ResponseRequest) -> Response:
     stored = Stored(response, items, before, turn.cancel) if body.store is not False or body.background else None
     if stored is not None:
         services.store.put(stored)
-    answering = _Answering(turn, ResponseWriter(response, toolbox, turn.harmony), stored, services.store)
+    forms = ReasoningForms(body.with_reasoning_carried, summary=response["reasoning"]["summary"] is not None)
+    answering = _Answering(turn, ResponseWriter(response, toolbox, turn.harmony, forms), stored, services.store)
     if body.stream:
         return EventStream(answering.stream(), quiet_seconds=limits.quiet_seconds)
     if body.background:
@@ -169,7 +170,7 @@ async def cancel(request: Request, response_id: str) -> Response:
 
 def _shell(body: ResponseRequest, model: str) -> dict[str, Any]:
     """The response object before its answer: what was asked, as it will be done."""
-    effort = None if body.reasoning is None else body.reasoning.effort
+    reasoning = body.reasoning or Reasoning()
     return {
         "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",
@@ -187,7 +188,7 @@ def _shell(body: ResponseRequest, model: str) -> dict[str, Any]:
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
-        "reasoning": {"effort": effort or "medium", "summary": None},
+        "reasoning": {"effort": reasoning.effort or "medium", "summary": reasoning.summary},
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": 1.0 if body.temperature is None else body.temperature,
