@@ -87,6 +87,7 @@ def test_with_the_guides_configuration(
         done = codex(node, world, home, project, "Write made.txt, please.")
     check(done, project, recording)
     assert len(recording.prompts) == 2
+    assert len(recording.engine.prompts[1]) < 5000  # as the guide says
     assert world.asked == []
 
 
@@ -99,6 +100,7 @@ def test_as_lm_studio(
         done = codex(node, world, home, project, *arguments, url=f"{recording.url}/v1")
     check(done, project, recording)
     assert len(recording.prompts) == 3
+    assert len(recording.engine.prompts[2]) > 7000
     assert "type multi_agent_v1__spawn_agent = " in recording.prompts[1]  # a namespace's tool
 
 
