@@ -49,7 +49,7 @@ def test_every_weight_has_a_place_of_its_own(kind: str, bits: int) -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(64, 64), (128, 192), (192, 2880), (1040, 128)])
 def test_the_bytes_are_those_of_genais_builder(rows: int, columns: int) -> None:
-    """Its packers are held on a card, by its own tests, against onnxruntime's."""
+    """By its account its packers are compared with onnxruntime's on a card."""
     blocks = random_codes(rows, columns // 2, 0)
     theirs = GptOssMXFP4Loader.pack_blocks_for_qmoe(None, torch.from_numpy(blocks.reshape(1, rows, -1, 16)))
     np.testing.assert_array_equal(by_columns(blocks), theirs[0].numpy())
