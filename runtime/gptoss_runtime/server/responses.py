@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from gptoss_runtime.server.bodies import JsonRoute
 from gptoss_runtime.server.errors import Busy, RequestRefused, problem
-from gptoss_runtime.server.reading import End
+from gptoss_runtime.server.reading import End, TurnEvent
 from gptoss_runtime.server.response_items import Item, resolved
 from gptoss_runtime.server.response_schemas import Reasoning, ResponseRequest
 from gptoss_runtime.server.response_store import ResponseStore, Stored
@@ -38,22 +38,16 @@ class _Answering:
     store: ResponseStore
     failed: Exception | None = None
 
-    async def events(self) -> AsyncGenerator[Event]:
-        """Its events, to the last; what is kept of it follows them."""
-        for made in self.writer.begin():
-            yield made
+    async def events(self) -> AsyncGenerator[list[Event]]:
+        """Its events, as many as there are at a time, to the last; what is kept of it follows them."""
+        yield list(self.writer.begin())
         happening = self.turn.events()
         try:
-            async for _, happened in happening:
-                if isinstance(happened, End):
-                    for made in self.writer.finish(happened, self.turn.prompt_tokens, time.time()):
-                        yield made
-                for made in self.writer.write(happened):
-                    yield made
+            async for batch in happening:
+                yield [made for _, happened in batch for made in self._made(happened)]
         except Exception as error:  # the status may have been sent: the error goes into the object
             self.failed = error
-            for made in self.writer.fail(problem(error)):
-                yield made
+            yield list(self.writer.fail(problem(error)))
         finally:
             await happening.aclose()
             self._keep()
@@ -62,8 +56,9 @@ class _Answering:
         """Its events as a client gets them."""
         events = self.events()
         try:
-            async for made in events:
-                yield event(made, made["type"])
+            async for batch in events:
+                if batch:
+                    yield b"".join(event(made, made["type"]) for made in batch)
         finally:
             await events.aclose()
 
@@ -78,6 +73,11 @@ class _Answering:
         if self.failed is not None:
             raise self.failed
         return self.writer.response
+
+    def _made(self, happened: TurnEvent) -> Iterator[Event]:
+        if isinstance(happened, End):
+            yield from self.writer.finish(happened, self.turn.prompt_tokens, time.time())
+        yield from self.writer.write(happened)
 
     def _keep(self) -> None:
         if self.writer.response["status"] == "in_progress":  # its client left
