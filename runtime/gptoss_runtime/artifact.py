@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gptoss_runtime.errors import ArtifactError
 from gptoss_runtime.external_data import external_spans
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest
+from gptoss_runtime.names import is_safe_path
 
 CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
@@ -69,8 +70,8 @@ class Artifact:
             ArtifactError: the folder is not an artifact, is damaged, or refers to files outside itself.
         """
         folder = _folder(Path(path))
-        config = read_json(folder / CONFIG)
-        manifest = Manifest.read(folder) if (folder / MANIFEST).exists() else None
+        config = read_json(inside(folder, CONFIG))
+        manifest = Manifest.read(inside(folder, MANIFEST).parent) if (folder / MANIFEST).exists() else None
         artifact = cls._described(folder, config, manifest)
         _check_graphs(folder, config)
         inside(folder, TOKENIZER)  # its content is checked where it is used, so that opening stays quick
@@ -126,10 +127,10 @@ def inside(folder: Path, name: str) -> Path:
     """The file ``name`` of an artifact folder.
 
     Raises:
-        ArtifactError: the name leads out of the folder (``..``, absolute, a drive, a symlink), or there is no file.
+        ArtifactError: the name leads out of the folder (``..``, absolute, a drive, a device, a stream, a symlink), or
+            there is no file.
     """
-    parts = PureWindowsPath(name), PurePosixPath(name)
-    if not name or "\0" in name or any(part.is_absolute() or part.drive or ".." in part.parts for part in parts):
+    if not is_safe_path(name):
         raise ArtifactError(
             f"{folder} refers to a file outside itself: {name!r}",
             remedy="Do not load it: an artifact keeps all its files in its own folder.",

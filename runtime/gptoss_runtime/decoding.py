@@ -96,6 +96,11 @@ class LogitsGeneration(Generation):
         """Tokens of the prompt that were in the KV cache; 0 until the first piece is computed."""
         return self._cached or 0
 
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that were given out."""
+        return len(self._tokens) - self._prompt_tokens
+
     def turn(self) -> int | None:
         """One piece of the work, for whoever runs many generations in one thread; takes no lock.
 
@@ -134,7 +139,7 @@ class LogitsGeneration(Generation):
             yield token
             if token in self._stops:
                 return FinishReason.STOP, token
-            if len(self._tokens) - self._prompt_tokens >= self._limit:
+            if self.new_tokens >= self._limit:
                 return FinishReason.LENGTH, None
         return FinishReason.CANCELLED, None
 
@@ -166,7 +171,6 @@ class LogitsGeneration(Generation):
         return token
 
     def _end(self, reason: FinishReason, stop: int | None = None) -> None:
-        new = len(self._tokens) - self._prompt_tokens
-        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=new, cached_tokens=self.cached_tokens)
+        usage = Usage(self._prompt_tokens, self.new_tokens, self.cached_tokens)
         timings = Timings.measured(usage, started=self._started, first=self._first, last=self._last)
         self._result = GenerationResult(reason, stop, usage, timings)

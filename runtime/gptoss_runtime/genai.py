@@ -39,6 +39,8 @@ PROVIDERS = {
     "cuda": Provider("cuda"),
     "webgpu": Provider("webgpu"),
 }
+# Targets whose weights only their own provider's kernels read; the CPU's make nonsense of them, without a word.
+_BOUND = frozenset({"cuda"})
 # Devices on whose KV cache genai appends to a sequence it has begun (generators.cpp, SupportsContinuousDecoding)
 _APPENDABLE = frozenset({"CPU", "CUDA", "WEBGPU"})
 # genai holds the interpreter's lock while it computes, so a prompt is read in pieces: between them others run, and
@@ -51,6 +53,7 @@ _COMMIT = np.float32(1e4)  # a logit that wins against any other
 
 _MEMORY = re.compile(r"allocat|out of memory|bad_alloc", re.IGNORECASE)
 _MISSING = re.compile(r"not been built with|Unknown provider|not (?:available|supported) in this build", re.IGNORECASE)
+_LIBRARIES = re.compile(r"interface not available|failed to load (?:shared )?library", re.IGNORECASE)
 
 
 def import_genai() -> ModuleType:
@@ -92,6 +95,11 @@ def native_errors(doing: str) -> Iterator[None]:
             raise _memory_error(doing, text) from error
         if _MISSING.search(text):
             raise BackendUnavailable(f"{doing}: {text}", remedy="Install the build for this provider.") from error
+        if _LIBRARIES.search(text):
+            raise BackendUnavailable(
+                f"{doing}: {text}",
+                remedy="Install what the provider loads; for CUDA: NVIDIA's driver, CUDA 13 and cuDNN 9, on the PATH.",
+            ) from error
         raise BackendError(
             f"{doing}: {text}", remedy="Try --provider cpu; gptoss inspect checks the folder."
         ) from error
@@ -122,6 +130,7 @@ class GenaiEngine(LogitsEngine):
     ) -> None:
         super().__init__(artifact.path / TOKENIZER)
         _check_load_options(threads=threads, context_length=context_length, prefill_chunk=prefill_chunk, slots=slots)
+        _require_readable(artifact, provider)
         longest, adapter, self.slots = artifact.context_length, None, slots
         if provider.lower() == "directml":
             budget = artifact.manifest.memory if artifact.manifest else None
@@ -280,6 +289,14 @@ def _check_load_options(**given: int | None) -> None:
         low = 2 if name == "context_length" else 1
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
             raise InvalidRequest(f"{name} is {value!r}", remedy=f"Set {name} to a whole number of {low} or more.")
+
+
+def _require_readable(artifact: Artifact, provider: str) -> None:
+    if artifact.target in _BOUND and provider.lower() != artifact.target:
+        raise InvalidRequest(
+            f"{artifact.path}: its weights are laid out for {artifact.target}, which {provider} cannot read",
+            remedy=f"Use --provider {artifact.target}, or convert the checkpoint for {provider}.",
+        )
 
 
 def _device_index(device: int | str | None) -> int | None:

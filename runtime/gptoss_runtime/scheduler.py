@@ -16,7 +16,8 @@ from gptoss_runtime.decoding import LogitsEngine, LogitsGeneration
 from gptoss_runtime.errors import BackendError, DeviceLost, GptOssError, ResourceError
 from gptoss_runtime.pipe import Begin, Cancel, Ended, Event, Logits, Raised, Request, Rows, Token
 
-_LINGER = 0.005  # seconds between two sendings; tokens that come faster travel together, which spares both sides
+_LINGER = 0.01  # seconds between two sendings; tokens that come faster travel together, which spares both sides
+_EARLY = 8  # but for a generation's first: somebody waits for the first word, and harmony's header comes before it
 
 
 class Scheduler:
@@ -107,6 +108,8 @@ class Scheduler:
             if identity in self._reading:
                 self._reading.remove(identity)
             self._tell(Token(identity, token, generation.cached_tokens, tuple(generation.logprobs[before:])))
+            if generation.new_tokens <= _EARLY:
+                self.flush()
 
     def _cancel(self, identity: int) -> None:
         if self._waiting.pop(identity, None) is not None:

@@ -12,7 +12,7 @@ import pytest
 from gptoss_convert.synthetic import write_checkpoint
 
 TINY: dict[str, Any] = {
-    **{"vocab_size": 96, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 32},
+    **{"vocab_size": 96, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     **{"sliding_window": 8, "max_position_embeddings": 64, "eos_token_id": 1, "pad_token_id": 0},
 }

@@ -11,7 +11,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export, weights_size
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import write_checkpoint
-from gptoss_convert.targets import directml
+from gptoss_convert.targets import Target, cuda, directml
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,9 @@ def gpt_oss_20b(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint.open(write_checkpoint(tmp_path_factory.mktemp("20b"), hollow=True, shards=3))
 
 
+@pytest.mark.parametrize("target", [directml.TARGET, cuda.TARGET], ids=lambda target: target.name)
 @pytest.mark.parametrize("preset", ["balanced", "smallest"])
-def test_the_20b_has_room_on_a_card_of_16_gb(preset: str, gpt_oss_20b: Checkpoint) -> None:
-    target = directml.TARGET
+def test_the_20b_has_room_on_a_card_of_16_gb(preset: str, target: Target, gpt_oss_20b: Checkpoint) -> None:
     size = weights_size(gpt_oss_20b, target, resolve(target.presets, preset))
     budget = memory_budget(gpt_oss_20b.config, target, size)
     assert size < 13e9

@@ -51,7 +51,7 @@ def test_tensors_are_read_as_stored(tiny: Path) -> None:
     assert checkpoint.has_mxfp4_experts
     assert checkpoint.array("model.norm.weight").dtype.name == "bfloat16"
     blocks = checkpoint.array("model.layers.1.mlp.experts.down_proj_blocks")
-    assert blocks.shape == (4, 64, 1, 16)
+    assert blocks.shape == (4, 64, 2, 16)
     assert (checkpoint.array("model.layers.1.mlp.experts.down_proj_blocks", 1, 3) == blocks[1:3]).all()
     names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
     whole = np.concatenate([checkpoint.array(name) for name in names])
@@ -280,4 +280,4 @@ def test_a_header_of_any_json_is_read_or_refused(tmp_path: Path, entry: object) 
 def test_float_experts(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_tiny(tmp_path / "float", mxfp4=False))
     assert not checkpoint.has_mxfp4_experts
-    assert checkpoint.array("model.layers.0.mlp.experts.gate_up_proj").shape == (4, 64, 64)
+    assert checkpoint.array("model.layers.0.mlp.experts.gate_up_proj").shape == (4, 64, 128)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss_runtime import ArtifactError
+from gptoss_runtime import ArtifactError, BackendError, Engine
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.external_data import ExternalSpan, external_spans
 from gptoss_runtime.manifest import FileEntry, Manifest, MemoryBudget, Source
+from gptoss_runtime.options import GenerationOptions
 
 CONFIG: dict[str, Any] = {
     "model": {
@@ -92,7 +94,19 @@ def test_missing_files(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../outside.data", "/etc/passwd", "C:\\x.data", "..\\outside.data", "\\\\server\\share\\x", "", "a\0b", "C:x"],
+    [
+        *(
+            "../outside.data",
+            "/etc/passwd",
+            "C:\\x.data",
+            "..\\outside.data",
+            "\\\\server\\share\\x",
+            "",
+            "a\0b",
+            "C:x",
+        ),
+        *("sub/../../outside.data", "//server/share/x", "NUL", "con.data", "COM1", "model.onnx.data:stream", "model. "),
+    ],
 )
 def test_names_that_leave_the_folder(folder: Path, name: str) -> None:
     (folder.parent / "outside.data").write_bytes(bytes(64))
@@ -104,15 +118,44 @@ def test_names_that_leave_the_folder(folder: Path, name: str) -> None:
     refused(folder, "outside itself")
 
 
-def test_a_link_that_leaves_the_folder(folder: Path) -> None:
-    outside = folder.parent / "outside.data"
-    outside.write_bytes(bytes(64))
-    (folder / "model.onnx.data").unlink()
+def link(path: Path, to: Path) -> None:
     try:
-        (folder / "model.onnx.data").symlink_to(outside)
+        path.symlink_to(to, target_is_directory=to.is_dir())
     except OSError:
         pytest.skip("links need a privilege here")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.onnx.data", "model.onnx", "genai_config.json", "tokenizer.json", "manifest.json"]
+)
+def test_a_link_that_leaves_the_folder(folder: Path, name: str) -> None:
+    (folder / "manifest.json").write_bytes(tiny_manifest("0" * 64).to_bytes())
+    outside = folder.parent / name
+    (folder / name).rename(outside)
+    link(folder / name, outside)
+    refused(folder, f"{name} is a link that leads out")
+
+
+def test_a_folder_that_is_a_link(folder: Path) -> None:
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (folder / "model.onnx.data").rename(outside / "w.data")
+    write_model(folder / "model.onnx", "sub/w.data")
+    link(folder / "sub", outside)
     refused(folder, "leads out")
+
+
+def test_links_that_stay_and_hard_links_are_files(folder: Path) -> None:
+    """A hard link leads nowhere: it is the file, as a copy would be. What it holds is for the checksums to judge."""
+    outside = folder.parent / "outside.data"
+    (folder / "model.onnx.data").rename(outside)
+    (folder / "w.data").hardlink_to(outside)
+    link(folder / "model.onnx.data", folder / "w.data")
+    digest = hashlib.sha256(bytes(64)).hexdigest()
+    (folder / "manifest.json").write_bytes(tiny_manifest(digest).to_bytes())
+    Artifact.open(folder, verify=True)
+    outside.write_bytes(b"x" * 64)
+    refused(folder, "not the file", verify=True)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, 64), (100, 0), (0, 65), (-1, 4)])
@@ -163,6 +206,30 @@ def tiny_manifest(digest: str) -> Manifest:
         tools={},
         files={"model.onnx.data": FileEntry(size=64, sha256=digest)},
     )
+
+
+def test_another_models_weights(folder: Path, tmp_path: Path) -> None:
+    """Swapped weights of the same size: the graph cannot tell, the manifest does."""
+    digest = hashlib.sha256((folder / "model.onnx.data").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_bytes(tiny_manifest(digest).to_bytes())
+    other = tmp_path / "other.data"
+    other.write_bytes(b"y" * 64)
+    other.replace(folder / "model.onnx.data")
+    refused(folder, "not the file", verify=True)
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 300_000])
+def test_a_vocabulary_that_is_not_the_graphs(vocab_size: int, nano_artifact: Path, tmp_path: Path) -> None:
+    for path in nano_artifact.iterdir():
+        if path.name != "genai_config.json":
+            os.link(path, tmp_path / path.name)
+    config = json.loads((nano_artifact / "genai_config.json").read_text(encoding="utf-8"))
+    config["model"] |= {"vocab_size": vocab_size, "eos_token_id": [1]}
+    (tmp_path / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with Engine.load(tmp_path, threads=1) as engine:
+        for _ in range(2):  # neither a crash, nor an answer
+            with pytest.raises(BackendError, match="logits"):
+                list(engine.generate([5, 6, 7], GenerationOptions(max_new_tokens=2)))
 
 
 def test_a_manifest_of_a_newer_schema_is_refused(folder: Path) -> None:

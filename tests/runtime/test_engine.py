@@ -237,6 +237,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         (RuntimeError("Could not allocate the key-value cache buffer of shape: …"), ResourceError),
         (RuntimeError("std::bad_alloc"), ResourceError),
         (RuntimeError("Unknown provider name 'x'"), BackendUnavailable),
+        (RuntimeError("Cuda interface not available: Failed to load library: libcublas…"), BackendUnavailable),
         (RuntimeError(""), BackendError),
         (ValueError("odd"), BackendError),
     ],

@@ -24,7 +24,7 @@ from gptoss_runtime.engine import Engine
 from gptoss_runtime.errors import ArtifactError, GptOssError, HubError, InvalidRequest, ModelNotFound, ResourceError
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source
 from gptoss_runtime.models import Catalogue, Hub, Model, Progress, Published, Record, Registry
-from gptoss_runtime.models.names import check_files, is_name, is_safe_path
+from gptoss_runtime.names import check_files, is_name, is_safe_path
 from gptoss_runtime.options import GenerationOptions
 from tests.runtime.hub_server import COMMIT, SECRET, SIGNATURE, HubServer, hub_server
 

@@ -15,6 +15,7 @@ from gptoss_runtime.server.catalog import Catalog
 from gptoss_runtime.server.engines import EngineOptions
 from gptoss_runtime.server.host import ModelHost
 from gptoss_runtime.server.settings import Settings
+from tests.server.node import Node
 from tests.server.running import MODEL, Running, serving
 
 
@@ -51,3 +52,9 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def node() -> Node:
+    """Node with the JavaScript clients."""
+    return Node.ensure()

@@ -5,13 +5,12 @@ They are installed into a folder of their own: they bring many packages that not
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.server import packages
 from tests.server.running import MODEL, Running
 
 PACKAGES = ("openai-agents==0.24.0", "langchain-openai==1.7.4", "schemathesis==4.32.5")
@@ -20,30 +19,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
-def clients(request: pytest.FixtureRequest) -> Path:
-    """The packages, kept between runs in pytest's cache."""
-    folder = request.config.cache.mkdir("server-clients") / "-".join(name.replace("=", "") for name in PACKAGES)
-    if not (folder / "schemathesis").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), *PACKAGES]
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
-        if done.returncode:
-            pytest.skip(f"the clients cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    return folder
+def clients() -> Path:
+    return packages.installed("python-clients", *PACKAGES)
 
 
 def run(clients: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A client's process; it reaches this machine only, and reports to nobody."""
     quiet = {"OPENAI_AGENTS_DISABLE_TRACING": "1", "LANGSMITH_TRACING": "false", "SCHEMATHESIS_REPORT": "false"}
-    environment = {**os.environ, **quiet, "PYTHONPATH": str(clients), "PYTHONUTF8": "1"}
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-        timeout=300,
-    )
+    return packages.run(clients, *command, folder=folder, environment=quiet)
 
 
 def test_openai_agents(server: Running, clients: Path, tmp_path: Path) -> None:

@@ -17,24 +17,14 @@ from gptoss_runtime.server.reading import End, Reader, Text, TurnEvent
 from gptoss_runtime.server.response_writer import ResponseWriter
 from gptoss_runtime.server.settings import Limits
 from gptoss_runtime.server.toolbox import Toolbox, offers
+from tests.server.recorded import ids_of
 
-NAMES = {"<|channel|>": 200005, "<|message|>": 200008, "<|end|>": 200007, "<|start|>": 200006}
-NAMES |= {"<|return|>": 200002, "<|call|>": 200012, "<|constrain|>": 200003}
 CALL = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
 
 
 @pytest.fixture(scope="module")
 def harmony(nano_artifact: Path, vocabulary: Path) -> Harmony:
     return Harmony.load(nano_artifact / "tokenizer.json", cache=vocabulary)
-
-
-def ids_of(harmony: Harmony, text: str) -> list[int]:
-    """Ids of an answer, control tokens written out."""
-    for name, token in NAMES.items():
-        before, found, after = text.partition(name)
-        if found:
-            return [*ids_of(harmony, before), token, *ids_of(harmony, after)]
-    return harmony.encode(text)
 
 
 def read(

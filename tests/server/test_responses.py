@@ -97,6 +97,42 @@ def test_a_tool_is_called_and_its_result_reported(client: openai.OpenAI) -> None
     assert stateless.output_text == chained.output_text
 
 
+def test_reasoning_that_the_client_carries(client: openai.OpenAI) -> None:
+    """Without a store some clients bring back nothing of reasoning but ``encrypted_content``."""
+    body: dict[str, Any] = {**PARIS, "store": False, "include": ["reasoning.encrypted_content"]}
+    events = [event.to_dict() for event in client.responses.create(**body, stream=True)]
+    final: Any = events[-1]["response"]
+    reasoning, call = final["output"]
+    added = [event["item"] for event in events if event["type"] == "response.output_item.added"]
+    assert added[0]["encrypted_content"] is None
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "{}"}
+
+    def tokens(*carried: dict[str, Any]) -> int:
+        said = [{"role": "user", "content": PARIS["input"]}, *carried, call, result]
+        return client.responses.input_tokens.count(model=MODEL, tools=[WEATHER_TOOL], input=said).input_tokens  # type: ignore[arg-type]
+
+    bare = {"type": "reasoning", "id": reasoning["id"], "summary": []}
+    assert tokens({**bare, "encrypted_content": reasoning["encrypted_content"]}) == tokens(reasoning) > tokens()
+    for foreign in ("gAAAAABo", f"{reasoning['encrypted_content']}!", 7):
+        assert tokens({**bare, "encrypted_content": foreign}) == tokens()
+    assert client.responses.create(**PARIS, store=False).output[0].encrypted_content is None  # type: ignore[union-attr]
+
+
+def test_a_summary_of_reasoning_is_the_reasoning(client: openai.OpenAI) -> None:
+    body: dict[str, Any] = {**SUM, "reasoning": {"summary": "auto"}}
+    events = [event.to_dict() for event in client.responses.create(**body, stream=True)]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    of_summary = [event for event in events if "summary_index" in event]
+    final: Any = events[-1]["response"]
+    [content], [summary] = final["output"][0]["content"], final["output"][0]["summary"]
+    assert summary == {"type": "summary_text", "text": content["text"]}
+    deltas = [event["delta"] for event in of_summary[1:-2]]
+    assert "".join(map(str, deltas)) == summary["text"]
+    kinds = [event["type"] for event in (of_summary[0], *of_summary[-2:])]
+    assert kinds == [f"response.reasoning_summary_{kind}" for kind in ("part.added", "text.done", "part.done")]
+    assert final["reasoning"] == {"effort": "medium", "summary": "auto"}
+
+
 def test_a_conversation_goes_on(client: openai.OpenAI) -> None:
     first = client.responses.create(**{**SUM, "input": "My name is Tom."}, instructions="Be brief.")
     second = client.responses.create(**{**SUM, "input": "hello"}, previous_response_id=first.id)

@@ -11,6 +11,7 @@
     experts.py            what all kinds of experts share
     moe_float.py          experts by com.microsoft.MoE: float
     moe_qmoe.py           experts by com.microsoft.QMoE: native MXFP4 or integer
+    moe_qmoe_cuda.py      the same, codes in the order of CUDA's kernels
     head.py               logits of the last position or of all
     decoder.py            the order of the pieces
 

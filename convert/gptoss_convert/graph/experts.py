@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gptoss_convert.schemes import Scheme
 from gptoss_convert.weights import Made, TensorSpec, assembled
 
 Part = NDArray[Any]
+Layout = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # codes of one expert, [N, K·bits/8], in another order
 
 # Attributes of com.microsoft's MoE and QMoE: gpt-oss's clamped SwiGLU on interleaved rows, weights of the chosen
 # experts by a softmax over those alone. Source: OpenAI's gpt_oss/torch/model.py, ``swiglu`` and ``MLPBlock``.
@@ -34,7 +36,13 @@ _SWIGLU: Mapping[str, Any] = {
 
 
 def moe_node(
-    g: GraphBuilder, op_type: str, layer: int, x: ir.Value, weights: Sequence[ir.Value | None], **attributes: Any
+    g: GraphBuilder,
+    op_type: str,
+    layer: int,
+    x: ir.Value,
+    weights: Sequence[ir.Value | None],
+    router: Callable[[GraphBuilder, int, ir.Value], ir.Value] = router_logits,
+    **attributes: Any,
 ) -> ir.Value:
     """The router and com.microsoft's MoE or QMoE behind it, [batch, sequence, hidden] to the same.
 
@@ -44,11 +52,12 @@ def moe_node(
         layer: whose experts.
         x: normalised hidden states.
         weights: the operator's inputs after the router's logits.
+        router: the piece that emits these.
         attributes: beside those that all kinds share.
     """
     return g.op(
         op_type,
-        *(x, router_logits(g, layer, x), *weights),
+        *(x, router(g, layer, x), *weights),
         domain=MICROSOFT,
         k=g.config.num_experts_per_tok,
         swiglu_limit=g.config.swiglu_limit,
@@ -112,7 +121,11 @@ def quantised_expert(checkpoint: Checkpoint, module: str, expert: int, scheme: S
 
 
 def quantised_experts(
-    g: GraphBuilder, module: str, outputs: Sequence[TensorSpec], place: Callable[[Part, int, Part], None]
+    g: GraphBuilder,
+    module: str,
+    outputs: Sequence[TensorSpec],
+    place: Callable[[Part, int, Part], None],
+    layout: Layout | None = None,
 ) -> Made:
     """All experts' codes and scales of one projection in integers, several experts at a time.
 
@@ -121,10 +134,12 @@ def quantised_experts(
         module: such as ``model.layers.0.mlp.experts.down_proj``.
         outputs: codes and scales as they are to be stored.
         place: puts an expert's where they belong; see :func:`gptoss_convert.weights.assembled`.
+        layout: puts an expert's codes in another order; they stay as they are without one.
     """
 
     def make(expert: int) -> Quantised:
-        return quantised_expert(g.checkpoint, module, expert, g.quantisation.experts)
+        made = quantised_expert(g.checkpoint, module, expert, g.quantisation.experts)
+        return replace(made, packed=layout(made.packed)) if layout else made
 
     return assembled(outputs, range(g.config.num_local_experts), make, place)
 

@@ -7,15 +7,19 @@ and the implied zero point. Both keep gate and up rows interleaved as the checkp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert import mxfp4
+from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.experts import (
+    Layout,
     Part,
     expert_values,
     moe_node,
@@ -24,81 +28,141 @@ from gptoss_convert.graph.experts import (
     projection_tensors,
     quantised_experts,
 )
+from gptoss_convert.graph.router import router_logits
 from gptoss_convert.quantise import Quantised
 from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec, assembled
 
+Shape = tuple[int, ...]
+
 
 def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """Experts in the checkpoint's own MXFP4, [batch, sequence, hidden] to the same."""
-    up = _mxfp4_projection(g, layer, "gate_up_proj")
-    down = _mxfp4_projection(g, layer, "down_proj")
-    ones = _global_scales(g, layer)
-    absent = [None] * 7  # fc3's three, three zero points, router_weights
-    operands = [*up, *down, *absent, ones, ones]
-    attributes = {"quant_type": "fp4", "weights_prepacked": 1, "expert_weight_bits": 4, "block_size": 32}
-    return moe_node(g, "QMoE", layer, x, operands, **attributes)
+    up, down = (_mxfp4_projection(g, layer, name) for name in ("gate_up_proj", "down_proj"))
+    return mxfp4_node(g, layer, x, [*up, *down], weights_prepacked=1)
 
 
 def moe_integer(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """Experts in int4 or int8 blocks, [batch, sequence, hidden] to the same."""
+    up, down = (_integer_projection(g, layer, name) for name in ("gate_up_proj", "down_proj"))
+    return integer_node(g, layer, x, [*up, *down])
+
+
+def mxfp4_node(
+    g: GraphBuilder,
+    layer: int,
+    x: ir.Value,
+    projections: Sequence[ir.Value],
+    router: Callable[[GraphBuilder, int, ir.Value], ir.Value] = router_logits,
+    **attributes: Any,
+) -> ir.Value:
+    """The node of MXFP4 experts, whichever way their codes lie."""
+    ones = _global_scales(g, layer)
+    absent = [None] * 7  # fc3's three, three zero points, router_weights
+    operands = [*projections, *absent, ones, ones]
+    return moe_node(
+        g, "QMoE", layer, x, operands, router, quant_type="fp4", **attributes, expert_weight_bits=4, block_size=32
+    )
+
+
+def integer_node(
+    g: GraphBuilder,
+    layer: int,
+    x: ir.Value,
+    projections: Sequence[ir.Value],
+    router: Callable[[GraphBuilder, int, ir.Value], ir.Value] = router_logits,
+) -> ir.Value:
+    """The node of experts in integers, whichever way their codes lie."""
     scheme = g.quantisation.experts
-    operands = [*_integer_projection(g, layer, "gate_up_proj"), *_integer_projection(g, layer, "down_proj")]
-    return moe_node(g, "QMoE", layer, x, operands, expert_weight_bits=scheme.bits, block_size=scheme.block_size)
+    attributes = {"expert_weight_bits": scheme.bits, "block_size": scheme.block_size}
+    return moe_node(g, "QMoE", layer, x, projections, router, **attributes)
 
 
-def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
-    module, checkpoint = f"model.layers.{layer}.mlp.experts.{name}", g.checkpoint
+def mxfp4_projection(
+    g: GraphBuilder, layer: int, name: str, shape: Shape, make: Callable[[str, Sequence[TensorSpec]], Made]
+) -> list[ir.Value]:
+    """Declares codes, scales and bias of one projection.
+
+    Args:
+        g: the builder.
+        layer: whose experts.
+        name: "gate_up_proj" or "down_proj".
+        shape: of the codes as they are to be stored.
+        make: makes codes and scales, given the checkpoint's module and how both are to be stored.
+    """
+    module = f"model.layers.{layer}.mlp.experts.{name}"
     experts, rows, columns = projection_shape(g.config, name)
     specs = [
-        TensorSpec(f"{module}.weight", ir.DataType.UINT8, (experts, rows, columns // 2)),
+        TensorSpec(f"{module}.weight", ir.DataType.UINT8, shape),
         TensorSpec(f"{module}.scales", ir.DataType.FLOAT8E8M0, (experts, rows, columns // 32)),
     ]
-
-    def make() -> Made:
-        if checkpoint.has_mxfp4_experts:
-            blocks, scales = mxfp4_parts(checkpoint, module)
-            return Made([blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)])
-        return _encoded(g, module, specs)
-
-    reads = projection_tensors(checkpoint, module)
-    weight, scales = g.weights("experts", "mxfp4", specs, make, reads)
+    reads = projection_tensors(g.checkpoint, module)
+    weight, scales = g.weights("experts", "mxfp4", specs, lambda: make(module, specs), reads)
     return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
 
 
-def _encoded(g: GraphBuilder, module: str, specs: Sequence[TensorSpec]) -> Made:
-    """Float experts, as fine-tunes have them, in the nearest MXFP4; several experts at a time."""
-
-    def encode(expert: int) -> Quantised:
-        exact = expert_values(g.checkpoint, module, expert)
-        blocks, exponents = mxfp4.encode(exact)
-        error = mxfp4.decode(blocks, exponents) - exact
-        squared_error, squared_norm = (float(np.square(part, dtype=np.float64).sum()) for part in (error, exact))
-        scales = exponents.view(ml_dtypes.float8_e8m0fnu)
-        return Quantised(blocks, scales, squared_error, squared_norm, float(np.abs(error).max()))
-
-    return assembled(specs, range(g.config.num_local_experts), encode, _place)
-
-
-def _place(whole: Part, expert: int, part: Part) -> None:
-    whole[expert] = part.reshape(whole.shape[1:])
+def mxfp4_expert(checkpoint: Checkpoint, module: str, expert: int) -> Quantised:
+    """One expert's projection in MXFP4: its own, or the nearest to float weights, as fine-tunes have them."""
+    if checkpoint.has_mxfp4_experts:
+        blocks, exponents = mxfp4_parts(checkpoint, module, expert)
+        return Quantised(blocks, exponents.view(ml_dtypes.float8_e8m0fnu), 0.0, 0.0, 0.0)
+    exact = expert_values(checkpoint, module, expert)
+    blocks, exponents = mxfp4.encode(exact)
+    error = mxfp4.decode(blocks, exponents) - exact
+    squared_error, squared_norm = (float(np.square(part, dtype=np.float64).sum()) for part in (error, exact))
+    scales = exponents.view(ml_dtypes.float8_e8m0fnu)
+    return Quantised(blocks, scales, squared_error, squared_norm, float(np.abs(error).max()))
 
 
-def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
+def integer_projection(
+    g: GraphBuilder, layer: int, name: str, shape: Shape, layout: Layout | None = None
+) -> list[ir.Value]:
+    """Declares codes, scales and bias of one projection.
+
+    Args:
+        g: the builder.
+        layer: whose experts.
+        name: "gate_up_proj" or "down_proj".
+        shape: of the codes as they are to be stored.
+        layout: their order; the checkpoint's rows without one.
+    """
     module, scheme = f"model.layers.{layer}.mlp.experts.{name}", g.quantisation.experts
     experts, rows, columns = projection_shape(g.config, name)
     require_whole_blocks("experts", scheme, columns)
     specs = [
-        TensorSpec(f"{module}.weight", ir.DataType.UINT8, (experts, rows, columns * scheme.bits // 8)),
+        TensorSpec(f"{module}.weight", ir.DataType.UINT8, shape),
         TensorSpec(f"{module}.scales", g.dtype, (experts, rows, columns // scheme.block_size)),
     ]
 
     def make() -> Made:
-        return quantised_experts(g, module, specs, _place)
+        return quantised_experts(g, module, specs, place, layout)
 
     reads = projection_tensors(g.checkpoint, module)
     weight, scales = g.weights("experts", str(scheme), specs, make, reads)
     return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
+
+
+def place(whole: Part, expert: int, part: Part) -> None:
+    """Puts an expert's codes or scales where they belong, for :func:`gptoss_convert.weights.assembled`."""
+    whole[expert] = part.reshape(whole.shape[1:])
+
+
+def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
+    experts, rows, columns = projection_shape(g.config, name)
+    checkpoint = g.checkpoint
+
+    def make(module: str, specs: Sequence[TensorSpec]) -> Made:
+        if not checkpoint.has_mxfp4_experts:
+            return assembled(specs, range(experts), partial(mxfp4_expert, checkpoint, module), place)
+        blocks, scales = mxfp4_parts(checkpoint, module)  # a copy: nothing to share between threads
+        return Made([blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)])
+
+    return mxfp4_projection(g, layer, name, (experts, rows, columns // 2), make)
+
+
+def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
+    experts, rows, columns = projection_shape(g.config, name)
+    return integer_projection(g, layer, name, (experts, rows, columns * g.quantisation.experts.bits // 8))
 
 
 def _global_scales(g: GraphBuilder, layer: int) -> ir.Value:

@@ -17,6 +17,14 @@ def router_logits(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     return g.op("Reshape", logits, g.ints(-1, g.config.num_local_experts))
 
 
+def router_logits_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
+    """As :func:`router_logits`, of :func:`router_float32`: rounded to the graph's type once, at the end."""
+    logits = router_float32(g, layer, x)
+    if g.dtype != ir.DataType.FLOAT:
+        logits = g.op("Cast", logits, to=g.dtype)
+    return g.op("Reshape", logits, g.ints(-1, g.config.num_local_experts))
+
+
 def router_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """[1, sequence, hidden] to [1, sequence, experts] in float32, whatever the graph's type.
 

@@ -90,6 +90,7 @@ class Target:
         inputs: graph inputs beside those of every target, as genai_config names them.
         search: further search options for genai_config.
         workspace: bytes of activations, by the dimensions and the bytes of a float.
+        runs_on_cpu: whether the CPU's kernels read its weights; what they don't is loaded after a conversion, not run.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Target:
     inputs: Sequence[str] = ()
     search: Mapping[str, Any] = field(default_factory=dict)
     workspace: Callable[[GptOssConfig, float], Workspace] = plain_workspace
+    runs_on_cpu: bool = True
 
     @property
     def default_preset(self) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gptoss_runtime.errors import InvalidRequest
 from gptoss_runtime.manifest import MemoryBudget
-from gptoss_runtime.models.names import check_name, is_safe_path
+from gptoss_runtime.names import check_name, is_safe_path
 
 PACKAGED = "catalogue.json"
 ENVIRONMENT = "GPTOSS_CATALOGUE"

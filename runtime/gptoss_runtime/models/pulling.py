@@ -19,7 +19,7 @@ from gptoss_runtime.errors import ArtifactError, BackendUnavailable, ResourceErr
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest
 from gptoss_runtime.models.catalogue import Published
 from gptoss_runtime.models.hub import Hub, Listing
-from gptoss_runtime.models.names import check_files
+from gptoss_runtime.names import check_files
 
 RESERVE = 256 << 20  # bytes of disk that a pull leaves free
 RECORD = ".pulled.json"

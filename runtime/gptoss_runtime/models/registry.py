@@ -24,8 +24,8 @@ from gptoss_runtime.manifest import MANIFEST, Manifest, MemoryBudget
 from gptoss_runtime.models.catalogue import Catalogue, Published
 from gptoss_runtime.models.choosing import Choice, choose
 from gptoss_runtime.models.hub import Hub
-from gptoss_runtime.models.names import is_name
 from gptoss_runtime.models.pulling import OnProgress, Progress, Record, in_use, locked, pull, staging
+from gptoss_runtime.names import is_name
 
 CACHE = "GPTOSS_CACHE"
 SEARCH = "GPTOSS_ARTIFACTS"

@@ -50,9 +50,10 @@ async def input_tokens(request: Request, body: ChatRequest) -> Response:
 async def _stream(turn: Turn, writer: Writer) -> AsyncGenerator[bytes]:
     events = turn.events()
     try:
-        async for choice, happened in events:
-            for chunk in writer.chunks(choice, happened):
-                yield event(chunk)
+        async for batch in events:
+            chunks = [chunk for choice, happened in batch for chunk in writer.chunks(choice, happened)]
+            if chunks:
+                yield b"".join(map(event, chunks))
         if writer.include_usage:
             yield event(writer.usage_chunk())
     except Exception as error:  # the status has been sent: the error goes into the stream
@@ -63,8 +64,9 @@ async def _stream(turn: Turn, writer: Writer) -> AsyncGenerator[bytes]:
 
 
 async def _whole(turn: Turn, writer: Writer) -> dict[str, Any]:
-    async for choice, happened in turn.events():
-        writer.add(choice, happened)
+    async for batch in turn.events():
+        for choice, happened in batch:
+            writer.add(choice, happened)
     return writer.completion()
 
 

@@ -5,6 +5,8 @@ Items of types that belong to OpenAI's own tools are left out: a client that has
 
 from __future__ import annotations
 
+import base64
+import binascii
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from gptoss_runtime.server.settings import Limits
 from gptoss_runtime.server.toolbox import arguments_of, seen_name
 
 Item = dict[str, Any]
+_SEAL = "gptoss-reasoning:"
 _ROLES = ("system", "developer", "user", "assistant")
 _PREFIXES = {
     "message": "msg",
@@ -31,6 +34,21 @@ _PREFIXES = {
 def new_id(kind: str) -> str:
     """An id for an item of that type."""
     return f"{_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
+
+
+def carried(reasoning: str) -> str:
+    """Reasoning as ``encrypted_content``, for clients that bring back nothing else; it is no secret."""
+    return _SEAL + base64.b64encode(reasoning.encode()).decode()
+
+
+def _brought(content: Any) -> str:
+    """The reasoning that ``carried`` put there; another server's seal cannot be opened, and is left out."""
+    if not isinstance(content, str) or not content.startswith(_SEAL):
+        return ""
+    try:
+        return base64.b64decode(content.removeprefix(_SEAL), validate=True).decode()
+    except (binascii.Error, ValueError):
+        return ""
 
 
 def items_of(given: str | list[Any] | None, limits: Limits) -> list[Item]:
@@ -111,7 +129,8 @@ class _Gathering:
             case "reasoning":
                 if self.calls or self.content:
                     self.close()
-                self.reasoning += text_of(item.get("content"), f"{param}.content")
+                said = text_of(item.get("content"), f"{param}.content")
+                self.reasoning += said or _brought(item.get("encrypted_content"))
             case "function_call" | "custom_tool_call":
                 self._call(item, param)
             case "function_call_output" | "custom_tool_call_output":

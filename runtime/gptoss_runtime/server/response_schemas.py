@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,12 +16,14 @@ from gptoss_runtime.server.toolbox import Toolbox, offers, response_format
 from gptoss_runtime.server.turn import TurnRequest
 
 _WITH_LOGPROBS = "message.output_text.logprobs"
+_WITH_REASONING = "reasoning.encrypted_content"
 
 
 class Reasoning(Schema):
-    """How long to reason."""
+    """How long to reason, and whether a summary is wanted."""
 
     effort: EffortName | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class TextOptions(Schema):
@@ -80,6 +82,11 @@ class ResponseRequest(Sampling):
     def with_logprobs(self) -> bool:
         """Whether log-probabilities are asked for."""
         return self.top_logprobs is not None or _WITH_LOGPROBS in (self.include or ())
+
+    @property
+    def with_reasoning_carried(self) -> bool:
+        """Whether the client wants reasoning in a form that it can bring back without a store."""
+        return _WITH_REASONING in (self.include or ())
 
     def items(self, limits: Limits) -> list[dict[str, Any]]:
         """Its input as items with ids."""

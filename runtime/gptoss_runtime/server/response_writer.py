@@ -7,17 +7,31 @@ shapes; knows nothing of routes or the store.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gptoss_runtime.conversation import MessageEnd, ReasoningDelta, ToolCall, ToolCallDelta
 from gptoss_runtime.harmony import Harmony
 from gptoss_runtime.server.errors import Problem
 from gptoss_runtime.server.reading import End, Text, TurnEvent
-from gptoss_runtime.server.response_items import Item, new_id
+from gptoss_runtime.server.response_items import Item, carried, new_id
 from gptoss_runtime.server.toolbox import Toolbox, input_of, new_call_id
 from gptoss_runtime.server.usage import logprob_entries, response_usage, timings
 
 Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningForms:
+    """How reasoning is given beside its own text, for clients that look elsewhere.
+
+    Args:
+        carried: as ``encrypted_content``, to be brought back.
+        summary: as its own summary, to be shown.
+    """
+
+    carried: bool = False
+    summary: bool = False
 
 
 class ResponseWriter:
@@ -27,12 +41,16 @@ class ResponseWriter:
         response: the object to begin with; it is completed as events come.
         toolbox: the request's tools.
         harmony: for log-probabilities.
+        forms: in which reasoning is given.
     """
 
-    def __init__(self, response: dict[str, Any], toolbox: Toolbox, harmony: Harmony) -> None:
+    def __init__(
+        self, response: dict[str, Any], toolbox: Toolbox, harmony: Harmony, forms: ReasoningForms | None = None
+    ) -> None:
         self.response = response
         self._toolbox = toolbox
         self._harmony = harmony
+        self._forms = forms or ReasoningForms()
         self._sequence = -1
         self._open: _OpenItem | None = None
 
@@ -47,6 +65,8 @@ class ResponseWriter:
             case ReasoningDelta(text=text):
                 yield from self._opened("reasoning")
                 yield from self._delta("response.reasoning_text.delta", text)
+                if self._open is not None and self._forms.summary:
+                    yield self._event("response.reasoning_summary_text.delta", **self._open.in_summary, delta=text)
             case Text(text=text, preamble=preamble):
                 yield from self._opened("message", phase="commentary" if preamble else "final_answer")
                 entries = logprob_entries(self._harmony, happened.logprobs)
@@ -100,13 +120,15 @@ class ResponseWriter:
         if self._open is not None and self._open.kind == kind and self._open.phase == more.get("phase"):
             return
         yield from self._close("completed")
-        self._open = _OpenItem(kind, len(self.response["output"]), more)
+        self._open = _OpenItem(kind, len(self.response["output"]), more, self._forms)
         self.response["output"].append(self._open.item("in_progress"))
         yield self._event(
             "response.output_item.added", output_index=self._open.index, item=self._open.item("in_progress")
         )
         if self._open.part_type is not None:
             yield self._part("response.content_part.added", "", [])
+        if kind == "reasoning" and self._forms.summary:
+            yield self._summary_part("response.reasoning_summary_part.added", self._open, "")
 
     def _delta(self, event: str, text: str, **more: Any) -> Iterator[Event]:
         if self._open is not None and text:
@@ -124,6 +146,9 @@ class ResponseWriter:
             case "reasoning":
                 yield self._event("response.reasoning_text.done", **where, text=text)
                 yield self._part("response.content_part.done", text, [], done)
+                if self._forms.summary:
+                    yield self._event("response.reasoning_summary_text.done", **done.in_summary, text=text)
+                    yield self._summary_part("response.reasoning_summary_part.done", done, text)
             case "message":
                 yield self._event("response.output_text.done", **where, text=text, logprobs=done.logprobs)
                 yield self._part("response.content_part.done", text, done.logprobs, done)
@@ -141,6 +166,9 @@ class ResponseWriter:
         assert item is not None
         return self._event(event, **item.where, part=item.part(text, logprobs))
 
+    def _summary_part(self, event: str, of: _OpenItem, text: str) -> Event:
+        return self._event(event, **of.in_summary, part=_summary(text))
+
     def _whole(self, event: str) -> Event:
         return self._event(event, response=self.response | {"output": list(self.response["output"])})
 
@@ -149,10 +177,14 @@ class ResponseWriter:
         return {"type": event, "sequence_number": self._sequence, **fields}
 
 
+def _summary(text: str) -> dict[str, Any]:
+    return {"type": "summary_text", "text": text}
+
+
 class _OpenItem:
     """An output item being written."""
 
-    def __init__(self, kind: str, index: int, more: dict[str, Any]) -> None:
+    def __init__(self, kind: str, index: int, more: dict[str, Any], forms: ReasoningForms) -> None:
         self.kind = kind
         self.index = index
         self.id = new_id(kind)
@@ -161,6 +193,7 @@ class _OpenItem:
         self.text = ""
         self.logprobs: list[Any] = []
         self._namespace = more.get("namespace")
+        self._forms = forms
         self._call_id = new_call_id()
 
     @property
@@ -173,6 +206,11 @@ class _OpenItem:
         place: dict[str, Any] = {"item_id": self.id, "output_index": self.index}
         return place if self.part_type is None else place | {"content_index": 0}
 
+    @property
+    def in_summary(self) -> dict[str, Any]:
+        """The same of a summary's only part."""
+        return {"item_id": self.id, "output_index": self.index, "summary_index": 0}
+
     def part(self, text: str, logprobs: list[Any]) -> dict[str, Any]:
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
@@ -183,7 +221,9 @@ class _OpenItem:
         head = {"id": self.id, "type": self.kind, "status": status}
         content = [] if begun else [self.part(self.text, self.logprobs)]
         if self.kind == "reasoning":
-            return head | {"summary": [], "content": content, "encrypted_content": None}
+            sealed = carried(self.text) if self._forms.carried and not begun else None
+            summary = [_summary(self.text)] if self._forms.summary and not begun else []
+            return head | {"summary": summary, "content": content, "encrypted_content": sealed}
         if self.kind == "message":
             return head | {"role": "assistant", "phase": self.phase, "content": content}
         text = {"input": input_of(self.text)} if self.kind == "custom_tool_call" else {"arguments": self.text}

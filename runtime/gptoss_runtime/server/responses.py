@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from gptoss_runtime.server.bodies import JsonRoute
 from gptoss_runtime.server.errors import Busy, RequestRefused, problem
-from gptoss_runtime.server.reading import End
+from gptoss_runtime.server.reading import End, TurnEvent
 from gptoss_runtime.server.response_items import Item, resolved
-from gptoss_runtime.server.response_schemas import ResponseRequest
+from gptoss_runtime.server.response_schemas import Reasoning, ResponseRequest
 from gptoss_runtime.server.response_store import ResponseStore, Stored
-from gptoss_runtime.server.response_writer import Event, ResponseWriter
+from gptoss_runtime.server.response_writer import Event, ReasoningForms, ResponseWriter
 from gptoss_runtime.server.services import Services, begin, count
 from gptoss_runtime.server.streams import EventStream, Json, event, while_connected
 from gptoss_runtime.server.toolbox import KINDS
@@ -38,22 +38,16 @@ class _Answering:
     store: ResponseStore
     failed: Exception | None = None
 
-    async def events(self) -> AsyncGenerator[Event]:
-        """Its events, to the last; what is kept of it follows them."""
-        for made in self.writer.begin():
-            yield made
+    async def events(self) -> AsyncGenerator[list[Event]]:
+        """Its events, as many as there are at a time, to the last; what is kept of it follows them."""
+        yield list(self.writer.begin())
         happening = self.turn.events()
         try:
-            async for _, happened in happening:
-                if isinstance(happened, End):
-                    for made in self.writer.finish(happened, self.turn.prompt_tokens, time.time()):
-                        yield made
-                for made in self.writer.write(happened):
-                    yield made
+            async for batch in happening:
+                yield [made for _, happened in batch for made in self._made(happened)]
         except Exception as error:  # the status may have been sent: the error goes into the object
             self.failed = error
-            for made in self.writer.fail(problem(error)):
-                yield made
+            yield list(self.writer.fail(problem(error)))
         finally:
             await happening.aclose()
             self._keep()
@@ -62,8 +56,9 @@ class _Answering:
         """Its events as a client gets them."""
         events = self.events()
         try:
-            async for made in events:
-                yield event(made, made["type"])
+            async for batch in events:
+                if batch:
+                    yield b"".join(event(made, made["type"]) for made in batch)
         finally:
             await events.aclose()
 
@@ -78,6 +73,11 @@ class _Answering:
         if self.failed is not None:
             raise self.failed
         return self.writer.response
+
+    def _made(self, happened: TurnEvent) -> Iterator[Event]:
+        if isinstance(happened, End):
+            yield from self.writer.finish(happened, self.turn.prompt_tokens, time.time())
+        yield from self.writer.write(happened)
 
     def _keep(self) -> None:
         if self.writer.response["status"] == "in_progress":  # its client left
@@ -101,7 +101,8 @@ async def create(request: Request, body: ResponseRequest) -> Response:
     stored = Stored(response, items, before, turn.cancel) if body.store is not False or body.background else None
     if stored is not None:
         services.store.put(stored)
-    answering = _Answering(turn, ResponseWriter(response, toolbox, turn.harmony), stored, services.store)
+    forms = ReasoningForms(body.with_reasoning_carried, summary=response["reasoning"]["summary"] is not None)
+    answering = _Answering(turn, ResponseWriter(response, toolbox, turn.harmony, forms), stored, services.store)
     if body.stream:
         return EventStream(answering.stream(), quiet_seconds=limits.quiet_seconds)
     if body.background:
@@ -169,7 +170,7 @@ async def cancel(request: Request, response_id: str) -> Response:
 
 def _shell(body: ResponseRequest, model: str) -> dict[str, Any]:
     """The response object before its answer: what was asked, as it will be done."""
-    effort = None if body.reasoning is None else body.reasoning.effort
+    reasoning = body.reasoning or Reasoning()
     return {
         "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",
@@ -187,7 +188,7 @@ def _shell(body: ResponseRequest, model: str) -> dict[str, Any]:
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
-        "reasoning": {"effort": effort or "medium", "summary": None},
+        "reasoning": {"effort": reasoning.effort or "medium", "summary": reasoning.summary},
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": 1.0 if body.temperature is None else body.temperature,

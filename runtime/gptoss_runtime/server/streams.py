@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from gptoss_runtime.server.errors import Problem
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 _QUIET = b": still working\n\n"
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # json.dumps would make one an event
 
 
 class Json(Response):
@@ -32,7 +34,7 @@ class Json(Response):
 
 
 def _json(content: Any) -> bytes:
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+    return _encoder.encode(content).encode()
 
 
 def failure(problem: Problem) -> Json:
@@ -61,6 +63,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._quiet = quiet_seconds
+        self._spoke = 0.0  # when the client was last sent something
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -78,22 +81,26 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        pending: asyncio.Task[bytes | None] | None = None
+        self._spoke = time.monotonic()
+        reassuring = asyncio.create_task(self._reassure(send))
         try:
-            while True:
-                pending = pending or asyncio.create_task(_next(self._events))
-                done, _ = await asyncio.wait((pending,), timeout=self._quiet)
-                body = pending.result() if done else _QUIET
-                if body is None:
-                    break
-                pending = None if done else pending
+            async for body in self._events:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._spoke = time.monotonic()
         finally:
-            if pending is not None:
-                pending.cancel()
-                await asyncio.gather(pending, return_exceptions=True)
+            reassuring.cancel()
             await self._events.aclose()
         await send({"type": "http.response.body", "body": b""})
+
+    async def _reassure(self, send: Send) -> None:
+        """Says in quiet times that the server lives; one task a stream, since one an event would cost too much."""
+        while True:
+            quiet = time.monotonic() - self._spoke
+            if quiet < self._quiet:
+                await asyncio.sleep(self._quiet - quiet)
+                continue
+            await send({"type": "http.response.body", "body": _QUIET, "more_body": True})
+            self._spoke = time.monotonic()
 
 
 class ClientGone(Exception):  # noqa: N818 - nothing is wrong, and nobody is there to be told
@@ -129,7 +136,3 @@ async def disconnected(receive: Receive) -> None:
     """Returns when the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _next(events: AsyncGenerator[bytes]) -> bytes | None:
-    return await anext(events, None)

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from gptoss_runtime.conversation import Effort, Message, ResponseFormat, Tool
 from gptoss_runtime.engine import Engine, Generation
@@ -83,8 +84,11 @@ class Watch(Protocol):
         """It is over; ``ends`` are those of the choices that were finished."""
 
 
+Happening = tuple[int, TurnEvent]  # the choice, and what happened to it
+
+
 class Turn:
-    """A generation under way; ``start`` it, then iterate over ``(choice, event)``.
+    """A generation under way; ``start`` it, then iterate over its ``events``.
 
     Args:
         lease: the model; released when the thread has ended.
@@ -100,8 +104,9 @@ class Turn:
         self._request = request
         self._watch = watch
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, TurnEvent] | BaseException | None] = asyncio.Queue()
-        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._posted: deque[Happening | BaseException | None] = deque()  # by the thread; an error and None are the end
+        self._ready = asyncio.Event()  # something was posted
+        self._told = False  # the event loop is about to hear of it
         self._cancelled = threading.Event()
         self._generation: Generation | None = None
         self._ends: list[End] = []
@@ -115,12 +120,14 @@ class Turn:
         """
         threading.Thread(target=self._run, name="gptoss-turn", daemon=True).start()
         try:
-            await asyncio.wait((self._started,), timeout=_GRACE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE):
+                    await self._ready.wait()
         except asyncio.CancelledError:
             self.cancel()
             raise
-        if self._started.done():
-            self._started.result()
+        if self._posted and isinstance(error := self._posted[0], BaseException):
+            raise error
 
     def cancel(self) -> None:
         """Ends it within a token; thread-safe."""
@@ -129,17 +136,25 @@ class Turn:
         if generation is not None:
             generation.cancel()
 
-    async def events(self) -> AsyncGenerator[tuple[int, TurnEvent]]:
-        """The events of all choices, in order; leaving the iteration early cancels the turn.
+    async def events(self) -> AsyncGenerator[list[Happening]]:
+        """The events of all choices, in order, as many as there are at a time; leaving early cancels the turn.
 
         Raises:
             GptOssError: the engine failed.
         """
         try:
-            while (item := await self._events.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            while True:
+                await self._ready.wait()
+                self._ready.clear()
+                batch = []
+                while self._posted and isinstance(self._posted[0], tuple):
+                    batch.append(cast(Happening, self._posted.popleft()))
+                if batch:
+                    yield batch
+                if self._posted and not isinstance(end := self._posted[0], tuple):
+                    break
+            if end is not None:
+                raise end
         finally:
             self.cancel()
 
@@ -153,7 +168,7 @@ class Turn:
                 self._generate(choice, ids, options, began)
             self._post(None)
         except BaseException as error:
-            self._fail(error)
+            self._post(error)
         finally:
             self._watch.turn_ended(self._ends, spoke=self._spoke)
             self._lease.release()
@@ -167,7 +182,6 @@ class Turn:
             if self._cancelled.is_set():
                 generation.cancel()
             for event in reader.read(generation):
-                self._call(self._set_started, None)
                 if not self._spoke and not isinstance(event, End):
                     self._spoke = True
                     self._watch.turn_spoke(time.perf_counter() - began)
@@ -175,25 +189,17 @@ class Turn:
                     self._ends.append(event)
                 self._post((choice, event))
 
-    def _fail(self, error: BaseException) -> None:
-        self._call(self._set_started, error)
-        self._post(error)
+    def _post(self, item: Happening | BaseException | None) -> None:
+        """Hands over; the event loop is woken once for all that comes before it looks."""
+        self._posted.append(item)
+        if not self._told:
+            self._told = True
+            with contextlib.suppress(RuntimeError):  # a loop that has ended wants nothing any more
+                self._loop.call_soon_threadsafe(self._tell)
 
-    def _set_started(self, error: BaseException | None) -> None:
-        if self._started.done():
-            return
-        if error is None:
-            self._started.set_result(None)
-        else:
-            self._started.set_exception(error)
-
-    def _post(self, item: tuple[int, TurnEvent] | BaseException | None) -> None:
-        self._call(self._events.put_nowait, item)
-
-    def _call(self, function: object, item: object) -> None:
-        """In the event loop; a loop that has ended wants nothing any more."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, item)  # type: ignore[arg-type]
+    def _tell(self) -> None:
+        self._told = False  # first: what is posted from now on tells again
+        self._ready.set()
 
 
 def prepare(engine: Engine, harmony: Harmony, request: TurnRequest) -> tuple[list[int], GenerationOptions]:

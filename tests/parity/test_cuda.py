@@ -1,0 +1,140 @@
+"""CUDA's graphs without a card: on the CPU, their experts' codes put back where the CPU's kernel looks for them.
+
+What this leaves open is what CUDA's kernels compute; where they look for each weight is tests/cuda_layout.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from gptoss_convert import smoke, targets
+from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.export import export
+from gptoss_convert.parity.metrics import compare
+from gptoss_convert.parity.reference import load_transformers, transformers_logits
+from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.schemes import resolve
+from gptoss_convert.synthetic import write_checkpoint
+from gptoss_convert.targets import cuda
+from tests.cuda_layout import as_on_the_cpu
+
+from .conftest import SMALL, VARIANTS
+from .decoding import logits
+
+LENGTH = 150
+FLOAT32 = {"embedding": "float32", "attention": "float32", "lm_head": "float32"}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tests/parity's, of dimensions that the integer kernels take."""
+    changes = SMALL | VARIANTS[request.param] | {"intermediate_size": 128}
+    return write_checkpoint(tmp_path_factory.mktemp("variant"), changes, seed=1)
+
+
+def graph(checkpoint: Path, out: Path, preset: str, dtype: ir.DataType = ir.DataType.FLOAT16, **schemes: Any) -> Path:
+    target = cuda.target(dtype)
+    out.mkdir()
+    quantisation = resolve(target.presets, preset, schemes)
+    return export(Checkpoint.open(checkpoint), target, quantisation, out, logits="all").model
+
+
+def on_the_cpu(made: Path) -> Path:
+    """The same model for the CPU: another order of the experts' codes, and nothing else."""
+    model = ir.load(made)
+    for node in experts(model):
+        kind = kind_of(node)
+        for value in (node.inputs[2], node.inputs[5]):
+            assert value is not None
+            assert value.const_value is not None
+            laid = value.const_value.numpy()
+            rows = laid.shape[2] * (1 if kind == "int8" else 2)
+            turned = np.stack([as_on_the_cpu(one, rows, kind) for one in laid])
+            value.const_value, value.shape = ir.tensor(turned, name=value.name), ir.Shape(turned.shape)
+        if kind == "mxfp4":  # the CPU's way to say [E, N, K/2]; CUDA's kernel has one order
+            node.attributes["weights_prepacked"] = ir.AttrInt64("weights_prepacked", 1)
+    out = made.with_name("cpu.onnx")
+    ir.save(model, out, external_data="cpu.onnx.data")
+    return out
+
+
+def experts(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for node in model.graph if node.op_type == "QMoE")
+
+
+def kind_of(node: ir.Node) -> str:
+    quant_type = node.attributes.get("quant_type")
+    if quant_type is not None and quant_type.as_string() == "fp4":
+        return "mxfp4"
+    return f"int{node.attributes['expert_weight_bits'].as_int()}"
+
+
+def test_in_float32_mxfp4_is_exact(variant: Path, tmp_path: Path) -> None:
+    ids = sequences(512, count=1, length=LENGTH)[0]
+    expected = transformers_logits(load_transformers(variant), ids)
+    model = on_the_cpu(graph(variant, tmp_path / "graph", "lossless", ir.DataType.FLOAT, **FLOAT32))
+    for sizes in ([LENGTH], [40, *[1] * (LENGTH - 40)]):
+        apart = compare(expected, logits(model, ids, sizes))
+        assert apart.max_abs.max() < 1e-3
+        assert apart.same_top.mean() > 0.99  # random weights leave near ties
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_in_float32_integers_are_the_cpus(kind: str, variant: Path, tmp_path: Path) -> None:
+    """Whose graph tests/parity/test_graphs.py compares with transformers."""
+    ids = sequences(512, count=1, length=LENGTH)[0]
+    (tmp_path / "cpu").mkdir()
+    target = targets.load("cpu-int4")
+    quantisation = resolve(target.presets, "balanced", {"experts": kind, **FLOAT32})
+    theirs = export(Checkpoint.open(variant), target, quantisation, tmp_path / "cpu", logits="all").model
+    ours = on_the_cpu(graph(variant, tmp_path / "cuda", "balanced", ir.DataType.FLOAT, **{"experts": kind, **FLOAT32}))
+    np.testing.assert_array_equal(logits(ours, ids, [LENGTH]), logits(theirs, ids, [LENGTH]))
+
+
+@pytest.mark.parametrize(("preset", "most_kl"), [("lossless", 1e-3), ("balanced", 0.2), ("smallest", 0.3)])
+def test_as_shipped_they_stay_near(preset: str, most_kl: float, tmp_path: Path) -> None:
+    """In float16. int4's bounds are those of the CPU's graphs."""
+    source = write_checkpoint(tmp_path / "checkpoint", SMALL | {"intermediate_size": 128}, seed=2)
+    ids = sequences(512, count=1, length=LENGTH)[0]
+    expected = transformers_logits(load_transformers(source), ids)
+    apart = compare(expected, logits(on_the_cpu(graph(source, tmp_path / "graph", preset)), ids, [LENGTH]))
+    assert apart.kl.mean() < most_kl
+
+
+def test_nano_answers_the_same_in_float16(nano_checkpoint: Path, tmp_path: Path) -> None:
+    ids = sequences(201_088, count=1, length=200)[0]
+    expected = transformers_logits(load_transformers(nano_checkpoint), ids)
+    model = on_the_cpu(graph(nano_checkpoint, tmp_path / "graph", "lossless"))
+    apart = compare(expected, logits(model, ids, [100, *[1] * 100]))
+    assert apart.kl.mean() < 1e-3
+    assert apart.same_top.mean() > 0.98
+
+
+@pytest.mark.parametrize("preset", cuda.PRESETS)
+@pytest.mark.parametrize("mxfp4", [True, False], ids=["mxfp4", "float"])
+def test_onnxruntime_takes_every_node_by_its_schema(preset: str, mxfp4: bool, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "checkpoint", SMALL | {"intermediate_size": 128}, mxfp4=mxfp4)
+    smoke.loads(graph(source, tmp_path / "graph", preset))
+
+
+def test_the_node_is_the_one_that_genais_builder_writes(tmp_path: Path) -> None:
+    """Shapes tell CUDA's kernel the layout, and inputs it does not know would fail on a card alone."""
+    source = write_checkpoint(tmp_path / "checkpoint", SMALL | {"intermediate_size": 128})
+    for preset, scales, bits in (("lossless", ir.DataType.FLOAT8E8M0, 4), ("balanced", ir.DataType.FLOAT16, 4)):
+        for node in experts(ir.load(graph(source, tmp_path / preset, preset))):
+            given = [value for value in node.inputs if value is not None]
+            types = {value.name.rsplit(".", 1)[1]: value.dtype for value in given if value.is_initializer()}
+            shapes = [value.shape.numpy() for value in given if value.is_initializer() and value.shape is not None]
+            assert shapes[:2] == [(4, 64, 128), (4, 256, 2)]
+            assert shapes[3:5] == [(4, 128, 32), (4, 64, 4)]
+            assert types["scales"] == scales
+            assert types["weight"] == ir.DataType.UINT8
+            assert node.attributes["expert_weight_bits"].as_int() == bits
+            assert node.attributes["block_size"].as_int() == 32
+            assert "weights_prepacked" not in node.attributes  # the layout that is the default

@@ -1,0 +1,129 @@
+"""OpenAI's Codex CLI, unmodified, does a task with a model of ours: the file is there, and nobody else was asked.
+
+nano is no programmer: a recorded model plays behind the real server.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.node import Node, Outside, outside
+from tests.server.recorded import Recording, call, final, playing, thought
+from tests.server.running import MODEL
+
+pytestmark = pytest.mark.slow
+GUIDE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
+CONFIG = GUIDE.partition("```toml\n")[2].partition("```")[0]
+WRITE = "Set-Content made.txt 'made here'" if sys.platform == "win32" else "echo 'made here' > made.txt"
+ANSWERS = (
+    thought("A file is wanted.") + call("exec_command", json.dumps({"cmd": WRITE})),
+    thought("The command has worked.") + final("made.txt is written."),
+)
+
+
+@pytest.fixture
+def world() -> Iterator[Outside]:
+    with outside() as world:
+        yield world
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Codex's own folder."""
+    folder = tmp_path / "codex"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+def configure(home: Path, url: str, model: str = MODEL) -> None:
+    """docs/sdk.md's config.toml, for this server and model."""
+    config = CONFIG.replace("http://127.0.0.1:5272", url).replace("gpt-oss-20b", model)
+    (home / "config.toml").write_text(config, encoding="utf-8")
+
+
+def codex(
+    node: Node, world: Outside, home: Path, project: Path, *arguments: str, url: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """``codex exec``; without a sandbox, as containers have none to give, and the commands are ours."""
+    environment = {"CODEX_HOME": str(home), "HOME": str(home), "CODEX_OSS_BASE_URL": url, **world.environment}
+    program = node.folder / "node_modules" / "@openai" / "codex" / "bin" / "codex.js"
+    options = ["--skip-git-repo-check", "--color", "never", "-s", "danger-full-access"]
+    return node.run(program, "exec", *options, *arguments, folder=project, environment=environment)
+
+
+def check(done: subprocess.CompletedProcess[str], project: Path, recording: Recording) -> None:
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "made.txt is written."
+    assert (project / "made.txt").read_text(encoding="ascii").strip() == "made here"
+    asked, reported = recording.prompts[-2:]
+    assert "Write made.txt, please." in asked
+    assert "type exec_command = " in asked
+    assert reported.startswith(asked.removesuffix("<|start|>assistant"))
+    after = reported[len(asked) :]
+    assert "<|channel|>analysis<|message|>A file is wanted.<|end|>" in after  # reasoning stays with a call
+    assert "<|start|>functions.exec_command to=assistant" in after
+    assert "exited with code 0" in after
+
+
+def test_with_the_guides_configuration(
+    node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
+) -> None:
+    """What it turns off is what would call out."""
+    with playing(nano_artifact, vocabulary, ANSWERS) as recording:
+        configure(home, recording.url)
+        done = codex(node, world, home, project, "Write made.txt, please.")
+    check(done, project, recording)
+    assert len(recording.prompts) == 2
+    assert len(recording.engine.prompts[1]) < 5000  # as the guide says
+    assert world.asked == []
+
+
+def test_as_lm_studio(
+    node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
+) -> None:
+    """``--oss``, with no configuration: it lists the models and warms this one up first."""
+    arguments = ("--oss", "--local-provider", "lmstudio", "-m", MODEL, "Write made.txt, please.")
+    with playing(nano_artifact, vocabulary, (final("Hi"), *ANSWERS)) as recording:
+        done = codex(node, world, home, project, *arguments, url=f"{recording.url}/v1")
+    check(done, project, recording)
+    assert len(recording.prompts) == 3
+    assert len(recording.engine.prompts[2]) > 7000
+    assert "type multi_agent_v1__spawn_agent = " in recording.prompts[1]  # a namespace's tool
+
+
+def test_an_answer_by_a_schema(
+    node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
+) -> None:
+    """``--output-schema``, enforced by a grammar: the recorded model goes on where the schema is fulfilled, in vain."""
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    schema_file = home / "schema.json"
+    schema_file.write_text(json.dumps(schema | {"additionalProperties": False}), encoding="utf-8")
+    with playing(nano_artifact, vocabulary, [final('{"sum":72}')]) as recording:
+        configure(home, recording.url)
+        done = codex(node, world, home, project, "--output-schema", str(schema_file), "Add 27 and 45.")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"sum": 72}
+    assert "# Response Formats" in recording.prompts[0]
+
+
+def test_a_model_that_is_not_there(
+    node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
+) -> None:
+    with playing(nano_artifact, vocabulary, []) as recording:
+        configure(home, recording.url, "nobody")
+        done = codex(node, world, home, project, "Hello.")
+    assert done.returncode == 1
+    assert "there is no model 'nobody'. GET /v1/models lists those there are." in done.stderr

@@ -1,0 +1,89 @@
+"""JavaScript clients, unmodified, in Node, against a real server over nano."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.node import CLIENTS, Node, outside
+from tests.server.running import MODEL, Running
+
+pytestmark = pytest.mark.slow
+GUIDE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```javascript\n(.*?)```", GUIDE, re.DOTALL)
+SUM = "27 + 45 = 72"
+SUNNY = "It is 21 degrees and sunny in Paris."
+
+
+def run(node: Node, server: Running, script: str, folder: Path) -> tuple[dict[tuple[str, str], Any], str]:
+    """What a script wrote, by API and deed, and its warnings; nobody but the server was asked for anything."""
+    with outside() as world:
+        done = node.run(CLIENTS / script, server.url, MODEL, folder=folder, environment=world.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert world.asked == []
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(api, what): value for api, what, value in lines}, done.stderr
+
+
+def is_tom(person: dict[str, Any]) -> bool:
+    """The schema's keys, and what nano can copy; names it mixes up."""
+    return set(person) == {"name", "age", "city"} and (person["age"], person["city"]) == (34, "Rome")
+
+
+@pytest.fixture(scope="module")
+def ai_sdk(node: Node, server: Running, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Any, Any], str]:
+    return run(node, server, "ai_sdk.mjs", tmp_path_factory.mktemp("ai-sdk"))
+
+
+@pytest.mark.parametrize("api", ["responses", "stateless", "chat"])
+def test_the_ai_sdk(ai_sdk: tuple[dict[Any, Any], str], api: str) -> None:
+    did = {what: value for (one, what), value in ai_sdk[0].items() if one == api}
+    assert did.pop("text") == [SUM, "stop", True]
+    assert ("60 + 12 = 72" in did.pop("reasoning")) is (api == "stateless")  # where a summary is asked for
+    assert did.pop("stream") == [SUM, True, "stop"]
+    assert did.pop("steps") == [SUNNY, ["tool-calls", "stop"]]
+    assert did.pop("streamed steps") == [SUNNY, ["tool-call", "tool-result"]]
+    assert did.pop("required") == [["get_weather", {"city": "Paris"}]]
+    assert did.pop("asked") == ["Paris"] * 3
+    assert is_tom(did.pop("object"))
+    assert is_tom(did.pop("output"))
+    several, last = did.pop("partial outputs")
+    assert several
+    assert is_tom(last)
+    assert did.pop("cut") == "length"
+    assert did.pop("aborted") is True
+    assert did.pop("unknown model") == [True, 404]
+    assert did == {}
+
+
+def test_the_ai_sdk_has_nothing_to_warn_of(ai_sdk: tuple[dict[Any, Any], str]) -> None:
+    """Its warnings name the API: what it leaves out of a request, reasoning that it cannot bring back."""
+    assert "AI SDK Warning (" not in ai_sdk[1]
+
+
+def test_openais_own_client(node: Node, server: Running, tmp_path: Path) -> None:
+    did, warnings = run(node, server, "openai_sdk.mjs", tmp_path)
+    assert MODEL in did.pop(("models", "list"))
+    assert did.pop(("models", "unknown")) == [True, "model_not_found"]
+    assert did.pop(("chat", "stream")) == [SUM, True]
+    assert did.pop(("chat", "tools")) == SUNNY
+    assert did.pop(("chat", "streamed tools")) == SUNNY
+    assert did.pop(("chat", "asked")) == ["Paris"] * 2
+    assert is_tom(did.pop(("chat", "parsed")))
+    assert did.pop(("responses", "call")) == ["get_weather", {"city": "Paris"}, True]
+    assert did.pop(("responses", "results")) == [SUNNY] * 2
+    assert is_tom(did.pop(("responses", "parsed")))
+    assert did == {}
+    assert warnings == ""
+
+
+@pytest.mark.parametrize(("example", "said"), [*zip(EXAMPLES, ["The capital of France is Paris.", SUNNY], strict=True)])
+def test_the_guides_examples(node: Node, server: Running, tmp_path: Path, example: str, said: str) -> None:
+    script = tmp_path / "example.mjs"
+    script.write_text(example.replace("http://127.0.0.1:5272", server.url), encoding="utf-8")
+    done = node.run(script, folder=tmp_path)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, said, "")
