@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -39,18 +38,6 @@ def build(checkpoint: Path, out: Path) -> Path:
 def weights(model: Path) -> Path:
     """Its external data."""
     return model.with_name(f"{model.name}.data")
-
-
-def first_inputs(head_dim: int) -> Callable[[Any, Sequence[int]], dict[str, NDArray[Any]]]:
-    """What its graph is fed with a prompt and an empty cache."""
-
-    def inputs(session: Any, token_ids: Sequence[int]) -> dict[str, NDArray[Any]]:
-        ids = np.array([token_ids], np.int64)
-        past = [node for node in session.get_inputs() if node.name.startswith("past_key_values")]
-        cache = {node.name: np.empty((1, node.shape[1], 0, head_dim), np.float32) for node in past}
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids), **cache}
-
-    return inputs
 
 
 def signal_to_noise(checkpoint: Checkpoint, model: Path) -> dict[str, float]:
