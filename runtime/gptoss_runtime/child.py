@@ -30,10 +30,14 @@ _log = logging.getLogger(__name__)
 
 
 class Stream:
-    """What one request hears: events, an error, or None when its own ``cancel`` woke it."""
+    """What one request hears: events, an error, or None when its own ``cancel`` woke it.
+
+    ``begun`` is False where the process died before it came to this request, which another may then serve.
+    """
 
     def __init__(self, identity: int) -> None:
         self.id = identity
+        self.begun = True
         self.opened = time.perf_counter()
         self.heard: SimpleQueue[Event | Loaded | GptOssError | None] = SimpleQueue()
 
@@ -54,6 +58,7 @@ class Child:
         self._next = 1
         self._closing = False
         self.died: float | None = None  # time.monotonic() of its end
+        self.slots = 1  # until it says so
         self.pace = 0.0  # seconds that a generation takes, a running mean
         self._words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._process = _started()
@@ -80,7 +85,7 @@ class Child:
         assert isinstance(loaded, Loaded)
         self.pid: int = loaded.pid
         self.info: ModelInfo = loaded.info
-        self.slots: int = loaded.slots
+        self.slots = loaded.slots
 
     @property
     def alive(self) -> bool:
@@ -102,7 +107,7 @@ class Child:
             if self.alive:
                 self._streams[stream.id] = stream
             else:
-                self._fail(stream)
+                self._fail(stream, begun=False)
             return stream
 
     def send(self, message: object) -> None:
@@ -152,8 +157,8 @@ class Child:
         self._threads[1].join(_GRACE)  # its last words
         with self._lock:
             self.died = time.monotonic()
-            for stream in self._streams.values():
-                self._fail(stream)
+            for place, stream in enumerate(self._streams.values()):  # first come, first served
+                self._fail(stream, begun=place < self.slots)
             self._streams.clear()
 
     def _hand_out(self, event: Event | Loaded) -> None:
@@ -177,7 +182,8 @@ class Child:
                 self._words.append(line.rstrip())
                 _log.debug("%s", line.rstrip())
 
-    def _fail(self, stream: Stream) -> None:
+    def _fail(self, stream: Stream, *, begun: bool) -> None:
+        stream.begun = begun
         if self._closing:
             stream.heard.put(BackendError("the engine is closed", remedy="Load it again."))
         else:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, Timings, Usage
-from gptoss_runtime.errors import InvalidRequest
-from gptoss_runtime.grammar import Constraint
+from gptoss_runtime.errors import GptOssError, InvalidRequest
+from gptoss_runtime.grammar import Constraint, read_vocabulary
 from gptoss_runtime.options import GenerationOptions, check_bias, check_token_ids
 from gptoss_runtime.sampling import Sampler, token_logprobs
 
@@ -58,6 +58,12 @@ class LogitsEngine(Engine):
         options = options or GenerationOptions()
         check_bias(options, vocab_size=info.vocab_size)
         return LogitsGeneration(self, prompt, options)
+
+    def read_vocabulary(self) -> None:
+        """Reads what the first grammar would have to wait for; where that fails, the first grammar says why."""
+        if self._tokenizer is not None:
+            with contextlib.suppress(GptOssError):
+                read_vocabulary(self._tokenizer)
 
     def _constraint(self, grammar: str, stops: Iterable[int]) -> Constraint:
         if self._tokenizer is None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gptoss_runtime.artifact import read_json
 from gptoss_runtime.errors import ArtifactError, BackendUnavailable, InvalidRequest
 from gptoss_runtime.json_schema import check_bounds, embedded
+from gptoss_runtime.vocabulary import byte_alphabet
 
 _EOS = "<|endoftext|>"  # stands for "the grammar may end here"; the generation's stop tokens take its place
 _SCHEMA = re.compile(r"%json\s*")
@@ -200,6 +201,11 @@ def _check_costs(grammar: str) -> None:
         )
 
 
+def read_vocabulary(tokenizer: Path) -> None:
+    """Reads what the first grammar over this tokenizer.json would have to wait for. Raises as ``Constraint``."""
+    _tokenizer(tokenizer.absolute())
+
+
 def _tokenizer(path: Path) -> tuple[Any, int]:
     with _load_lock:  # so that two threads do not read it twice
         return _read_tokenizer(path, path.stat().st_mtime_ns if path.exists() else 0)
@@ -207,11 +213,38 @@ def _tokenizer(path: Path) -> tuple[Any, int]:
 
 @functools.lru_cache(maxsize=2)
 def _read_tokenizer(path: Path, _changed: int) -> tuple[Any, int]:
+    llguidance = _import_llguidance()
     try:
-        added = read_json(path)["added_tokens"]
-        eos = next(int(entry["id"]) for entry in added if entry["content"] == _EOS)
-        return _import_llguidance().LLTokenizer(path.read_text("utf-8"), eos_token=eos), eos
-    except (ValueError, KeyError, TypeError, StopIteration, OSError) as error:
+        vocabulary = _Vocabulary(read_json(path))
+        return llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary)), vocabulary.eos_token_id
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError) as error:
         raise ArtifactError(
             f"{path} cannot be used for grammars: {error!r}", remedy="Use a tokenizer.json of gpt-oss, unchanged."
         ) from error
+
+
+class _Vocabulary:
+    """A byte-level tokenizer.json's tokens: all that masks need. Its merges would take a second more to read.
+
+    Args:
+        content: of the file.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, content: Any) -> None:
+        ordinary: dict[str, int] = content["model"]["vocab"]
+        special = {int(entry["id"]): str(entry["content"]) for entry in content["added_tokens"]}
+        alphabet = byte_alphabet()
+        self.tokens = [b""] * (1 + max(*ordinary.values(), *special))
+        for text, token in ordinary.items():
+            self.tokens[token] = text.translate(alphabet).encode("latin-1")
+        for token, text in special.items():
+            self.tokens[token] = text.encode()
+        self.special_token_ids = sorted(special)
+        self.eos_token_id = next(token for token, text in special.items() if text == _EOS)
+        self._byte = {token: at for at, token in enumerate(self.tokens) if len(token) == 1}
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Some spelling of a text; none is asked for, as nothing is forced (``_BY_BYTES``)."""
+        return [self._byte[bytes([byte])] for byte in text]

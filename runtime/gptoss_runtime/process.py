@@ -35,7 +35,8 @@ class ProcessEngine(Engine):
 
     Generations begin at once, whether they are iterated or not, and advance fairly: a token each in turn, and one piece
     of a prompt between. One that is closed or garbage frees its place. The child ends with ``close``, with this object
-    and with this process; when it dies, running generations raise ``EngineDied`` and the next request starts another.
+    and with this process. When it dies, running generations raise ``EngineDied``; those that wait go to another, which
+    they start, as the next request does.
     """
 
     def __init__(self, load: Load, queue: int) -> None:
@@ -128,10 +129,7 @@ class ProcessEngine(Engine):
         prompt = check_token_ids(token_ids, vocab_size=info.vocab_size, context_length=info.context_length)
         options = options or GenerationOptions()
         check_bias(options, vocab_size=info.vocab_size)
-        child, stream = self._open()
-        generation = ProcessGeneration(self, child, stream, len(prompt))
-        child.send(Begin(stream.id, array("i", prompt), options))
-        return generation
+        return ProcessGeneration(self, prompt, options)
 
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
         """See ``Engine.logits``; other generations stand still meanwhile."""
@@ -198,16 +196,33 @@ class ProcessGeneration(Generation):
     The result's time to the first token includes waiting for a slot.
     """
 
-    def __init__(self, engine: ProcessEngine, child: Child, stream: Stream, prompt_tokens: int) -> None:
+    def __init__(self, engine: ProcessEngine, prompt: list[int], options: GenerationOptions) -> None:
         super().__init__()
         self._engine = engine  # which would end the child if nobody held it
-        self._stream = stream
-        self._prompt_tokens = prompt_tokens
+        self._prompt = array("i", prompt)
+        self._options = options
         self._new = self._cached = 0
         self._first = self._last = 0.0
         self._ended = False
-        self._abandon = weakref.finalize(self, child.cancel, stream.id)
+        self._begin()
+        self._opened = self._stream.opened
+
+    def _begin(self) -> None:
+        child, self._stream = self._engine._open()
+        self._abandon = weakref.finalize(self, child.cancel, self._stream.id)
         self._abandon.atexit = False
+        child.send(Begin(self._stream.id, self._prompt, self._options))
+
+    def _begin_again(self) -> None:
+        """In another process, as the last one died before it came to this."""
+        self._abandon.detach()
+        try:
+            self._begin()
+        except GptOssError:
+            self._end(None)
+            raise
+        if self._cancel.is_set():  # of the one before, perhaps
+            self.cancel()
 
     def __next__(self) -> int:
         if self._ended:
@@ -222,8 +237,11 @@ class ProcessGeneration(Generation):
                 self.logprobs.extend(heard.logprobs)
                 return heard.token
             case Ended(result=GenerationResult() as result):
-                first = self._first - self._stream.opened
+                first = self._first - self._opened
                 self._end(replace(result, timings=replace(result.timings, time_to_first_token=first)))
+            case EngineDied() if not self._stream.begun:
+                self._begin_again()
+                return next(self)
             case GptOssError():
                 self._end(None)
                 raise heard
@@ -244,8 +262,8 @@ class ProcessGeneration(Generation):
             self._end(self._cut())
 
     def _cut(self) -> GenerationResult:
-        usage = Usage(prompt_tokens=self._prompt_tokens, new_tokens=self._new, cached_tokens=self._cached)
-        timings = Timings.measured(usage, started=self._stream.opened, first=self._first, last=self._last)
+        usage = Usage(prompt_tokens=len(self._prompt), new_tokens=self._new, cached_tokens=self._cached)
+        timings = Timings.measured(usage, started=self._opened, first=self._first, last=self._last)
         return GenerationResult(FinishReason.CANCELLED, None, usage, timings)
 
     def _end(self, result: GenerationResult | None) -> None:

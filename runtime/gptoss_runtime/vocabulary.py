@@ -67,7 +67,7 @@ def tiktoken_bytes(tokenizer: Path) -> bytes:
         vocabulary: dict[str, int] = content["model"]["vocab"]
         specials = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
         by_rank = sorted((rank, token) for token, rank in vocabulary.items() if token not in specials)
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         lines = [
             b"%s %d\n" % (base64.b64encode(token.translate(alphabet).encode("latin-1")), rank)
             for rank, token in by_rank
@@ -80,7 +80,7 @@ def tiktoken_bytes(tokenizer: Path) -> bytes:
     return data
 
 
-def _byte_alphabet() -> dict[int, int]:
+def byte_alphabet() -> dict[int, int]:
     """GPT-2's alphabet, backwards: code point -> byte. Printable bytes stand for themselves, others from 256 up."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)

@@ -10,13 +10,15 @@ import os
 import signal
 import sys
 import threading
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import IO, NoReturn
 
 from gptoss_runtime.decoding import LogitsEngine
 from gptoss_runtime.engine import Engine
 from gptoss_runtime.pipe import BUFFER, Event, Load, Loaded, Outbox, Raised, Request, receive
 from gptoss_runtime.scheduler import Scheduler, as_ours
+
+_QUIET = 0.05  # seconds without a request: long enough that whoever loaded it has tried it
 
 
 def main() -> None:
@@ -47,10 +49,23 @@ def _serve(engine: LogitsEngine, inbox: SimpleQueue[Request], outbox: Outbox) ->
         while not inbox.empty():
             scheduler.handle(inbox.get())
 
+    quiet = False
+
+    def wait() -> Request:
+        """The next request; in the first quiet moment reads the vocabulary, so that no grammar has to wait for it."""
+        nonlocal quiet
+        if not quiet:
+            try:
+                return inbox.get(timeout=_QUIET)
+            except Empty:
+                quiet = True
+                engine.read_vocabulary()
+        return inbox.get()
+
     scheduler = Scheduler(engine, send)
     while not outbox.broken and not scheduler.lost:
         if scheduler.idle:
-            scheduler.handle(inbox.get())
+            scheduler.handle(wait())
         scheduler.turns(between=read)
 
 

@@ -77,6 +77,16 @@ def test_text_that_looks_like_a_special_token_is_text(tokenizer: Path, harmony: 
         assert rule.allowed()[RETURN]
 
 
+def test_the_vocabulary_is_what_the_tokenizer_says(tokenizer: Path) -> None:
+    """llguidance can read tokenizer.json itself, which takes a second longer."""
+    tokens, eos = grammar_module._tokenizer(tokenizer)
+    whole = grammar_module._import_llguidance().LLTokenizer(tokenizer.read_text("utf-8"), eos_token=eos)
+    assert tokens.vocab_size == whole.vocab_size
+    for token in (*range(0, whole.vocab_size, 7), *range(199_990, whole.vocab_size)):
+        assert tokens.decode_bytes([token]) == whole.decode_bytes([token])
+        assert tokens.is_special_token(token) == whole.is_special_token(token)
+
+
 def test_the_tokenizer_is_read_once(tokenizer: Path) -> None:
     constraint(tokenizer, 'start: "a"')
     before = grammar_module._read_tokenizer.cache_info()

@@ -292,3 +292,14 @@ def test_a_generation_holds_its_engine(nano_artifact: Path) -> None:
     del generation
     gc.collect()
     until(lambda: not child.is_running())
+
+
+def test_a_quiet_child_reads_what_grammars_need(nano_artifact: Path) -> None:
+    """Seen by its memory: before any grammar was asked for."""
+    with ProcessEngine.load(nano_artifact, threads=1) as engine:
+        list(engine.generate([1], GREEDY))
+        before, end = engine.memory(), time.monotonic() + 60
+        while engine.memory() < before + 20 * 2**20:
+            assert time.monotonic() < end, "nothing was read"
+            time.sleep(0.02)
+        assert list(engine.generate([1], GenerationOptions(stop_token_ids=(), grammar='start: "a"'))) == [64]

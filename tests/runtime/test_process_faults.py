@@ -59,8 +59,8 @@ def instead_of_genai(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -
 
 def test_killed_in_mid_stream(nano_artifact: Path, engine: Engine) -> None:
     with ProcessEngine.load(nano_artifact, threads=1, slots=2) as process:
-        streams = [process.generate(PROMPT[at:], ENDLESS) for at in range(3)]
-        for stream in streams[:2]:
+        streams = [process.generate(PROMPT[at:], ENDLESS) for at in range(2)]
+        for stream in streams:
             next(stream)
         first = process.pid
         psutil.Process(first).kill()
@@ -76,6 +76,34 @@ def test_killed_in_mid_stream(nano_artifact: Path, engine: Engine) -> None:
         assert list(process.generate(PROMPT, GREEDY)) == list(engine.generate(PROMPT, GREEDY))
         assert process.pid != first
         assert process.restarts == 1
+
+
+def test_what_waited_when_it_was_killed_is_served_by_the_next(nano_artifact: Path, engine: Engine) -> None:
+    with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
+        running = process.generate(PROMPT, ENDLESS)
+        next(running)
+        waiting = [process.generate(PROMPT[at:], GREEDY) for at in range(4)]
+        waiting[3].cancel()
+        psutil.Process(process.pid).kill()
+        with pytest.raises(EngineDied):
+            list(running)
+        for at, stream in enumerate(waiting[:3]):
+            assert list(stream) == list(engine.generate(PROMPT[at:], GREEDY))
+            assert stream.result.timings.time_to_first_token > stream.result.timings.prefill_seconds
+        assert list(waiting[3]) == []
+        assert process.restarts == 1
+
+
+def test_what_waited_hears_that_there_is_no_next(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptoss_runtime.process._CRASHES", 1)
+    with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
+        running, waiting = process.generate(PROMPT, ENDLESS), process.generate(PROMPT, GREEDY)
+        next(running)
+        psutil.Process(process.pid).kill()
+        for stream in (running, waiting):
+            with pytest.raises(EngineDied):
+                list(stream)
+            assert list(stream) == []
 
 
 def test_killed_while_idle(nano_artifact: Path) -> None:

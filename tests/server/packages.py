@@ -68,6 +68,8 @@ def run(
     packages: Path, *command: str, folder: Path, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs Python with the packages before all others, to its end."""
+    # onnxruntime_genai leaves there, when it is imported, which onnxruntime every other genai shall load
+    inherited = {name: value for name, value in os.environ.items() if name != "ORT_LIB_PATH"}
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
@@ -75,6 +77,6 @@ def run(
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, **(environment or {}), "PYTHONPATH": str(packages), "PYTHONUTF8": "1"},
+        env={**inherited, **(environment or {}), "PYTHONPATH": str(packages), "PYTHONUTF8": "1"},
         timeout=300,
     )

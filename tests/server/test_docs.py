@@ -17,3 +17,14 @@ def test_every_test_it_names_exists() -> None:
     assert [
         name for name in re.findall(r"`(test_\w+\.py)`", page) if not (ROOT / "tests" / "server" / name).exists()
     ] == []
+
+
+def test_every_cell_of_ours_has_a_test_or_is_a_no() -> None:
+    table = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").split("## Beside others")[1]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) > 20
+    assert {len(row) for row in rows} == {6}
+    for what, ours, *theirs in rows[1:]:
+        assert ours.strip() in ("no", "gpt-oss") or re.search(r": `test_\w+`", ours), what
+        for cell in theirs:  # told how it is known
+            assert re.search(r" [msdr]\W*(, \w+ d )?$", cell) or cell.strip() == "?", (what, cell)

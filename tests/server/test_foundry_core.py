@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from gptoss_convert.workflow import convert
@@ -59,6 +61,16 @@ def test_the_core_is_too_old_for_mxfp4(core: Path, nano_artifact: Path, home: di
     assert done.returncode == 0, done.stderr[-2000:]
     assert "refused" in done.stdout
     assert "Could not find an implementation for QMoE" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the SDK loads onnxruntime by another way")
+def test_the_core_with_a_newer_onnxruntime(
+    core: Path, nano_artifact: Path, home: dict[str, str], tmp_path: Path
+) -> None:
+    [library] = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    done = run(core, CLIENT, str(nano_artifact), folder=tmp_path, environment={**home, "ORT_LIB_PATH": str(library)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].split("\t") == ["streamed", ADDS, "27 + 45 = 72"]
 
 
 def test_the_example_of_the_page(core: Path, int4_artifact: Path, home: dict[str, str], tmp_path: Path) -> None:

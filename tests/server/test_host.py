@@ -190,8 +190,10 @@ def test_the_registry_adds_its_models(nano_artifact: Path, tmp_path: Path) -> No
     catalog = Catalog.of(None, registry)
     assert f"{MODEL}:cpu" in [entry.id for entry in catalog.entries()]
     assert catalog.find(f"{MODEL}:cpu").path == nano_artifact.resolve()
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ModelNotFound) as raised:
         catalog.find(str(nano_artifact))
+    assert raised.value.remedy is not None
+    assert raised.value.remedy.endswith("GET /v1/models lists those on this machine.")
     named = Catalog.of(str(nano_artifact), registry)
     assert named.default == Artifact.open(nano_artifact).name
     assert [entry.path for entry in named.entries()].count(nano_artifact.resolve()) == 1

@@ -230,3 +230,12 @@ def test_logs_hold_no_prompts_and_no_keys(
     assert "loaded" in out
     assert secret not in out
     assert KEY not in out
+
+
+def test_a_request_has_an_id(server: Running) -> None:
+    own = ("Host", f"localhost:{server.port}")
+    assert send(server.port, [own, ("X-Request-Id", "mine-1")])[1]["x-request-id"] == "mine-1"
+    assert send(server.port, [("Host", "evil.com"), ("X-Request-Id", "mine-2")])[1]["x-request-id"] == "mine-2"
+    made = {send(server.port, [own, *given])[1]["x-request-id"] for given in ([], [("X-Request-Id", "a b")])}
+    assert len(made) == 2
+    assert all(name.startswith("req_") for name in made)

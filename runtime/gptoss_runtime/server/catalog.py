@@ -76,7 +76,11 @@ class Catalog:
         if folder is None:
             if self._registry is None:
                 raise ModelNotFound(f"there is no model {name[:80]!r}", remedy="GET /v1/models lists those there are.")
-            folder = self._registry.resolve(name, paths=False).resolve()
+            try:
+                folder = self._registry.resolve(name, paths=False).resolve()
+            except ModelNotFound as error:  # it knows names that are nowhere here, and not those this server was given
+                more = f"{error.remedy} GET /v1/models lists those on this machine."
+                raise ModelNotFound(error.message, remedy=more) from error
         return _entry(name, folder)
 
     def entries(self) -> list[Entry]:

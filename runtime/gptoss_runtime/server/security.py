@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import json
 import re
+import uuid
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +22,7 @@ from gptoss_runtime.server.settings import LOOPBACK_NAMES, Settings, bracketed
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?")
 _OPEN = ("/", "/health", "/favicon.ico")  # what needs no key: a page that asks for it has to load first
 _OPEN_FOLDER = "/page/"
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _SHIELD = {
     "x-content-type-options": "nosniff",
@@ -52,7 +54,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = _Headers(scope["headers"])
-        extra = dict(_SHIELD)
+        extra = _SHIELD | {"x-request-id": _request_id(headers)}
         try:
             host = self._check_host(headers, scope)
             extra |= self._check_origin(headers, f"{scope['scheme']}://{host}")
@@ -161,6 +163,12 @@ class _Headers:
         """The value, or "" where there is none or more than one."""
         values = self.all(name)
         return values[0] if len(values) == 1 else ""
+
+
+def _request_id(headers: _Headers) -> str:
+    """The client's own name for its request where it gives one, so that it finds it again; else a new one."""
+    given = headers.one("x-request-id")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:

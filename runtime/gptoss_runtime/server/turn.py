@@ -222,14 +222,13 @@ def prepare(engine: Engine, harmony: Harmony, request: TurnRequest) -> tuple[lis
 
 
 def warm_up(engine: Engine, harmony: Harmony) -> None:
-    """Generates one token, so that what is made on first use (the grammar's vocabulary) is there for the first client.
+    """Generates one token, so that what is made on first use is there for the first client.
 
     Raises:
         GptOssError: the engine does not work.
     """
-    asked = TurnRequest((Message("user", ""),), options=GenerationOptions(max_new_tokens=1))
-    ids, options = prepare(engine, harmony, asked)
-    with engine.generate(ids, options) as generation:
+    ids = prompt(engine, harmony, TurnRequest((Message("user", ""),)))
+    with engine.generate(ids, GenerationOptions(max_new_tokens=1)) as generation:
         for _ in generation:
             pass
 

@@ -1,0 +1,298 @@
+"""A server under load: many clients that stream, leave, read slowly and ask what is wrong; every answer is checked.
+
+    python -m benchmarks.server_load ARTIFACT [--clients 64] [--seconds 600] [--slots 4] [--queue 64] [--threads N]
+        [--kill SECONDS] [--seed 0] [--json]
+
+First every question is asked alone; under load each answer has to be the same to the last token, with the request's id,
+with ids that nobody else has, and with an end. ``--kill`` ends the engine's process with SIGKILL so often: requests
+under way then get an error, and later ones an answer. Memory is that of the server and its engine's process, its slope
+that of a line through the second half of the samples. Exits with 1 if anything was lost, mixed up or left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from benchmarks.questions import INVALID, Question, Said, encoded, questions
+from benchmarks.served import Served, served
+from benchmarks.wire import Answer, posted
+
+_KINDS = {"stream": 62, "whole": 10, "leave": 12, "slow": 8, "invalid": 8}  # of requests, in percent
+_HANGS = 120.0  # seconds without an answer: the request is lost
+_PAUSE = 1.0  # seconds that a client waits at most when it is told to come back
+_SAMPLE = 0.5  # seconds between two looks at the memory
+
+
+@dataclass(slots=True)
+class Load:
+    """A run: what is known before it, and what came of it."""
+
+    server: Served
+    random: random.Random
+    expected: dict[int, tuple[object, ...]] = field(default_factory=dict)
+    asked: list[Question] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    tokens: int = 0
+    kills: list[float] = field(default_factory=list)
+    memory: list[tuple[float, int, int]] = field(default_factory=list)  # when, server, engine
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the server is."""
+        return self.server.host, self.server.port
+
+
+async def quiet_pass(load: Load) -> None:
+    """Asks every question alone; what is said then is what has to be said under load."""
+    load.asked = list(questions(load.server.model))
+    for at, question in enumerate(load.asked):
+        said = Said()
+        content = encoded(question, stream=False)
+        async with posted(load.address, question.path, content, request_id="quiet") as answer:
+            body = await answer.body()
+            assert answer.status == 200, body
+            said.read(question.path, json.loads(body))
+        assert question.says in str(said.same), (question, said)
+        load.expected[at] = said.same
+
+
+async def client(load: Load, until: float) -> None:
+    """One client: request after request."""
+    kinds, weights = list(_KINDS), list(_KINDS.values())
+    while time.perf_counter() < until:
+        kind = load.random.choices(kinds, weights)[0]
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(_HANGS):
+                outcome = await (refused(load) if kind == "invalid" else ask(load, kind))
+        except Exception as error:
+            outcome = f"{kind}: {type(error).__name__}: {error}"
+        if outcome not in ("answered", "left", "refused", "overloaded", "died"):
+            load.faults.append(outcome)
+            outcome = "faults"
+        if outcome == "died" and not any(started < at + 5 for at in load.kills):
+            load.faults.append("an engine that nobody killed has died")
+        load.counts[outcome] += 1
+        load.counts[f"{outcome} ({kind})"] += 1
+        if outcome == "overloaded":
+            await asyncio.sleep(load.random.uniform(0, _PAUSE))
+
+
+async def refused(load: Load) -> str:
+    """A request with something wrong in it."""
+    path, body = load.random.choice(INVALID)
+    content = json.dumps({"model": load.server.model} | body).encode()
+    async with posted(load.address, path, content, request_id="invalid") as answer:
+        error = json.loads(await answer.body())["error"]
+        if answer.status == 503:
+            return _overloaded(answer)
+        fine = answer.status == 400 and error["type"] == "invalid_request_error" and error["message"]
+        return "refused" if fine else f"status {answer.status} for {body}: {error}"
+
+
+async def ask(load: Load, kind: str) -> str:
+    """One question, read to its end or not; what became of it."""
+    at = load.random.randrange(len(load.asked))
+    question, name = load.asked[at], f"request-{next(load.numbers)}"
+    content = encoded(question, stream=kind != "whole")
+    patience = load.random.uniform(0, 10) if kind == "leave" else _HANGS
+    said, started = Said(), time.perf_counter()
+    try:
+        async with (
+            asyncio.timeout(patience),
+            posted(load.address, question.path, content, request_id=name, slow=kind == "slow") as answer,
+        ):
+            if answer.headers["x-request-id"] != name:
+                return f"{answer.headers['x-request-id']} answers {name}"
+            if answer.status != 200:
+                return _unanswered(answer, json.loads(await answer.body()))
+            if kind == "whole":
+                said.read(question.path, json.loads(await answer.body()))
+            elif not await heard(load, question, kind, answer, said, started):
+                return "left"
+    except TimeoutError:
+        if kind != "leave":
+            return f"{kind}: nothing in {_HANGS:.0f} seconds"
+        return "left"
+    return _checked(load, at, question, said)
+
+
+async def heard(load: Load, question: Question, kind: str, answer: Answer, said: Said, started: float) -> bool:
+    """Reads a stream; False where the client left before its end."""
+    leaves_after = load.random.randrange(40) if kind == "leave" else None
+    count = 0
+    async for at, event in answer.events():
+        if said.hear(question.path, event):
+            if not count and kind == "stream":
+                load.firsts.append(at - started)
+            count += 1
+        if leaves_after is not None and count >= leaves_after:
+            return False
+        if kind == "slow" and load.random.random() < 0.2:
+            await asyncio.sleep(load.random.uniform(0, 0.5))
+    return True
+
+
+def _unanswered(answer: Answer, body: dict[str, Any]) -> str:
+    if answer.status == 503:
+        return _overloaded(answer)
+    if answer.status == 500 and body["error"]["code"] == "engine_error":
+        return "died"
+    return f"status {answer.status}: {body}"
+
+
+def _overloaded(answer: Answer) -> str:
+    return "overloaded" if int(answer.headers.get("retry-after", 0)) >= 1 else "503 without Retry-After"
+
+
+def _checked(load: Load, at: int, question: Question, said: Said) -> str:
+    if said.ids & load.ids or len(said.ids) > 1:
+        return f"an id that another answer has: {said.ids}"
+    load.ids |= said.ids
+    if not said.done:
+        return "a stream without an end"
+    if said.sequence != list(range(len(said.sequence))):
+        return f"sequence numbers {said.sequence}"
+    if said.error is not None:
+        return "died" if "process ended" in said.error["message"] else f"an error: {said.error}"
+    if said.same != load.expected[at]:
+        mixed = "" if question.says in str(said.same) else "mixed up: "
+        return f"{mixed}{question.body} was answered {said.same}, alone {load.expected[at]}"
+    load.tokens += said.tokens
+    return "answered"
+
+
+async def kill(load: Load, every: float) -> None:
+    """Ends the engine's process now and then."""
+    while True:
+        await asyncio.sleep(every)
+        for engine in psutil.Process(load.server.pid).children():
+            load.kills.append(time.perf_counter())
+            engine.kill()
+
+
+async def watch(load: Load) -> None:
+    """Samples the memory."""
+    server = psutil.Process(load.server.pid)
+    started = time.perf_counter()
+    while True:
+        try:
+            engine = sum(child.memory_info().rss for child in server.children(recursive=True))
+        except psutil.NoSuchProcess:  # killed just now
+            engine = 0
+        if engine:
+            load.memory.append((time.perf_counter() - started, server.memory_info().rss, engine))
+        await asyncio.sleep(_SAMPLE)
+
+
+async def run(load: Load, clients: int, seconds: float, kill_every: float | None) -> dict[str, Any]:
+    """The whole run: what there is to report."""
+    server = psutil.Process(load.server.pid)
+    await quiet_pass(load)
+    threads, started = server.num_threads(), time.perf_counter()
+    beside = [asyncio.create_task(watch(load))]
+    if kill_every is not None:
+        beside.append(asyncio.create_task(kill(load, kill_every)))
+    await asyncio.gather(*(client(load, started + seconds) for _ in range(clients)))
+    took = time.perf_counter() - started
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
+    if load.kills and not await _answers(load):
+        load.faults.append("no answer after the last kill")
+    await _settled(load, server, threads)
+    return _report(load, took)
+
+
+async def _answers(load: Load) -> bool:
+    return await ask(load, "stream") == "answered"
+
+
+async def _settled(load: Load, server: psutil.Process, threads: int) -> None:
+    """Nothing runs, waits or is left of what did, soon after the last client has gone."""
+    for _ in range(100):
+        gauges = await _gauges(load)
+        if not any(gauges.values()) and server.num_threads() <= threads:
+            return
+        await asyncio.sleep(0.1)
+    load.faults.append(f"left behind: {gauges}, {server.num_threads()} threads where there were {threads}")
+
+
+async def _gauges(load: Load) -> dict[str, float]:
+    reader, writer = await asyncio.open_connection(*load.address)
+    writer.write(f"GET /metrics HTTP/1.1\r\nHost: localhost:{load.server.port}\r\nConnection: close\r\n\r\n".encode())
+    lines = (await reader.read(-1)).decode().splitlines()
+    writer.close()
+    found = (
+        line.split() for line in lines if line.startswith(("gptoss_requests_waiting ", "gptoss_requests_running "))
+    )
+    return {name: float(value) for name, value in found}
+
+
+def _report(load: Load, took: float) -> dict[str, Any]:
+    half = load.memory[len(load.memory) // 2 :]
+    quantiles = statistics.quantiles(load.firsts, n=100) if len(load.firsts) > 1 else [0.0] * 99
+    memory = {}
+    for at, name in ((1, "server"), (2, "engine")):
+        sizes = [sample[at] / 2**20 for sample in half]
+        slope = statistics.linear_regression([sample[0] / 60 for sample in half], sizes).slope if len(half) > 1 else 0.0
+        memory |= {f"{name}_mb": sizes[-1], f"{name}_mb_a_minute": slope}
+    return {
+        "seconds": took,
+        "answers_a_second": load.counts["answered"] / took,
+        "tokens_a_second": load.tokens / took,
+        "first_token_p50_ms": 1e3 * quantiles[49],
+        "first_token_p99_ms": 1e3 * quantiles[98],
+        **memory,
+        "kills": len(load.kills),
+        "counts": dict(sorted(load.counts.items())),
+        "faults": load.faults,
+    }
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--queue", type=int, default=64)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--kill", type=float, metavar="SECONDS")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    options = ["--slots", str(given.slots), "--queue", str(given.queue)]
+    options += [] if given.threads is None else ["--threads", str(given.threads)]
+    with served(given.artifact, *options) as server:
+        load = Load(server, random.Random(given.seed))
+        report = asyncio.run(run(load, given.clients, given.seconds, given.kill))
+    if given.json:
+        print(json.dumps(report))
+    else:
+        faults, counts = report.pop("faults"), report.pop("counts")
+        for name, value in (report | counts).items():
+            print(f"{name:28} {value:12,.1f}")
+        print("\n".join(faults[:20]) or "nothing was lost, mixed up or left behind")
+    sys.exit(1 if load.faults else 0)
+
+
+if __name__ == "__main__":
+    main()

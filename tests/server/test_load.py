@@ -1,0 +1,25 @@
+"""Many clients at once: the load benchmark, short, with an engine killed in the middle of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_nothing_is_lost_or_mixed_up_under_load(nano_artifact: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.server_load", str(nano_artifact), "--threads", "1", "--json"]
+    sizes = ["--clients", "8", "--seconds", "15", "--slots", "2", "--queue", "4", "--kill", "8"]
+    done = subprocess.run([*command, *sizes], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    report = json.loads(done.stdout)
+    assert report["faults"] == []
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # nothing unforeseen was logged
+    assert report["kills"] == 1
+    counts = report["counts"]
+    assert counts["died"] >= 1  # those under way, and no others: that is one of the faults
+    assert counts["overloaded"] >= 1  # eight clients, six places
+    assert counts["answered"] >= 8
