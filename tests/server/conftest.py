@@ -31,7 +31,7 @@ def serve(nano_artifact: Path, vocabulary: Path) -> Callable[..., AbstractContex
     def start(*, engine: dict[str, Any] | None = None, host: dict[str, Any] | None = None, **settings: Any) -> Any:
         options = EngineOptions(threads=1, **(engine or {"slots": 2}))
         models = ModelHost(Catalog({MODEL: nano_artifact}), options.make, cache=vocabulary, **(host or {}))
-        return serving(Settings(port=0, **settings), models)
+        return serving(Settings(port=0, **{"tell_date": False, **settings}), models)
 
     return start
 

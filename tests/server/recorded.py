@@ -68,17 +68,20 @@ class Recording:
 
 
 @contextlib.contextmanager
-def playing(artifact: Path, vocabulary: Path, answers: Sequence[str]) -> Iterator[Recording]:
+def playing(
+    artifact: Path, vocabulary: Path, answers: Sequence[str], *, tell_date: bool = False
+) -> Iterator[Recording]:
     """A server under nano's name whose model gives these answers, one after the other.
 
     Args:
         artifact: whose tokenizer it has.
         vocabulary: where harmony's is kept.
+        tell_date: as the server's setting.
         answers: as ``thought``, ``call`` and ``final`` write them.
     """
     harmony = Harmony.load(artifact / TOKENIZER, cache=vocabulary)
     scripts = [[], *(ids_of(harmony, answer) for answer in answers)]  # loading a model generates once
     engine = ScriptedEngine(scripts, context_length=_CONTEXT, tokenizer=artifact / TOKENIZER)
     host = ModelHost(Catalog({MODEL: artifact}), lambda _: engine, cache=vocabulary)
-    with serving(Settings(port=0), host) as running:
+    with serving(Settings(port=0, tell_date=tell_date), host) as running:
         yield Recording(running.url, engine, harmony)

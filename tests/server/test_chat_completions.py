@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from gptoss_runtime.harmony import Harmony
+from tests.server.recorded import final, playing
 from tests.server.running import MODEL, PERSON, WEATHER, ask
 
 SUM = ask("What is 27 + 45?")
@@ -289,3 +291,16 @@ def test_counting(client: openai.OpenAI, http: httpx.Client) -> None:
 
 def _text(client: openai.OpenAI, **body: Any) -> str:
     return client.chat.completions.create(**body).choices[0].message.content or ""
+
+
+@pytest.mark.parametrize("tell_date", [True, False])
+def test_the_model_is_told_the_date(nano_artifact: Path, vocabulary: Path, tell_date: bool) -> None:
+    before = datetime.date.today()
+    with playing(nano_artifact, vocabulary, [final("Hi")] * 2, tell_date=tell_date) as recording:
+        url = f"{recording.url}/v1/chat/completions"
+        counted = httpx.post(f"{url}/input_tokens", json=ask("hello")).json()
+        answered = httpx.post(url, json=ask("hello")).json()
+        prompt = recording.prompts[-1]
+    told = [day for day in (before, datetime.date.today()) if f"Current date: {day}" in prompt]
+    assert bool(told) == tell_date == ("Current date" in prompt)
+    assert counted["input_tokens"] == answered["usage"]["prompt_tokens"]

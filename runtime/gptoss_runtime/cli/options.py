@@ -29,7 +29,7 @@ TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that
 TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is all.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 EffortOption = Annotated[str, typer.Option(help="How long to reason: low, medium or high.")]
-Date = Annotated[bool, typer.Option(help="Tell the model today's date.")]
+Date = Annotated[bool, typer.Option(envvar="GPTOSS_DATE", show_envvar=True, help="Tell the model today's date.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 

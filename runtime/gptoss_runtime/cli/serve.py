@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gptoss_runtime.cli.options import ContextLength, Device, Json, Threads
+from gptoss_runtime.cli.options import ContextLength, Date, Device, Json, Threads
 from gptoss_runtime.server.settings import DEFAULT_HOST, DEFAULT_PORT
 
 
@@ -44,6 +44,7 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait beside them; more are refused with 503.")] = 64,
     ttl: Annotated[float, typer.Option(help="Seconds without a request until a model is unloaded; 0: never.")] = 0.0,
     max_loaded: Annotated[int, typer.Option(help="Models in memory at once.")] = 1,
+    date: Date = True,
     json_output: Json = False,
 ) -> None:
     """Serve models over OpenAI's API, Foundry Local's routes and a web page."""
@@ -73,6 +74,7 @@ def serve(
         api_key=api_key,
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
+        tell_date=date,
     )
     options = EngineOptions(provider, device, threads, context_length, slots, queue)
     catalog = Catalog.of(model, Registry())

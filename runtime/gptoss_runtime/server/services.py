@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from starlette.requests import Request
@@ -35,6 +36,10 @@ class Services:
         services: Self = request.app.state.services
         return services
 
+    def dated(self, asked: TurnRequest) -> TurnRequest:
+        """The request with today's date, if the model is to be told."""
+        return replace(asked, date=datetime.date.today()) if self.settings.tell_date else asked
+
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Runs work that no client waits for; what it raises, it has kept itself."""
         task = asyncio.create_task(work)
@@ -55,7 +60,7 @@ async def begin(services: Services, request: Request, model: str | None, asked: 
         ClientGone: nobody waits any more.
     """
     lease = await services.host.lease(model)
-    turn = Turn(lease, asked, services.metrics)
+    turn = Turn(lease, services.dated(asked), services.metrics)
     await while_connected(request, turn.start(), turn.cancel)
     return turn
 
@@ -68,6 +73,6 @@ async def count(services: Services, model: str | None, asked: TurnRequest) -> in
     """
     lease = await services.host.lease(model)
     try:
-        return len(await asyncio.to_thread(prompt, lease.engine, lease.harmony, asked))
+        return len(await asyncio.to_thread(prompt, lease.engine, lease.harmony, services.dated(asked)))
     finally:
         lease.release()

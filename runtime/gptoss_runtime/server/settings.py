@@ -53,6 +53,7 @@ class Settings:
         allow_hosts: names, with or without a port, that a Host header may have beside the loopback names.
         allow_origins: web origins ("https://app.example") whose pages may call; others are refused.
         limits: see ``Limits``.
+        tell_date: whether the model is told today's date, as gpt-oss is used to.
 
     Raises:
         InvalidRequest: an address outside loopback without an API key, or a value that cannot be one.
@@ -64,6 +65,7 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    tell_date: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import threading
 import time
 from collections import deque
@@ -46,6 +47,7 @@ class TurnRequest:
         stops: strings that end the answer.
         choices: how many answers, made one after the other.
         drop_oldest: leave out the oldest turns of a conversation that does not fit, instead of refusing it.
+        date: told to the model as today's.
     """
 
     messages: tuple[Message, ...]
@@ -58,6 +60,7 @@ class TurnRequest:
     stops: tuple[str, ...] = ()
     choices: int = 1
     drop_oldest: bool = False
+    date: datetime.date | None = None
 
 
 class Lease(Protocol):
@@ -255,7 +258,11 @@ def _rendered(engine: Engine, harmony: Harmony, request: TurnRequest) -> list[in
     if sum(map(len, texts)) > room * _USUAL:
         _count(harmony, texts, room)
     ids = harmony.render(
-        request.messages, tools=request.tools, effort=request.effort, response_format=request.response_format
+        request.messages,
+        tools=request.tools,
+        effort=request.effort,
+        date=request.date,
+        response_format=request.response_format,
     )
     if len(ids) >= room:
         raise _overflow(f"{len(ids):,} tokens", room)
