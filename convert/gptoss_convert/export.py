@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from gptoss_convert import writing
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import OutputError
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import decoder
@@ -21,7 +20,6 @@ from gptoss_convert.weights import layout
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
-SHORT_FILE = "short.onnx"
 
 
 @dataclass(frozen=True)
@@ -31,13 +29,13 @@ class Export:
     Attributes:
         model: the model file.
         weights: its external data, and the report on it.
-        short: the same model with only its first layers, one of each kind at least, over the same external data: what
-            can be run in little memory. ``model`` itself where there are no more layers.
+        short: models of one layer, the first, over the same external data, one for each kind of attention: what can be
+            run in little memory. None where there are no more layers than kinds.
     """
 
     model: Path
     weights: writing.WrittenWeights
-    short: Path
+    short: tuple[Path, ...]
 
 
 def export(
@@ -69,13 +67,14 @@ def export(
     if kept is not None:
         for name in written.files:
             link(kept / name, folder / name)
-    model = short = _save(g, target, written, folder / MODEL_FILE)
-    layers = _of_each_kind(checkpoint.config)
-    if layers < checkpoint.config.num_hidden_layers:
-        config = replace(checkpoint.config, num_hidden_layers=layers)
-        cut = _built(Checkpoint(checkpoint.path, config, checkpoint.tensors), target, quantisation, logits)
-        short = _save(cut, target, written, folder / SHORT_FILE)
-    return Export(model, written, short)
+    model, short = _save(g, target, written, folder / MODEL_FILE), list[Path]()
+    kinds = sorted(set(checkpoint.config.layer_types))
+    if len(kinds) < checkpoint.config.num_hidden_layers:
+        for kind in kinds:
+            config = replace(checkpoint.config, num_hidden_layers=1, layer_types=(kind,))
+            cut = _built(Checkpoint(checkpoint.path, config, checkpoint.tensors), target, quantisation, logits)
+            short.append(_save(cut, target, written, folder / f"{kind}.onnx"))
+    return Export(model, written, tuple(short))
 
 
 def weights_size(checkpoint: Checkpoint, target: Target, quantisation: Quantisation) -> int:
@@ -96,9 +95,3 @@ def _save(g: GraphBuilder, target: Target, written: writing.WrittenWeights, file
     except OSError as error:
         raise OutputError(f"{file}: {error.strerror or error}") from error
     return file
-
-
-def _of_each_kind(config: GptOssConfig) -> int:
-    """How many layers from the first on have every kind of attention that the model has."""
-    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
-    return max(windows.index(window) for window in set(windows)) + 1

@@ -21,7 +21,7 @@ from olive.passes.pass_config import PassConfigParam
 from gptoss_convert import artifact, smoke, targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, OutputError, WorkflowError
-from gptoss_convert.export import MODEL_FILE, SHORT_FILE, export
+from gptoss_convert.export import MODEL_FILE, export
 from gptoss_convert.external_data import Written
 from gptoss_convert.output import link
 from gptoss_convert.run import CURRENT, Run
@@ -97,7 +97,7 @@ class GptOssExport(Pass):
                 "logits": config.logits,
                 "groups": groups,
                 "weights": made.weights.files,
-                "short": made.short.name,
+                "short": [file.name for file in made.short],
                 "model": FileEntry.of(made.model).model_dump(),
             }
             return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={_ATTRIBUTES: word})
@@ -144,17 +144,19 @@ class GptOssArtifact(Pass):
 
 
 def _check(before: Path, folder: Path, word: dict[str, Any]) -> None:
-    """Loads what was made, and runs it: its first layers where that is what GptOssExport left, else the whole."""
-    model, short = folder / MODEL_FILE, folder / SHORT_FILE
-    if word["short"] != SHORT_FILE or FileEntry.of(model) != FileEntry.model_validate(word["model"]):
+    """Loads what was made, and runs it: a layer of each kind where GptOssExport left such models, else the whole."""
+    model = folder / MODEL_FILE
+    if not word["short"] or FileEntry.of(model) != FileEntry.model_validate(word["model"]):
         smoke.first_breath(model)
         return
     smoke.loads(model)
-    link(before / SHORT_FILE, short)
-    try:
-        smoke.first_breath(short)
-    finally:
-        short.unlink()
+    for name in word["short"]:
+        short = folder / name
+        link(before / name, short)
+        try:
+            smoke.first_breath(short)
+        finally:
+            short.unlink()
 
 
 def _require_loadable(folder: Path) -> None:
