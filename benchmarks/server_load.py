@@ -178,9 +178,9 @@ def _checked(load: Load, at: int, question: Question, said: Said) -> str:
     return "answered"
 
 
-async def kill(load: Load, every: float) -> None:
+async def kill(load: Load, every: float, until: float) -> None:
     """Ends the engine's process now and then."""
-    while True:
+    while time.perf_counter() + every < until:
         await asyncio.sleep(every)
         for engine in psutil.Process(load.server.pid).children():
             load.kills.append(time.perf_counter())
@@ -208,7 +208,7 @@ async def run(load: Load, clients: int, seconds: float, kill_every: float | None
     threads, started = server.num_threads(), time.perf_counter()
     beside = [asyncio.create_task(watch(load))]
     if kill_every is not None:
-        beside.append(asyncio.create_task(kill(load, kill_every)))
+        beside.append(asyncio.create_task(kill(load, kill_every, started + seconds)))
     await asyncio.gather(*(client(load, started + seconds) for _ in range(clients)))
     took = time.perf_counter() - started
     for task in beside:

@@ -20,6 +20,6 @@ def test_nothing_is_lost_or_mixed_up_under_load(nano_artifact: Path) -> None:
     assert done.stderr == ""  # nothing unforeseen was logged
     assert report["kills"] == 1
     counts = report["counts"]
-    assert counts["died"] >= 1  # those under way, and no others: that is one of the faults
+    assert 1 <= counts["died"] <= 2  # those that had a slot, and none that waited
     assert counts["overloaded"] >= 1  # eight clients, six places
     assert counts["answered"] >= 8

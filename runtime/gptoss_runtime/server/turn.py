@@ -168,6 +168,8 @@ class Turn:
             ids, options = prepare(self._lease.engine, self._lease.harmony, self._request)
             self.prompt_tokens = len(ids)
             for choice in range(self._request.choices):
+                if choice and self._cancelled.is_set():
+                    break
                 self._generate(choice, ids, options, began)
             self._post(None)
         except BaseException as error:
