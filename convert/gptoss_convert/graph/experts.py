@@ -15,6 +15,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
+from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.graph.router import router_logits
 from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.requantise import requantise, widen
@@ -41,7 +42,7 @@ def moe_node(
     layer: int,
     x: ir.Value,
     weights: Sequence[ir.Value | None],
-    router: Callable[[GraphBuilder, int, ir.Value], ir.Value] = router_logits,
+    router: Layer = router_logits,
     **attributes: Any,
 ) -> ir.Value:
     """The router and com.microsoft's MoE or QMoE behind it, [batch, sequence, hidden] to the same.

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from gptoss_convert import mxfp4
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.graph.builder import GraphBuilder
+from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.graph.experts import (
     Layout,
     Part,
@@ -34,6 +35,8 @@ from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec, assembled
 
 Shape = tuple[int, ...]
+# Makes codes and scales of one projection, given the checkpoint's module and how both are to be stored.
+Make = Callable[[str, Sequence[TensorSpec]], Made]
 
 
 def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
@@ -53,7 +56,7 @@ def mxfp4_node(
     layer: int,
     x: ir.Value,
     projections: Sequence[ir.Value],
-    router: Callable[[GraphBuilder, int, ir.Value], ir.Value] = router_logits,
+    router: Layer = router_logits,
     **attributes: Any,
 ) -> ir.Value:
     """The node of MXFP4 experts, whichever way their codes lie."""
@@ -70,7 +73,7 @@ def integer_node(
     layer: int,
     x: ir.Value,
     projections: Sequence[ir.Value],
-    router: Callable[[GraphBuilder, int, ir.Value], ir.Value] = router_logits,
+    router: Layer = router_logits,
 ) -> ir.Value:
     """The node of experts in integers, whichever way their codes lie."""
     scheme = g.quantisation.experts
@@ -78,9 +81,7 @@ def integer_node(
     return moe_node(g, "QMoE", layer, x, projections, router, **attributes)
 
 
-def mxfp4_projection(
-    g: GraphBuilder, layer: int, name: str, shape: Shape, make: Callable[[str, Sequence[TensorSpec]], Made]
-) -> list[ir.Value]:
+def mxfp4_projection(g: GraphBuilder, layer: int, name: str, shape: Shape, make: Make) -> list[ir.Value]:
     """Declares codes, scales and bias of one projection.
 
     Args:
@@ -88,17 +89,9 @@ def mxfp4_projection(
         layer: whose experts.
         name: "gate_up_proj" or "down_proj".
         shape: of the codes as they are to be stored.
-        make: makes codes and scales, given the checkpoint's module and how both are to be stored.
+        make: makes codes and scales.
     """
-    module = f"model.layers.{layer}.mlp.experts.{name}"
-    experts, rows, columns = projection_shape(g.config, name)
-    specs = [
-        TensorSpec(f"{module}.weight", ir.DataType.UINT8, shape),
-        TensorSpec(f"{module}.scales", ir.DataType.FLOAT8E8M0, (experts, rows, columns // 32)),
-    ]
-    reads = projection_tensors(g.checkpoint, module)
-    weight, scales = g.weights("experts", "mxfp4", specs, lambda: make(module, specs), reads)
-    return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
+    return _projection(g, layer, name, "mxfp4", shape, ir.DataType.FLOAT8E8M0, mxfp4.BLOCK, make)
 
 
 def mxfp4_expert(checkpoint: Checkpoint, module: str, expert: int) -> Quantised:
@@ -126,20 +119,27 @@ def integer_projection(
         shape: of the codes as they are to be stored.
         layout: their order; the checkpoint's rows without one.
     """
-    module, scheme = f"model.layers.{layer}.mlp.experts.{name}", g.quantisation.experts
-    experts, rows, columns = projection_shape(g.config, name)
-    require_whole_blocks("experts", scheme, columns)
-    specs = [
-        TensorSpec(f"{module}.weight", ir.DataType.UINT8, shape),
-        TensorSpec(f"{module}.scales", g.dtype, (experts, rows, columns // scheme.block_size)),
-    ]
+    scheme = g.quantisation.experts
+    require_whole_blocks("experts", scheme, projection_shape(g.config, name)[2])
 
-    def make() -> Made:
+    def make(module: str, specs: Sequence[TensorSpec]) -> Made:
         return quantised_experts(g, module, specs, place, layout)
 
+    return _projection(g, layer, name, str(scheme), shape, g.dtype, scheme.block_size, make)
+
+
+def _projection(
+    g: GraphBuilder, layer: int, name: str, scheme: str, codes: Shape, scales: ir.DataType, block: int, make: Make
+) -> list[ir.Value]:
+    module = f"model.layers.{layer}.mlp.experts.{name}"
+    experts, rows, columns = projection_shape(g.config, name)
+    specs = [
+        TensorSpec(f"{module}.weight", ir.DataType.UINT8, codes),
+        TensorSpec(f"{module}.scales", scales, (experts, rows, columns // block)),
+    ]
     reads = projection_tensors(g.checkpoint, module)
-    weight, scales = g.weights("experts", str(scheme), specs, make, reads)
-    return [weight, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
+    weights = g.weights("experts", scheme, specs, lambda: make(module, specs), reads)
+    return [*weights, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
 
 
 def place(whole: Part, expert: int, part: Part) -> None:
