@@ -8,9 +8,9 @@ from pydantic import Field, field_validator
 
 from gptoss_runtime.conversation import Message, ToolCall
 from gptoss_runtime.server.errors import RequestRefused, about
-from gptoss_runtime.server.schemas import EffortName, Sampling, Schema, effort_of, text_of
+from gptoss_runtime.server.schemas import AnswerRequest, EffortName, Schema, effort_of, text_of
 from gptoss_runtime.server.settings import Limits
-from gptoss_runtime.server.toolbox import Toolbox, arguments_of, offers, response_format
+from gptoss_runtime.server.toolbox import Toolbox, arguments_of, response_format
 from gptoss_runtime.server.turn import TurnRequest
 
 
@@ -64,18 +64,11 @@ class StreamOptions(Schema):
     include_usage: bool | None = None
 
 
-class ChatRequest(Sampling):
+class ChatRequest(AnswerRequest):
     """POST /v1/chat/completions."""
 
-    model: str | None = Field(
-        None, description="A name of GET /v1/models; by default the model the server was started with."
-    )
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: EffortName | None = None
     logprobs: bool | None = None
@@ -92,10 +85,6 @@ class ChatRequest(Sampling):
         if bias is not None and not all(key.isdecimal() and len(key) < 10 for key in bias):
             raise ValueError("its keys are token ids")
         return bias
-
-    def toolbox(self, limits: Limits) -> Toolbox:
-        """Its tools."""
-        return Toolbox(offers(self.tools or (), limits), self.tool_choice)
 
     def turn(self, toolbox: Toolbox, limits: Limits) -> TurnRequest:
         """What is asked of the model.

@@ -10,9 +10,9 @@ from pydantic import Field
 from gptoss_runtime.conversation import Message
 from gptoss_runtime.server.errors import RequestRefused
 from gptoss_runtime.server.response_items import conversation, items_of
-from gptoss_runtime.server.schemas import EffortName, Sampling, Schema, effort_of, text_of
+from gptoss_runtime.server.schemas import AnswerRequest, EffortName, Schema, effort_of, text_of
 from gptoss_runtime.server.settings import Limits
-from gptoss_runtime.server.toolbox import Toolbox, offers, response_format
+from gptoss_runtime.server.toolbox import Toolbox, response_format
 from gptoss_runtime.server.turn import TurnRequest
 
 _WITH_LOGPROBS = "message.output_text.logprobs"
@@ -32,21 +32,14 @@ class TextOptions(Schema):
     format: dict[str, Any] | None = None
 
 
-class ResponseRequest(Sampling):
+class ResponseRequest(AnswerRequest):
     """POST /v1/responses."""
 
-    model: str | None = Field(
-        None, description="A name of GET /v1/models; by default the model the server was started with."
-    )
     input: str | list[Any] | None = None
     instructions: str | list[Any] | None = None
     previous_response_id: str | None = None
-    stream: bool | None = None
     store: bool | None = None
     background: bool | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -91,10 +84,6 @@ class ResponseRequest(Sampling):
     def items(self, limits: Limits) -> list[dict[str, Any]]:
         """Its input as items with ids."""
         return items_of(self.input, limits)
-
-    def toolbox(self, limits: Limits) -> Toolbox:
-        """Its tools."""
-        return Toolbox(offers(self.tools or (), limits), self.tool_choice)
 
     def turn(self, toolbox: Toolbox, items: Sequence[dict[str, Any]], limits: Limits) -> TurnRequest:
         """What is asked of the model.

@@ -1,4 +1,4 @@
-"""What both of OpenAI's APIs share in a request: the sampling fields, and text that comes as a string or as parts.
+"""What both of OpenAI's APIs share in a request: sampling, the model, tools, and text as a string or in parts.
 
 Unknown fields are ignored, as new clients send what old servers never heard of; a known field with a value that cannot
 be served is refused. Knows shapes and ranges; knows nothing of harmony or engines.
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from gptoss_runtime.conversation import Effort
 from gptoss_runtime.options import MAX_SEED, GenerationOptions
 from gptoss_runtime.server.errors import RequestRefused
+from gptoss_runtime.server.settings import Limits
+from gptoss_runtime.server.toolbox import Toolbox, offers
 
 EffortName = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _EFFORTS: dict[str, Effort] = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
@@ -52,6 +54,22 @@ class Sampling(Schema):
         if chosen.get("top_k") == -1:
             chosen["top_k"] = 0
         return GenerationOptions(max_new_tokens=max_new_tokens, **chosen, **more)
+
+
+class AnswerRequest(Sampling):
+    """Who shall answer, how the answer shall come, and with which tools."""
+
+    model: str | None = Field(
+        None, description="A name of GET /v1/models; by default the model the server was started with."
+    )
+    stream: bool | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+
+    def toolbox(self, limits: Limits) -> Toolbox:
+        """Its tools."""
+        return Toolbox(offers(self.tools or (), limits), self.tool_choice)
 
 
 def effort_of(name: str | None) -> Effort:
