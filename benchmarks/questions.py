@@ -10,20 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.server.running import PERSON, WEATHER
+
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 _CITIES = ("Paris", "Oslo", "Rome", "Lima", "Tokyo", "Cairo", "Madrid", "Vienna")
 _NAMES = ("Tom", "Anna", "Peter", "Maria", "Rosa", "John")
-_PERSON = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
-    "required": ["name", "age", "city"],
-    "additionalProperties": False,
-}
-_WEATHER = {
-    "name": "get_weather",
-    "description": "Current weather in a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
 INVALID: tuple[tuple[str, dict[str, Any]], ...] = (
     (CHAT, {"messages": []}),
     (CHAT, {"messages": [{"role": "user", "content": "hello"}], "temperature": -1}),
@@ -137,13 +128,13 @@ def questions(model: str) -> Iterator[Question]:
         yield _response(model, text, result, store=at % 2 == 0)
     for at, (name, city) in enumerate(zip(_NAMES, _CITIES, strict=False)):
         text = f"{name} from {city} is {30 + at}. Answer in JSON with the keys name, age and city."
-        form = {"name": "person", "schema": _PERSON, "strict": True}
+        form = {"name": "person", "schema": PERSON, "strict": True}
         yield _chat(model, text, city, response_format={"type": "json_schema", "json_schema": form})
         yield _response(model, text, city, text={"format": {"type": "json_schema"} | form})
     for city in _CITIES:
         text = f"What's the weather in {city}?"
-        yield _chat(model, text, city, tools=[{"type": "function", "function": _WEATHER}])
-        yield _response(model, text, city, tools=[{"type": "function"} | _WEATHER])
+        yield _chat(model, text, city, tools=[{"type": "function", "function": WEATHER}])
+        yield _response(model, text, city, tools=[{"type": "function"} | WEATHER])
     yield _chat(model, "What is 27 + 45?", "72", n=3)
     yield _chat(model, "What is 27 + 46?", "27 + 46", stop=[" ="])
 

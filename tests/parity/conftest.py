@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptoss_convert.synthetic import write_checkpoint
+from tests.packages import installed
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32},
@@ -45,12 +44,6 @@ def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def optimum_packages(request: pytest.FixtureRequest) -> Path:
-    """Optimum's exporter with the transformers it wants, kept between runs in pytest's cache."""
-    folder = request.config.cache.mkdir("optimum-oracle") / "-".join(p.replace("=", "") for p in PACKAGES[:3])
-    if not (folder / "optimum").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *PACKAGES]
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
-        if done.returncode:
-            pytest.skip(f"Optimum's exporter cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    return folder
+def optimum_packages() -> Path:
+    """Optimum's exporter with the transformers it wants."""
+    return installed("optimum-oracle", *PACKAGES, alone=True)

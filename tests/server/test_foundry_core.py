@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from gptoss_convert.workflow import convert
-from tests.server.packages import installed, run
+from tests.packages import installed, run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "foundry-local.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.packages import installed
+from tests.packages import installed
 from tests.server.running import MODEL, PERSON, WEATHER, ask
 
 PACKAGES = ("xllamacpp==2026.10.11549", "gguf==0.19.0")

@@ -19,19 +19,21 @@ import platformdirs
 import pytest
 
 
-def installed(name: str, *requirements: str) -> Path:
+def installed(name: str, *requirements: str, alone: bool = False) -> Path:
     """The folder of packages, pinned by ``requirements``; skips the test where they cannot be had, with pip's reason.
 
     Args:
         name: of the folder, for whoever looks into the cache.
         requirements: as pip takes them, with versions.
+        alone: without what they depend on, which is then looked for among the tests' own packages.
     """
+    dependencies = ["--no-deps"] if alone else []
 
     def build(folder: Path) -> None:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary=:all:"]
-        step([*pip, "--target", str(folder), *requirements], folder, what=", ".join(requirements))
+        step([*pip, *dependencies, "--target", str(folder), *requirements], folder, what=", ".join(requirements))
 
-    return cached(name, sys.version, *requirements, build=build)
+    return cached(name, sys.version, *dependencies, *requirements, build=build)
 
 
 def cached(name: str, *identity: str, build: Callable[[Path], None]) -> Path:
