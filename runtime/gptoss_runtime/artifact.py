@@ -70,8 +70,10 @@ class Artifact:
             ArtifactError: the folder is not an artifact, is damaged, or refers to files outside itself.
         """
         folder = _folder(Path(path))
-        config = read_json(inside(folder, CONFIG))
-        manifest = Manifest.read(inside(folder, MANIFEST).parent) if (folder / MANIFEST).exists() else None
+        config, manifest = read_json(inside(folder, CONFIG)), None
+        if (folder / MANIFEST).exists():
+            inside(folder, MANIFEST)
+            manifest = Manifest.read(folder)
         artifact = cls._described(folder, config, manifest)
         _check_graphs(folder, config)
         inside(folder, TOKENIZER)  # its content is checked where it is used, so that opening stays quick

@@ -18,7 +18,9 @@ def convert(
     out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the artifact shall be.")],
     target: Annotated[
         str,
-        typer.Option("--target", "-t", help="cpu, cpu-int4, directml, or the path of an Olive config with our passes."),
+        typer.Option(
+            "--target", "-t", help="cpu, cpu-int4, directml, cuda, or the path of an Olive config with our passes."
+        ),
     ] = "cpu",
     preset: Annotated[str | None, typer.Option(help="Quantisation preset: balanced, smallest, lossless, …")] = None,
     scheme: Annotated[
