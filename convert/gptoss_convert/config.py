@@ -146,7 +146,7 @@ class GptOssConfig:
         kinds = ("sliding_attention", "full_attention")
         if len(self.layer_types) != self.num_hidden_layers or any(kind not in kinds for kind in self.layer_types):
             raise refuse("layer_types must name sliding_attention or full_attention for every layer")
-        if not (0 <= self.rms_norm_eps < 1 and 0 < self.swiglu_limit < math.inf):
+        if not (0 <= self.rms_norm_eps < _HUGE and 0 < self.swiglu_limit < math.inf):
             raise refuse(f"rms_norm_eps is {self.rms_norm_eps}, swiglu_limit {self.swiglu_limit}")
 
     def window(self, layer: int) -> int | None:

@@ -1,21 +1,24 @@
-"""Checkpoints of any dimensions with random weights, in the published layout, written as a stream.
+"""Checkpoints for measurements and tests, in the published layout, written as a stream.
 
-For measurements and tests that need gpt-oss's shapes and not its knowledge. Knows the layout by
-:func:`gptoss_convert.checkpoint.expected_tensors`; never holds more than one tensor.
+Random weights of any dimensions, of a comfortable size or with the activations of real checkpoints; and checkpoints
+that are another one with larger activations and the same right answers (activation_profile.py says how). Knows the
+layout by :func:`gptoss_convert.checkpoint.expected_tensors`; never holds more than one tensor.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gptoss_convert.checkpoint import DTYPES, expected_tensors
+from gptoss_convert.activation_profile import Array, Profile, Shifts
+from gptoss_convert.checkpoint import DTYPES, Checkpoint, expected_tensors
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.nano.folder import write_tokenizer
 
@@ -71,6 +74,7 @@ def write_checkpoint(
     shards: int = 1,
     mxfp4: bool = True,
     hollow: bool = False,
+    profile: Profile | None = None,
 ) -> Path:
     """Writes config.json and ``shards`` safetensors files (with an index if there are several).
 
@@ -81,6 +85,7 @@ def write_checkpoint(
         shards: number of safetensors files.
         mxfp4: experts as blocks and scales, as published, rather than bfloat16.
         hollow: all weights are zeros that were never written: no time, and no disk where files may be sparse.
+        profile: how large activations get; ``None``: a few units everywhere.
 
     Returns:
         The folder.
@@ -97,15 +102,57 @@ def write_checkpoint(
         for name, shape, dtypes in expected_tensors(GptOssConfig.read(folder), mxfp4=mxfp4)
     ]
     rng, weight_map = np.random.default_rng(seed), {}
+
+    def draw(name: str, shape: tuple[int, ...]) -> Iterator[Array]:
+        if profile is None or not profile.adjusts(name):
+            yield from _random(name, shape, rng)
+            return
+        whole = np.concatenate(list(_random(name, shape, rng))).reshape(shape)
+        floats = whole if whole.dtype == np.uint8 else whole.astype(np.float32)
+        yield profile.adjust(name, floats, raw["num_hidden_layers"]).astype(whole.dtype)
+
     per_shard = math.ceil(len(entries) / shards)
     for number in range(shards):
         mine = entries[number * per_shard : (number + 1) * per_shard]
         name = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
         weight_map.update({entry[0]: name for entry in mine})
-        _write_shard(folder / name, mine, None if hollow else rng)
+        _write_shard(folder / name, mine, None if hollow else draw)
     if shards > 1:
         index = {"metadata": {}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")
+    return folder
+
+
+def amplify(source: Path, folder: Path, shifts: Shifts) -> Path:
+    """Writes a checkpoint with larger activations and the same right answers.
+
+    Args:
+        source: a checkpoint folder; its other files are copied.
+        folder: created; must not exist.
+        shifts: what to change.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the source cannot be read, or a weight leaves its type's range.
+    """
+    checkpoint = Checkpoint.open(source)
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file() and file not in checkpoint.files and file.name != "model.safetensors.index.json":
+            shutil.copyfile(file, folder / file.name)
+    raw = json.loads((source / "config.json").read_text("utf-8"))
+    changed = raw | shifts.config(checkpoint.config)
+    (folder / "config.json").write_text(json.dumps(changed, indent=2), "utf-8")
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries = []
+    for stored in checkpoint.tensors.values():  # for the header: made again when it is written
+        values = shifts.apply(stored.name, stored.array())
+        entries.append((stored.name, values.shape, names[values.dtype]))
+    _write_shard(
+        folder / "model.safetensors", entries, lambda name, _: iter([shifts.apply(name, checkpoint.array(name))])
+    )
     return folder
 
 
@@ -121,7 +168,11 @@ def write_convertible(folder: Path, changes: Mapping[str, Any] | None = None, *,
     return folder
 
 
-def _write_shard(file: Path, entries: list[tuple[str, tuple[int, ...], str]], rng: np.random.Generator | None) -> None:
+def _write_shard(
+    file: Path,
+    entries: list[tuple[str, tuple[int, ...], str]],
+    draw: Callable[[str, tuple[int, ...]], Iterator[Array]] | None,
+) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape, dtype in entries:
@@ -132,15 +183,15 @@ def _write_shard(file: Path, entries: list[tuple[str, tuple[int, ...], str]], rn
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
-        if rng is None:
+        if draw is None:
             stream.truncate(stream.tell() + end)
             return
         for name, shape, _ in entries:
-            for chunk in _random(name, shape, rng):
+            for chunk in draw(name, shape):
                 stream.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
 
 
-def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[np.ndarray[Any, Any]]:
+def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Array]:
     """Random values of a plausible size, a few million at a time."""
     size, step = math.prod(shape), 1 << 22
     for start in range(0, size, step):

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.parallel import ordered
 from gptoss_convert.quantise import Quantised
+from gptoss_convert.unit_rows import scale_rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
@@ -77,6 +79,26 @@ def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> Made:
         squared_norm += float(np.square(exact).sum())
         max_error = max(max_error, float(np.abs(error).max(initial=0.0)))
     return Made([result], squared_error, squared_norm, max_error)
+
+
+def cast_rows(stored: Array, exponents: NDArray[np.int32], dtype: np.dtype[Any] | type[np.generic]) -> Made:
+    """A matrix whose rows are brought to a common size before they are cast, with the error of rounding.
+
+    Args:
+        stored: float [N, K], as the checkpoint has it.
+        exponents: row n is stored times 2^-exponents[n]; see unit_rows.py.
+        dtype: of the result.
+    """
+    result, parts = np.empty(stored.shape, dtype), []
+    for at in range(0, len(stored), _CAST_ROWS):
+        rows = slice(at, at + _CAST_ROWS)
+        scaled = scale_rows(stored[rows], exponents[rows])
+        result[rows] = scaled
+        error = np.ldexp(result[rows].astype(np.float64) - scaled, exponents[rows, None])
+        exact = stored[rows].astype(np.float64)
+        parts.append((np.square(error).sum(), np.square(exact).sum(), np.abs(error).max(initial=0.0)))
+    squared_errors, squared_norms, errors = zip(*parts, strict=True)
+    return Made([result], float(sum(squared_errors)), float(sum(squared_norms)), float(max(errors)))
 
 
 def assembled(

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from gptoss_convert.graph import inputs, rotary
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.linear import linear
+from gptoss_convert.graph.linear import linear, linear_into_stream
+from gptoss_convert.graph.precision import keeps_rows, to_graph_type
 
 
 def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value]:
@@ -20,10 +21,12 @@ def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value
     lengths, (cos, sin) = inputs.lengths(g), rotary.cos_sin(g)
 
     def attention(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-        """Self-attention of one layer, [batch, sequence, hidden] to the same."""
+        """Self-attention of one layer, float32 [batch, sequence, hidden] to the same."""
         config, module = g.config, f"model.layers.{layer}.self_attn"
         scheme = g.quantisation.attention
-        qkv = linear(g, x, f"{module}.qkv_proj", [f"{module}.{n}_proj" for n in "qkv"], "attention", scheme)
+        narrow = g.watch("attention_input", to_graph_type(g, x))
+        qkv = linear(g, narrow, f"{module}.qkv_proj", [f"{module}.{n}_proj" for n in "qkv"], "attention", scheme)
+        g.watch("qkv", qkv)
         past_key, past_value = inputs.past(g, layer)
         sinks = g.copied(f"{module}.sinks", f"{module}.sinks", group="sinks")
         heads, key, value = g.ops(
@@ -39,6 +42,8 @@ def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value
             scale=config.head_dim**-0.5,
         )
         inputs.present(g, layer, key, value)
-        return linear(g, heads, f"{module}.o_proj", [f"{module}.o_proj"], "attention", scheme)
+        if keeps_rows(g):
+            return linear(g, heads, f"{module}.o_proj", [f"{module}.o_proj"], "attention", scheme)
+        return linear_into_stream(g, heads, f"{module}.o_proj", f"{module}.o_proj", "attention", scheme)
 
     return attention

@@ -30,9 +30,10 @@ class GraphBuilder:
         checkpoint: where recipes find their sources.
         config: the checkpoint's dimensions.
         quantisation: scheme by tensor group.
-        dtype: float type of activations, norms, biases and caches.
+        dtype: float type of matrix products, of attention and of caches. The residual stream is float32 in any case.
         numpy_dtype: the same for numpy.
         recipes: every weight-to-be, in file order.
+        watched: values whose size matters to the float type, by name; see :meth:`watch`.
     """
 
     def __init__(self, checkpoint: Checkpoint, quantisation: Quantisation, dtype: ir.DataType) -> None:
@@ -42,6 +43,7 @@ class GraphBuilder:
         self.dtype = dtype
         self.numpy_dtype = _NUMPY[dtype]
         self.recipes: list[Recipe] = []
+        self.watched: dict[str, ir.Value] = {}
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
@@ -102,6 +104,11 @@ class GraphBuilder:
         """A 1-D int64 constant, as shapes and axes are given."""
         return self.constant(values, np.int64)
 
+    def watch(self, name: str, value: ir.Value) -> ir.Value:
+        """Notes a value of the graph's float type for graphs that measure it (range_check.py), and returns it."""
+        self.watched["/".join([*self._scope, name])] = value
+        return value
+
     def weights(
         self,
         group: str,
@@ -134,20 +141,20 @@ class GraphBuilder:
         """The weight of that name if it was declared already."""
         return self._weights.get(name)
 
-    def copied(self, name: str, source: str, *, group: str) -> ir.Value:
-        """A weight that is the checkpoint's tensor ``source`` in the graph's float type."""
-        return self.stacked(name, [source], group=group)
+    def copied(self, name: str, source: str, *, group: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """A weight that is the checkpoint's tensor ``source`` in a float type, the graph's by default."""
+        return self.stacked(name, [source], group=group, dtype=dtype)
 
-    def stacked(self, name: str, sources: Sequence[str], *, group: str) -> ir.Value:
-        """A weight that is several of the checkpoint's tensors end to end, in the graph's float type."""
-        stored = [self.checkpoint.tensors[source] for source in sources]
+    def stacked(self, name: str, sources: Sequence[str], *, group: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """A weight that is several of the checkpoint's tensors end to end in a float type, the graph's by default."""
+        stored, dtype = [self.checkpoint.tensors[source] for source in sources], dtype or self.dtype
         rows = sum(tensor.shape[0] for tensor in stored)
-        spec = TensorSpec(name, self.dtype, (rows, *stored[0].shape[1:]))
+        spec = TensorSpec(name, dtype, (rows, *stored[0].shape[1:]))
 
         def make() -> Made:
-            return cast(self.checkpoint.stacked(sources), self.numpy_dtype)
+            return cast(self.checkpoint.stacked(sources), _NUMPY[dtype])
 
-        return self.weights(group, self.dtype.name.lower(), [spec], make, sources)[0]
+        return self.weights(group, dtype.name.lower(), [spec], make, sources)[0]
 
     def model(self, *, opset: int, ir_version: int, extents: Mapping[str, Extent]) -> ir.Model:
         """The finished model; every weight refers to its place in the external data file.

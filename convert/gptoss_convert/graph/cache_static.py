@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert.graph.builder import GraphBuilder
+from gptoss_convert.graph.precision import FLOAT32, constant32, to_graph_type
 
 _BATCH = 1  # the cache's shapes and the experts' gather are for one sequence
-_UNSEEN = -10000.0  # added to the scores of slots a token must not see; exp() of it is 0 in float16 too
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Slots:
         kept: bool [1, 1, max_length, 1], slots that keep what they hold.
         placing: float [1, 1, max_length, sequence], 1 where a new token is put; the sink's slot has none.
         is_sink: bool [1, 1, 1, max_length].
-        masks: by window (None: full attention) what is added to scores, float [1, 1, group · sequence, max_length].
+        seen: by window (None: full attention) the slots that a token sees, bool [1, 1, group · sequence, max_length].
         zero_by_token: float [1, 1, 1, sequence], zeros, to spread over tokens what does not depend on them.
     """
 
@@ -37,7 +37,7 @@ class Slots:
     kept: ir.Value
     placing: ir.Value
     is_sink: ir.Value
-    masks: dict[int | None, ir.Value]
+    seen: dict[int | None, ir.Value]
     zero_by_token: ir.Value
 
 
@@ -52,30 +52,31 @@ def slots(g: GraphBuilder) -> Slots:
     group = config.num_attention_heads // config.num_key_value_heads
     with g.scope("slots"):
         # Positions are compared in float32: whole numbers up to 2^24 are exact, float16 ends at 2048.
-        ones = g.op("Add", g.op("Mul", _float32(g, mask), _number(g, 0)), _number(g, 1))
-        number = g.op("Sub", g.op("CumSum", ones, g.constant(1, np.int64)), _number(g, 1))
+        ones = g.op("Add", g.op("Mul", _float32(g, mask), constant32(g, 0)), constant32(g, 1))
+        number = g.op("Sub", g.op("CumSum", ones, g.constant(1, np.int64)), constant32(g, 1))
         from_end = g.op("CumSum", ones, g.constant(1, np.int64), reverse=1)
-        at_end = g.op("Less", from_end, _number(g, 1.5))
+        at_end = g.op("Less", from_end, constant32(g, 1.5))
         position = g.op("Unsqueeze", _float32(g, position_ids), g.ints(2))
         ahead = g.op("Sub", g.op("Unsqueeze", number, g.ints(1)), position)  # [1, sequence, max_length]
-        here = g.op("Cast", g.op("Less", g.op("Abs", ahead), _number(g, 0.5)), to=ir.DataType.FLOAT)
+        here = g.op("Cast", g.op("Less", g.op("Abs", ahead), constant32(g, 0.5)), to=ir.DataType.FLOAT)
         usable = g.op("Cast", g.op("Not", at_end), to=ir.DataType.FLOAT)
         here = g.op("Mul", here, g.op("Unsqueeze", usable, g.ints(1)))
         sink = g.op("Cast", at_end, to=ir.DataType.FLOAT)
         touched = g.op("Add", g.op("ReduceMax", here, g.ints(1), keepdims=0), sink)
-        kept = g.op("Unsqueeze", g.op("Less", touched, _number(g, 0.5)), g.ints(0, 3))
-        placing = g.op("Unsqueeze", g.op("Transpose", _cast(g, here), perm=[0, 2, 1]), g.ints(1))
-        seen = g.op("Less", ahead, _number(g, 0.5))
-        masks: dict[int | None, ir.Value] = {}
+        kept = g.op("Unsqueeze", g.op("Less", touched, constant32(g, 0.5)), g.ints(0, 3))
+        placing = g.op("Unsqueeze", g.op("Transpose", to_graph_type(g, here), perm=[0, 2, 1]), g.ints(1))
+        before = g.op("Less", ahead, constant32(g, 0.5))
+        seen: dict[int | None, ir.Value] = {}
         for window in dict.fromkeys(config.window(layer) for layer in range(config.num_hidden_layers)):
-            inside = seen
+            inside = before
             if window is not None:
-                inside = g.op("And", seen, g.op("Greater", ahead, _number(g, 0.5 - window)))
-            added = g.op("Where", inside, g.constant(0.0), g.constant(_UNSEEN))
-            rows = g.op("Concat", *[added] * group, axis=1) if group > 1 else added
-            masks[window] = g.op("Unsqueeze", rows, g.ints(1))
-        zeros = g.op("Mul", g.op("Unsqueeze", _float32(g, position_ids), g.ints(1, 2)), _number(g, 0))
-        return Slots(position_ids, kept, placing, g.op("Unsqueeze", at_end, g.ints(1, 2)), masks, _cast(g, zeros))
+                inside = g.op("And", before, g.op("Greater", ahead, constant32(g, 0.5 - window)))
+            rows = g.op("Concat", *[inside] * group, axis=1) if group > 1 else inside
+            seen[window] = g.op("Unsqueeze", rows, g.ints(1))
+        zeros = g.op("Mul", g.op("Unsqueeze", _float32(g, position_ids), g.ints(1, 2)), constant32(g, 0))
+        return Slots(
+            position_ids, kept, placing, g.op("Unsqueeze", at_end, g.ints(1, 2)), seen, to_graph_type(g, zeros)
+        )
 
 
 def update(g: GraphBuilder, layer: int, part: str, new: ir.Value, where: Slots) -> ir.Value:
@@ -98,13 +99,5 @@ def update(g: GraphBuilder, layer: int, part: str, new: ir.Value, where: Slots) 
     return present
 
 
-def _number(g: GraphBuilder, value: float) -> ir.Value:
-    return g.constant(value, np.float32)
-
-
 def _float32(g: GraphBuilder, value: ir.Value) -> ir.Value:
-    return g.op("Cast", value, to=ir.DataType.FLOAT)
-
-
-def _cast(g: GraphBuilder, value: ir.Value) -> ir.Value:
-    return value if g.dtype == ir.DataType.FLOAT else g.op("Cast", value, to=g.dtype)
+    return g.op("Cast", value, to=FLOAT32)

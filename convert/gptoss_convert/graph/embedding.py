@@ -1,41 +1,46 @@
-"""Token ids to hidden states, by a table in any scheme."""
+"""Token ids to hidden states, float32, by a table in any scheme.
+
+Scales are float32 and float16 rows have a common size (gptoss_convert.unit_rows): a token's row may be of any size.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import onnx_ir as ir
 
+from gptoss_convert import unit_rows
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import FLOAT_TYPES, integer_weights
-from gptoss_convert.weights import TensorSpec, cast
+from gptoss_convert.graph.precision import FLOAT32, factors_spec
+from gptoss_convert.weights import Made, TensorSpec, cast, cast_rows
 
 _SOURCE = "model.embed_tokens.weight"
 
 
 def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
-    """Rows of the embedding table, [batch, sequence, hidden].
+    """Rows of the embedding table, float32 [batch, sequence, hidden].
 
     A float table is gathered as stored and only the rows in use are cast: on the CPU it stays on disk but for those.
     """
     scheme, stored = g.quantisation.embedding, g.checkpoint.tensors[_SOURCE]
     rows, columns = stored.shape
     if scheme.is_integer:
-        packed, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme)
+        packed, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme, scales=FLOAT32)
         flat = g.op("Reshape", packed, g.ints(rows, columns * scheme.bits // 8))
         return g.op(
             "GatherBlockQuantized", flat, ids, scales, domain=MICROSOFT, bits=scheme.bits, block_size=scheme.block_size,
             gather_axis=0, quantize_axis=1,
         )  # fmt: skip
+    if scheme.type == "float16":
+        return _float16_rows(g, ids)
     onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
-    table = g.weights(
-        "embedding",
-        str(scheme),
-        [TensorSpec(_SOURCE, onnx_type, (rows, columns))],
-        lambda: cast(stored.array(), numpy_type),
-        [_SOURCE],
-    )[0]
+    spec = TensorSpec(_SOURCE, onnx_type, (rows, columns))
+    table = g.weights("embedding", str(scheme), [spec], lambda: cast(stored.array(), numpy_type), [_SOURCE])[0]
     gathered = g.op("Gather", table, ids, axis=0)
-    return gathered if onnx_type == g.dtype else g.op("Cast", gathered, to=g.dtype)
+    return gathered if onnx_type == FLOAT32 else g.op("Cast", gathered, to=FLOAT32)
 
 
 def embedding_by_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
@@ -49,8 +54,25 @@ def embedding_by_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
     if scheme.type != "int8":
         raise WorkflowError(f"embedding: this target has no {scheme}", remedy="Use int8, or a float type.")
     columns = stored.shape[1]
-    codes, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme)
-    taken = g.op("Cast", g.op("Gather", codes, ids, axis=0), to=g.dtype)  # [batch, sequence, blocks, block]
+    codes, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme, scales=FLOAT32)
+    taken = g.op("Cast", g.op("Gather", codes, ids, axis=0), to=FLOAT32)  # [batch, sequence, blocks, block]
     factors = g.op("Unsqueeze", g.op("Gather", scales, ids, axis=0), g.ints(3))
-    values = g.op("Mul", g.op("Sub", taken, g.constant(128.0)), factors)
+    values = g.op("Mul", g.op("Sub", taken, g.constant(128.0, np.float32)), factors)
     return g.op("Reshape", values, g.ints(1, -1, columns))
+
+
+def _float16_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
+    """Rows at unit length in float16, and their factors."""
+    stored = g.checkpoint.tensors[_SOURCE]
+    rows, columns = stored.shape
+    specs = [TensorSpec(_SOURCE, ir.DataType.FLOAT16, (rows, columns)), factors_spec(_SOURCE, rows)]
+
+    def make() -> Made:
+        values = stored.array()
+        exponents = unit_rows.exponents_of_lengths(values)
+        made = cast_rows(values, exponents, np.float16)
+        return replace(made, arrays=[*made.arrays, unit_rows.factors(exponents)])
+
+    table, factors = g.weights("embedding", "float16", specs, make, [_SOURCE])
+    taken = g.op("Cast", g.op("Gather", table, ids, axis=0), to=FLOAT32)
+    return g.op("Mul", taken, g.op("Unsqueeze", g.op("Gather", factors, ids, axis=0), g.ints(2)))

@@ -1,4 +1,4 @@
-"""From the last hidden states to logits."""
+"""From the last hidden states, normed and float32, to logits in the graph's float type."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import integer_weights, linear
 from gptoss_convert.graph.pieces import Limit
+from gptoss_convert.graph.precision import to_graph_type
 
 Logits = Literal["last", "all"]
 Head = Callable[[GraphBuilder, ir.Value], None]
@@ -41,12 +42,16 @@ def _last(g: GraphBuilder, x: ir.Value) -> ir.Value:
     return g.op("Slice", x, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1))
 
 
+def _narrow(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    return g.watch("head_input", to_graph_type(g, x))
+
+
 def _output(g: GraphBuilder, logits: ir.Value, positions: int | str) -> None:
     g.output(logits, "logits", g.dtype, ["batch", positions, g.config.vocab_size])
 
 
 def _product(g: GraphBuilder, x: ir.Value) -> ir.Value:
-    return linear(g, x, _NAME, [_NAME], "lm_head", g.quantisation.lm_head, bias=False)
+    return linear(g, _narrow(g, x), _NAME, [_NAME], "lm_head", g.quantisation.lm_head, bias=False)
 
 
 def _product_in_pieces(g: GraphBuilder, x: ir.Value, limit: Limit) -> ir.Value:
@@ -54,7 +59,7 @@ def _product_in_pieces(g: GraphBuilder, x: ir.Value, limit: Limit) -> ir.Value:
     spans = limit.spans(rows, rows * columns * int(g.dtype.itemsize))
     if len(spans) == 1 or not scheme.is_integer:
         return _product(g, x)
-    parts = []
+    x, parts = _narrow(g, x), []
     for number, (start, end) in enumerate(spans):
         name = f"{_NAME}.{number}.weight"
         codes, scales = integer_weights(g, name, [_SOURCE], "lm_head", scheme, (start, end))

@@ -33,6 +33,11 @@ def token_ids(g: GraphBuilder) -> ir.Value:
     return g.input("input_ids", INT64, ["batch", "sequence"])
 
 
+def hidden_states(g: GraphBuilder) -> ir.Value:
+    """Adds ``hidden_states``, float32 [batch, sequence, hidden], of graphs that are a part of the decoder."""
+    return g.input("hidden_states", ir.DataType.FLOAT, ["batch", "sequence", g.config.hidden_size])
+
+
 def lengths(g: GraphBuilder) -> Lengths:
     """Adds ``attention_mask``, int64 [batch, total], and reduces it to lengths."""
     mask = g.input("attention_mask", INT64, ["batch", "total"])

@@ -8,15 +8,16 @@ and the implied zero point. Both keep gate and up rows interleaved as the checkp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from gptoss_convert import mxfp4
-from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.graph.experts import (
@@ -28,25 +29,27 @@ from gptoss_convert.graph.experts import (
     projection_shape,
     projection_tensors,
     quantised_experts,
+    row_exponents,
 )
 from gptoss_convert.graph.router import router_logits
 from gptoss_convert.quantise import Quantised
 from gptoss_convert.schemes import require_whole_blocks
-from gptoss_convert.weights import Made, TensorSpec, assembled
+from gptoss_convert.unit_rows import Exponents
+from gptoss_convert.weights import Made, TensorSpec, assembled, cast, cast_rows
 
 Shape = tuple[int, ...]
-# Makes codes and scales of one projection, given the checkpoint's module and how both are to be stored.
-Make = Callable[[str, Sequence[TensorSpec]], Made]
+# Makes codes and scales of one projection, given how both are to be stored.
+Make = Callable[[Sequence[TensorSpec]], Made]
 
 
 def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """Experts in the checkpoint's own MXFP4, [batch, sequence, hidden] to the same."""
+    """Experts in the checkpoint's own MXFP4, float32 [batch, sequence, hidden] to the same."""
     up, down = (_mxfp4_projection(g, layer, name) for name in ("gate_up_proj", "down_proj"))
     return mxfp4_node(g, layer, x, [*up, *down], weights_prepacked=1)
 
 
 def moe_integer(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """Experts in int4 or int8 blocks, [batch, sequence, hidden] to the same."""
+    """Experts in int4 or int8 blocks, float32 [batch, sequence, hidden] to the same."""
     up, down = (_integer_projection(g, layer, name) for name in ("gate_up_proj", "down_proj"))
     return integer_node(g, layer, x, [*up, *down])
 
@@ -94,17 +97,26 @@ def mxfp4_projection(g: GraphBuilder, layer: int, name: str, shape: Shape, make:
     return _projection(g, layer, name, "mxfp4", shape, ir.DataType.FLOAT8E8M0, mxfp4.BLOCK, make)
 
 
-def mxfp4_expert(checkpoint: Checkpoint, module: str, expert: int) -> Quantised:
+def mxfp4_expert(g: GraphBuilder, layer: int, name: str, expert: int) -> Quantised:
     """One expert's projection in MXFP4: its own, or the nearest to float weights, as fine-tunes have them."""
+    checkpoint, module = g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}"
+    exponents = row_exponents(g, layer, name)
     if checkpoint.has_mxfp4_experts:
-        blocks, exponents = mxfp4_parts(checkpoint, module, expert)
-        return Quantised(blocks, exponents.view(ml_dtypes.float8_e8m0fnu), 0.0, 0.0, 0.0)
+        blocks, steps = mxfp4_parts(checkpoint, module, expert)
+        return Quantised(blocks, _scales(steps, exponents), 0.0, 0.0, 0.0)
     exact = expert_values(checkpoint, module, expert)
-    blocks, exponents = mxfp4.encode(exact)
-    error = mxfp4.decode(blocks, exponents) - exact
+    blocks, steps = mxfp4.encode(exact)
+    error = mxfp4.decode(blocks, steps) - exact
     squared_error, squared_norm = (float(np.square(part, dtype=np.float64).sum()) for part in (error, exact))
-    scales = exponents.view(ml_dtypes.float8_e8m0fnu)
-    return Quantised(blocks, scales, squared_error, squared_norm, float(np.abs(error).max()))
+    return Quantised(blocks, _scales(steps, exponents), squared_error, squared_norm, float(np.abs(error).max()))
+
+
+def _scales(steps: NDArray[np.uint8], exponents: Exponents | None) -> NDArray[Any]:
+    """Scale bytes [(E,) N, K/32] as float8_e8m0, rows brought to their common size."""
+    if exponents is not None:
+        # A byte below 0 is a weight 2^-100 of its row's largest: the smallest scale will do.
+        steps = np.clip(steps.astype(np.int32) - exponents[:, None], 0, 254).astype(np.uint8)
+    return steps.view(ml_dtypes.float8_e8m0fnu)
 
 
 def integer_projection(
@@ -122,8 +134,8 @@ def integer_projection(
     scheme = g.quantisation.experts
     require_whole_blocks("experts", scheme, projection_shape(g.config, name)[2])
 
-    def make(module: str, specs: Sequence[TensorSpec]) -> Made:
-        return quantised_experts(g, module, specs, place, layout)
+    def make(specs: Sequence[TensorSpec]) -> Made:
+        return quantised_experts(g, layer, name, specs, place, layout)
 
     return _projection(g, layer, name, str(scheme), shape, g.dtype, scheme.block_size, make)
 
@@ -138,8 +150,23 @@ def _projection(
         TensorSpec(f"{module}.scales", scales, (experts, rows, columns // block)),
     ]
     reads = projection_tensors(g.checkpoint, module)
-    weights = g.weights("experts", scheme, specs, lambda: make(module, specs), reads)
-    return [*weights, g.copied(f"{module}.bias", f"{module}_bias", group="biases")]
+    weights = g.weights("experts", scheme, specs, lambda: make(specs), reads)
+    return [*weights, _bias(g, layer, name)]
+
+
+def _bias(g: GraphBuilder, layer: int, name: str) -> ir.Value:
+    """Declares a projection's bias, [E, N] in the graph's float type, of the size that the weights' rows have."""
+    module = f"model.layers.{layer}.mlp.experts.{name}"
+    spec = TensorSpec(f"{module}.bias", g.dtype, projection_shape(g.config, name)[:2])
+
+    def make() -> Made:
+        stored, exponents = g.checkpoint.array(f"{module}_bias"), row_exponents(g, layer, name)
+        if exponents is None:
+            return cast(stored, g.numpy_dtype)
+        made = cast_rows(stored.T, exponents, g.numpy_dtype)
+        return replace(made, arrays=[made.arrays[0].T])
+
+    return g.weights("biases", g.dtype.name.lower(), [spec], make, [f"{module}_bias"])[0]
 
 
 def place(whole: Part, expert: int, part: Part) -> None:
@@ -149,13 +176,13 @@ def place(whole: Part, expert: int, part: Part) -> None:
 
 def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     experts, rows, columns = projection_shape(g.config, name)
-    checkpoint = g.checkpoint
 
-    def make(module: str, specs: Sequence[TensorSpec]) -> Made:
-        if not checkpoint.has_mxfp4_experts:
-            return assembled(specs, range(experts), partial(mxfp4_expert, checkpoint, module), place)
-        blocks, scales = mxfp4_parts(checkpoint, module)  # a copy: nothing to share between threads
-        return Made([blocks.reshape(specs[0].shape), scales.view(ml_dtypes.float8_e8m0fnu)])
+    def make(specs: Sequence[TensorSpec]) -> Made:
+        if not g.checkpoint.has_mxfp4_experts:
+            return assembled(specs, range(experts), partial(mxfp4_expert, g, layer, name), place)
+        blocks, steps = mxfp4_parts(g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}")
+        # a copy: nothing to share between threads
+        return Made([blocks.reshape(specs[0].shape), _scales(steps, row_exponents(g, layer, name))])
 
     return mxfp4_projection(g, layer, name, (experts, rows, columns // 2), make)
 

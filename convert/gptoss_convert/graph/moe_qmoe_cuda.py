@@ -32,13 +32,13 @@ _BLOCKS = (32, 64, 128)  # that the integer kernels have
 
 
 def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """Experts in the checkpoint's own MXFP4, [batch, sequence, hidden] to the same."""
+    """Experts in the checkpoint's own MXFP4, float32 [batch, sequence, hidden] to the same."""
     up, down = (_mxfp4_projection(g, layer, name) for name in ("gate_up_proj", "down_proj"))
     return mxfp4_node(g, layer, x, [*up, *down], router_logits_float32)
 
 
 def moe_integer(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """Experts in int4 or int8 blocks, [batch, sequence, hidden] to the same.
+    """Experts in int4 or int8 blocks, float32 [batch, sequence, hidden] to the same.
 
     Raises:
         UnsupportedModel: dimensions that the kernels' tiles don't divide.
@@ -64,12 +64,12 @@ def _check(g: GraphBuilder) -> None:
 def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     experts, rows, columns = projection_shape(g.config, name)
 
-    def expert(module: str, number: int) -> Quantised:
-        made = mxfp4_expert(g.checkpoint, module, number)
+    def expert(number: int) -> Quantised:
+        made = mxfp4_expert(g, layer, name, number)
         return replace(made, packed=by_columns(made.packed.reshape(rows, -1)))
 
-    def make(module: str, specs: Sequence[TensorSpec]) -> Made:
-        return assembled(specs, range(experts), partial(expert, module), place)
+    def make(specs: Sequence[TensorSpec]) -> Made:
+        return assembled(specs, range(experts), expert, place)
 
     return mxfp4_projection(g, layer, name, (experts, columns, rows // 2), make)
 

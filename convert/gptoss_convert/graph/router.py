@@ -7,35 +7,33 @@ import onnx_ir as ir
 
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.linear import linear
+from gptoss_convert.graph.precision import FLOAT32, to_graph_type
 from gptoss_convert.weights import Made, TensorSpec
 
 
 def router_logits(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """[batch, sequence, hidden] to [batch · sequence, experts]."""
+    """float32 [batch, sequence, hidden] to [batch · sequence, experts] in the graph's float type."""
     module = f"model.layers.{layer}.mlp.router"
-    logits = linear(g, x, module, [module], "router", g.quantisation.router)
+    logits = linear(g, to_graph_type(g, x), module, [module], "router", g.quantisation.router)
     return g.op("Reshape", logits, g.ints(-1, g.config.num_local_experts))
 
 
 def router_logits_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """As :func:`router_logits`, of :func:`router_float32`: rounded to the graph's type once, at the end."""
-    logits = router_float32(g, layer, x)
-    if g.dtype != ir.DataType.FLOAT:
-        logits = g.op("Cast", logits, to=g.dtype)
+    logits = to_graph_type(g, router_float32(g, layer, x))
     return g.op("Reshape", logits, g.ints(-1, g.config.num_local_experts))
 
 
 def router_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """[1, sequence, hidden] to [1, sequence, experts] in float32, whatever the graph's type.
+    """float32 [batch, sequence, hidden] to float32 [batch, sequence, experts], whatever the graph's type.
 
     Near ties decide between experts, and the weights are few: float16 would lose more here than it saves.
     """
     module, checkpoint = f"model.layers.{layer}.mlp.router", g.checkpoint
     stored = checkpoint.tensors[f"{module}.weight"]
-    float32 = ir.DataType.FLOAT
     specs = [
-        TensorSpec(f"{module}.weight", float32, (stored.shape[1], stored.shape[0])),
-        TensorSpec(f"{module}.bias", float32, (stored.shape[0],)),
+        TensorSpec(f"{module}.weight", FLOAT32, (stored.shape[1], stored.shape[0])),
+        TensorSpec(f"{module}.bias", FLOAT32, (stored.shape[0],)),
     ]
 
     def make() -> Made:
@@ -43,5 +41,4 @@ def router_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
         return Made([weight.T.astype(np.float32), bias.astype(np.float32)])
 
     weight, bias = g.weights("router", "float32", specs, make)
-    wide = x if g.dtype == float32 else g.op("Cast", x, to=float32)
-    return g.op("Add", g.op("MatMul", wide, weight), bias)
+    return g.op("Add", g.op("MatMul", x, weight), bias)
