@@ -94,15 +94,15 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         """Temperature, then top_k, top_p and min_p in the order the field applies them, then one draw."""
         options = self._options
-        with np.errstate(over="ignore"):  # the highest is 0 and cannot overflow; the others may, to a weight of 0
-            scaled = logits - logits.max()
-            if options.temperature != 1.0:
-                scaled /= np.float32(max(options.temperature, 1e-3))
         tokens: NDArray[np.intp] | None = None  # None: the whole vocabulary, in order
-        if 0 < options.top_k < scaled.size:
-            tokens = np.argpartition(scaled, -options.top_k)[-options.top_k :]
-            scaled = scaled[tokens]
-        weights = np.exp(scaled)
+        if 0 < options.top_k < logits.size:  # which are the likeliest is the same at every temperature
+            tokens = np.argpartition(logits, -options.top_k)[-options.top_k :]
+            logits = logits[tokens]
+        with np.errstate(over="ignore"):  # the highest is 0 and cannot overflow; the others may, to a weight of 0
+            weights = logits - logits.max()
+            if options.temperature != 1.0:
+                weights /= np.float32(max(options.temperature, 1e-3))
+        np.exp(weights, out=weights)
         if options.top_p < 1.0:
             kept = _nucleus(weights, options.top_p)
             weights, tokens = weights[kept], kept if tokens is None else tokens[kept]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from gptoss_runtime.conversation import Effort, Message, ResponseFormat, Tool
 from gptoss_runtime.engine import Engine, Generation
-from gptoss_runtime.errors import BackendError, ContextOverflow
+from gptoss_runtime.errors import ContextOverflow, NumericalError
 from gptoss_runtime.formats import turn_grammar
 from gptoss_runtime.options import MAX_SEED, GenerationOptions
 from gptoss_runtime.server.reading import End, Reader, TurnEvent
@@ -176,8 +176,8 @@ class Turn:
                 self._generate(choice, ids, options, began)
             self._post(None)
         except BaseException as error:
-            if isinstance(error, BackendError):
-                log.error("%s: %s: %s", self.model, type(error).__name__, error.message)
+            if isinstance(error, NumericalError):
+                log.error("%s: %s", self.model, error.message)
             self._post(error)
         finally:
             self._watch.turn_ended(self._ends, spoke=self._spoke)
