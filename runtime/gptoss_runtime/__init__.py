@@ -43,6 +43,7 @@ from gptoss_runtime.errors import (
     InvalidRequest,
     ModelNotFound,
     NoAdapter,
+    NumericalError,
     Overloaded,
     ResourceError,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFound",
     "NoAdapter",
+    "NumericalError",
     "Overloaded",
     "ReasoningDelta",
     "Reply",

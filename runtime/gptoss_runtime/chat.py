@@ -110,7 +110,7 @@ class Chat:
         return cls(engine, harmony, **settings)
 
     def send(self, text: str) -> Reply:
-        """Says something and waits for the whole answer."""
+        """Says something and waits for the whole answer. Raises as ``stream`` and its iterator."""
         content: list[str] = []
         reasoning: list[str] = []
         finish = Finish("stop")
@@ -127,6 +127,9 @@ class Chat:
 
     def stream(self, text: str | None = None) -> Iterator[Event]:
         """Says something and gives the answer's events as they come; the last is ``Finish``.
+
+        Where the engine fails, the iterator gives a ``Finish`` whose reason is "error" and then raises the
+        ``GptOssError``: ``NumericalError`` where the model's logits are not finite.
 
         Args:
             text: what the user says; ``None`` goes on after ``add_tool_result``.
@@ -189,7 +192,7 @@ class Chat:
                         texts[type(event)].append(event.text)
                     case ToolCall():
                         calls.append(event)
-                    case Finish():
+                    case Finish() if event.reason != "error":  # after which the parser raises
                         finish = event
                         continue
                 yield event

@@ -161,12 +161,13 @@ class Finish:
     """The last event.
 
     Args:
-        reason: "stop", "length", "cancelled", or "tool_calls" when the caller must supply results.
+        reason: "stop", "length", "cancelled", "tool_calls" when the caller must supply results, or "error" when the
+            engine failed: the iterator that gave this event then raises why.
         malformed: the model left the format: text was recovered where possible, nothing was invented.
         result: the engine's report on the (last) generation; ``None`` when a parser was used without an engine.
     """
 
-    reason: Literal["stop", "length", "cancelled", "tool_calls"]
+    reason: Literal["stop", "length", "cancelled", "tool_calls", "error"]
     malformed: bool = False
     result: GenerationResult | None = None
 

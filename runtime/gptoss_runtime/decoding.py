@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime.engine import Engine, FinishReason, Generation, GenerationResult, Timings, Usage
-from gptoss_runtime.errors import GptOssError, InvalidRequest
+from gptoss_runtime.errors import GptOssError, InvalidRequest, NumericalError
 from gptoss_runtime.grammar import Constraint, read_vocabulary
 from gptoss_runtime.options import GenerationOptions, check_bias, check_token_ids
 from gptoss_runtime.sampling import Sampler, token_logprobs
@@ -50,6 +50,9 @@ class LogitsEngine(Engine):
 
     def _release(self, owner: object) -> None:
         """The generation of ``owner`` has ended; may be called from any thread, and more than once."""
+
+    def _discard(self, owner: object) -> None:
+        """The logits of ``owner`` were not finite: its keys and values serve nobody; called as ``_advance`` is."""
 
     def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:
         """See ``Engine.generate``."""
@@ -131,8 +134,11 @@ class LogitsGeneration(Generation):
         try:
             with contextlib.suppress(GeneratorExit):
                 ending = yield from self._decode()
-            self._end(*ending)
+        except Exception:
+            ending = (FinishReason.ERROR, None)
+            raise
         finally:
+            self._end(*ending)
             self._engine._release(self._owner)
 
     def _decode(self) -> Generator[int | None, None, tuple[FinishReason, int | None]]:
@@ -169,12 +175,27 @@ class LogitsGeneration(Generation):
 
     def _choose(self, logits: NDArray[np.float32]) -> int:
         constraint = self._constraint
-        token = self._sampler.choose(logits, None if constraint is None else constraint.allowed())
+        try:
+            token = self._sampler.choose(logits, None if constraint is None else constraint.allowed())
+        except NumericalError as error:
+            self._engine._discard(self._owner)
+            raise self._numerical_error(error) from error
         if constraint is not None and token not in self._stops:
             constraint.accept(token)
         if self._alternatives is not None:
             self.logprobs.append(token_logprobs(logits, token, self._alternatives))
         return token
+
+    def _numerical_error(self, error: NumericalError) -> NumericalError:
+        """The sampler's error, with where it was and what it means."""
+        info = self._engine.info
+        where = info.provider if info.device is None else f"{info.provider}, {info.device}"
+        return NumericalError(
+            f"{error.message} after {len(self._tokens):,} tokens, {self.new_tokens:,} of them generated: {info.name} "
+            f"(target {info.target}) overflowed on {where}, or its weights are damaged",
+            remedy="gptoss doctor ARTIFACT --check verifies the artifact's files. If they are intact, use another "
+            "--provider, or convert the checkpoint again.",
+        )
 
     def _end(self, reason: FinishReason, stop: int | None = None) -> None:
         usage = Usage(self._prompt_tokens, self.new_tokens, self.cached_tokens)

@@ -27,6 +27,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # the model produced a stop token
     LENGTH = "length"  # max_new_tokens, or the context is full
     CANCELLED = "cancelled"  # cancel() or close() was called
+    ERROR = "error"  # the engine failed; iteration raised why
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,11 @@ class Generation(ABC, Iterator[int]):
     """A running generation: iterate for the token ids, the stop token included, each as soon as it is known.
 
     ``cancel`` may be called from any thread, also while the prompt is being read; iteration then ends within one token
-    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended. ``logprobs`` has an
-    entry for every id given out so far if the options ask for them, and is empty otherwise.
+    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended, also by an error.
+    ``logprobs`` has an entry for every id given out so far if the options ask for them, and is empty otherwise.
+
+    Iteration raises ``NumericalError`` where the model's logits are not finite, another ``GptOssError`` where the
+    engine fails otherwise; ``result`` then has the finish reason "error" and counts the ids given out before.
     """
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@
     │   ├── BackendUnavailable       exit 6    the package or execution provider is not installed
     │   ├── EngineDied               exit 6    the engine's process ended while it was needed
     │   ├── ServerUnavailable        exit 6    (sdk) no server answers, or not for that model
+    │   ├── NumericalError           exit 6    the model's logits are not finite: an overflow, or damaged weights
     │   └── DeviceError              exit 6    something about the graphics adapter
     │       ├── NoAdapter            exit 6    there is none, or not the one asked for
     │       ├── DriverTooOld         exit 6    it has no Direct3D 12 device to give
@@ -81,6 +82,10 @@ class EngineDied(BackendError):
 
 class ServerUnavailable(BackendError):
     """No server answers there, or it does not have the model, or it did not become ready."""
+
+
+class NumericalError(BackendError):
+    """The model gave logits that are not finite: it overflowed on this device, or its weights are damaged."""
 
 
 class DeviceError(BackendError):

@@ -212,6 +212,9 @@ class GenaiEngine(LogitsEngine):
             finally:
                 self._lock.release()
 
+    def _discard(self, owner: object) -> None:
+        self._slots.drop(owner)
+
     def _cut(self, sequence: _Sequence, tokens: list[int]) -> bool:
         """Cuts a sequence back to what it shares with ``tokens``; False where that cannot be, or is nothing."""
         if not self._appendable or len(tokens) > sequence.room:

@@ -34,7 +34,7 @@ from gptoss_runtime.conversation import (
     check_tool_name,
 )
 from gptoss_runtime.engine import FinishReason, Generation, GenerationResult
-from gptoss_runtime.errors import BackendError, InvalidRequest
+from gptoss_runtime.errors import BackendError, GptOssError, InvalidRequest
 from gptoss_runtime.vocabulary import environment, vocabulary_folder
 
 ENDOFTEXT, RETURN, START, END, CALL = 199999, 200002, 200006, 200007, 200012
@@ -162,9 +162,17 @@ class HarmonyParser:
         self._first = True  # no message has ended or failed yet
 
     def stream(self, generation: Generation) -> Iterator[Event]:
-        """A generation's events as its ids come; the last is ``Finish``."""
-        for token in generation:
-            yield from self.feed(token)
+        """A generation's events as its ids come; the last is ``Finish``.
+
+        Raises:
+            GptOssError: the engine failed; after a ``Finish`` whose reason is "error".
+        """
+        try:
+            for token in generation:
+                yield from self.feed(token)
+        except GptOssError:
+            yield from self.finish(generation.result)
+            raise
         yield from self.finish(generation.result)
 
     def feed(self, token: int) -> list[Event]:
@@ -211,7 +219,9 @@ class HarmonyParser:
 
     def _reason(
         self, complete: bool, result: GenerationResult | None
-    ) -> Literal["stop", "length", "cancelled", "tool_calls"]:
+    ) -> Literal["stop", "length", "cancelled", "tool_calls", "error"]:
+        if result is not None and result.finish_reason is FinishReason.ERROR:
+            return "error"
         if result is not None and result.finish_reason is FinishReason.CANCELLED:
             return "cancelled"
         if self._called:

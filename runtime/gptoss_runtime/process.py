@@ -219,7 +219,7 @@ class ProcessGeneration(Generation):
         try:
             self._begin()
         except GptOssError:
-            self._end(None)
+            self._end(self._cut(FinishReason.ERROR))
             raise
         if self._cancel.is_set():  # of the one before, perhaps
             self.cancel()
@@ -243,10 +243,10 @@ class ProcessGeneration(Generation):
                 self._begin_again()
                 return next(self)
             case GptOssError():
-                self._end(None)
+                self._end(self._cut(FinishReason.ERROR))
                 raise heard
             case _:
-                self._end(self._cut())
+                self._end(self._cut(FinishReason.CANCELLED))
         raise StopIteration
 
     def cancel(self) -> None:
@@ -259,14 +259,15 @@ class ProcessGeneration(Generation):
         """See ``Generation.close``."""
         self.cancel()
         if not self._ended:
-            self._end(self._cut())
+            self._end(self._cut(FinishReason.CANCELLED))
 
-    def _cut(self) -> GenerationResult:
+    def _cut(self, reason: FinishReason) -> GenerationResult:
+        """The result of a generation that does not end by itself, by what was heard of it."""
         usage = Usage(prompt_tokens=len(self._prompt), new_tokens=self._new, cached_tokens=self._cached)
         timings = Timings.measured(usage, started=self._opened, first=self._first, last=self._last)
-        return GenerationResult(FinishReason.CANCELLED, None, usage, timings)
+        return GenerationResult(reason, None, usage, timings)
 
-    def _end(self, result: GenerationResult | None) -> None:
+    def _end(self, result: GenerationResult) -> None:
         self._ended = True
         self._result = result
         self._abandon.detach()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime.engine import TokenLogprobs
+from gptoss_runtime.errors import NumericalError
 from gptoss_runtime.options import GenerationOptions
 
 _BLOCK = 512  # of the two-level inverse CDF: sums of blocks first, then inside one block
@@ -20,6 +21,7 @@ _TOP_BLOCK = 64  # of the search for the likeliest
 _FEW = 8  # fewer than one token in so many allowed: only those are looked at
 _NUCLEUS = 1024  # candidates sorted first for top_p; 16 times as many as long as these do not reach it
 
+_LARGEST = np.finfo(np.float32).max
 _LOWEST = -9999.0  # given for a log-probability that is minus infinity, as OpenAI does: JSON has no infinities
 
 Logits = NDArray[np.float32]
@@ -49,7 +51,11 @@ class Sampler:
         Args:
             logits: float32 ``[vocab]``, left unchanged.
             allowed: bool ``[vocab]``, the tokens to choose from, at least one; ``None``: all.
+
+        Raises:
+            NumericalError: a logit is NaN or infinite, also where no option would have chosen it.
         """
+        check_finite(logits)
         adjusted = self._penalised(logits)
         tokens: NDArray[np.intp] | None = None
         if allowed is not None and np.count_nonzero(allowed) * _FEW < allowed.size:
@@ -76,7 +82,9 @@ class Sampler:
             seen = np.fromiter(self._seen, np.int64)
             values = logits[seen]
             penalty = np.float32(options.repetition_penalty)
-            logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+            with np.errstate(over="ignore"):  # finite logits stay finite
+                values = np.where(values > 0, values / penalty, values * penalty)
+            logits[seen] = np.clip(values, -_LARGEST, _LARGEST)
         if additive:
             tokens = np.fromiter(self._counts, np.int64)
             counts = np.fromiter(self._counts.values(), np.float32)
@@ -86,12 +94,15 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         """Temperature, then top_k, top_p and min_p in the order the field applies them, then one draw."""
         options = self._options
-        scaled = logits if options.temperature == 1.0 else logits / np.float32(max(options.temperature, 1e-3))
         tokens: NDArray[np.intp] | None = None  # None: the whole vocabulary, in order
-        if 0 < options.top_k < scaled.size:
-            tokens = np.argpartition(scaled, -options.top_k)[-options.top_k :]
-            scaled = scaled[tokens]
-        weights = np.exp(scaled - scaled.max())
+        if 0 < options.top_k < logits.size:  # which are the likeliest is the same at every temperature
+            tokens = np.argpartition(logits, -options.top_k)[-options.top_k :]
+            logits = logits[tokens]
+        with np.errstate(over="ignore"):  # the highest is 0 and cannot overflow; the others may, to a weight of 0
+            weights = logits - logits.max()
+            if options.temperature != 1.0:
+                weights /= np.float32(max(options.temperature, 1e-3))
+        np.exp(weights, out=weights)
         if options.top_p < 1.0:
             kept = _nucleus(weights, options.top_p)
             weights, tokens = weights[kept], kept if tokens is None else tokens[kept]
@@ -100,6 +111,22 @@ class Sampler:
             weights, tokens = weights[kept], kept if tokens is None else tokens[kept]
         index = _inverse_cdf(weights, self._random.random())
         return index if tokens is None else int(tokens[index])
+
+
+def check_finite(logits: Logits) -> None:
+    """Refuses logits of which any is NaN or infinite: no choice among them means anything. Takes 13 us for 201,088.
+
+    Args:
+        logits: float32 ``[vocab]``, as the model gave them.
+
+    Raises:
+        NumericalError: says how many are what.
+    """
+    if np.isfinite(logits).all():
+        return
+    kinds = {"NaN": np.isnan(logits), "+inf": np.isposinf(logits), "-inf": np.isneginf(logits)}
+    counts = [f"{np.count_nonzero(found):,} {kind}" for kind, found in kinds.items() if found.any()]
+    raise NumericalError(f"logits are not finite ({', '.join(counts)} of {logits.size:,})")
 
 
 def _nucleus(weights: Logits, top_p: float) -> NDArray[np.intp]:
@@ -135,15 +162,16 @@ def token_logprobs(logits: Logits, token: int, alternatives: int) -> TokenLogpro
     """What the model's own distribution says of a token and of the likeliest ones.
 
     Args:
-        logits: float32 ``[vocab]``, as the model gave them.
+        logits: float32 ``[vocab]``, finite, as the model gave them.
         token: the one that was chosen.
         alternatives: how many of the likeliest to report, 0 to 20.
     """
     highest = logits.max()
-    total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
     likeliest = _likeliest(logits, min(alternatives, logits.size))
-    top = tuple((int(index), _floored(logits[index] - total)) for index in likeliest)
-    return TokenLogprobs(token, _floored(logits[token] - total), top)
+    with np.errstate(over="ignore"):  # between finite logits, too, may lie more than float32 holds
+        total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+        top = tuple((int(index), _floored(logits[index] - total)) for index in likeliest)
+        return TokenLogprobs(token, _floored(logits[token] - total), top)
 
 
 def _likeliest(logits: Logits, count: int) -> NDArray[np.intp]:

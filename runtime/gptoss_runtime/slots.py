@@ -74,6 +74,10 @@ class Slots(Generic[S]):
             if sequence.owner is owner:
                 sequence.owner = None
 
+    def drop(self, owner: object) -> None:
+        """Drops the owner's sequence: what is in its KV cache is wrong."""
+        self._kept = [kept for kept in self._kept if kept.owner is not owner]
+
     def trim(self) -> None:
         """Drops idle sequences that are too many."""
         room = self._idle_room

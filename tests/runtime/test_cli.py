@@ -166,6 +166,9 @@ def test_events_on_a_console() -> None:
     out = StringIO()
     print_events(iter([*events[:2], Finish("length")]), Console(file=out), show_reasoning=False)
     assert out.getvalue() == "[cut: no room for more tokens]\n"
+    out = StringIO()
+    print_events(iter([ContentDelta("It"), Finish("error")]), Console(file=out))
+    assert out.getvalue() == "It\n[not finished: the engine failed]\n"
 
 
 def test_a_real_process_with_a_legacy_code_page(nano_artifact: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gptoss_runtime import FinishReason, GenerationOptions, InvalidRequest
@@ -65,16 +67,23 @@ def test_close_before_during_and_after() -> None:
     assert ended.result.finish_reason is FinishReason.STOP
 
 
-def test_a_failure_has_no_result() -> None:
+@pytest.mark.parametrize(
+    ("raised", "reason"), [(MemoryError, FinishReason.ERROR), (KeyboardInterrupt, FinishReason.CANCELLED)]
+)
+def test_a_failure_has_a_result(raised: type[BaseException], reason: FinishReason) -> None:
     class Failing(ScriptedEngine):
-        def _advance(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
-            raise MemoryError
+        def _advance(self, tokens: list[int], *, owner: object, room: int) -> Any:
+            if len(tokens) == 3:
+                raise raised
+            return super()._advance(tokens, owner=owner, room=room)
 
-    generation = Failing([]).generate([1])
-    with pytest.raises(MemoryError):
+    generation = Failing([[7] * 9]).generate([1], GREEDY)
+    assert [next(generation), next(generation)] == [7, 7]
+    with pytest.raises(raised):
         next(generation)
-    with pytest.raises(RuntimeError):
-        _ = generation.result
+    assert (generation.result.finish_reason, generation.result.stop_token) == (reason, None)
+    assert (generation.result.usage.prompt_tokens, generation.result.usage.new_tokens) == (1, 2)
+    assert list(generation) == []
 
 
 def test_bad_prompts_start_nothing() -> None:

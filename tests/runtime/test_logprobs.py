@@ -73,7 +73,7 @@ def test_top_is_the_top(logits: Logits, count: int) -> None:
 
 
 def test_what_cannot_happen_has_a_finite_logprob() -> None:
-    logits = np.array([0, -np.inf, 0], np.float32)
+    logits = np.array([0, np.finfo(np.float32).min, 0], np.float32)
     found = token_logprobs(logits, 1, 3)
     assert found.logprob == -9999.0
     assert found.top[-1] == (1, -9999.0)
@@ -105,7 +105,7 @@ def test_a_mask_is_as_if_the_others_could_not_be(
 ) -> None:
     masked = Sampler(GenerationOptions(seed=seed, **options), [1])
     plain = Sampler(GenerationOptions(seed=seed, **options), [1])
-    impossible = np.where(allowed, logits, np.float32(-np.inf))
+    impossible = np.where(allowed, logits, np.finfo(np.float32).min)
     for _ in range(4):
         token = masked.choose(logits, allowed)
         assert allowed[token]

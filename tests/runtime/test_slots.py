@@ -68,6 +68,18 @@ def test_running_generations_are_robbed_only_when_there_are_too_many() -> None:
     assert slots.take([4, 5], object()) is first
 
 
+def test_a_wrong_sequence_is_dropped_and_no_other() -> None:
+    slots: Slots[Cached] = Slots(3, 100)
+    wrong, right = object(), object()
+    slots.put(Cached([1, 2, 3]), wrong)
+    slots.put(Cached([1, 2]), right)
+    slots.drop(wrong)
+    slots.release(wrong)
+    assert len(slots) == 1
+    assert slots.take([1, 2, 3, 4], wrong) is None
+    assert slots.take([1, 2, 4], right) is not None
+
+
 def test_idle_sequences_are_dropped_oldest_first() -> None:
     running = object()
     slots: Slots[Cached] = Slots(4, 20)

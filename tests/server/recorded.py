@@ -6,7 +6,7 @@ Everything but the choice of tokens is real: rendering, grammars, parsing, HTTP.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,12 @@ class Recording:
 
 @contextlib.contextmanager
 def playing(
-    artifact: Path, vocabulary: Path, answers: Sequence[str], *, tell_date: bool = False
+    artifact: Path,
+    vocabulary: Path,
+    answers: Sequence[str],
+    *,
+    tell_date: bool = False,
+    player: Callable[..., ScriptedEngine] = ScriptedEngine,
 ) -> Iterator[Recording]:
     """A server under nano's name whose model gives these answers, one after the other.
 
@@ -78,10 +83,11 @@ def playing(
         vocabulary: where harmony's is kept.
         tell_date: as the server's setting.
         answers: as ``thought``, ``call`` and ``final`` write them.
+        player: what plays; its generation 0 is the server's warm-up.
     """
     harmony = Harmony.load(artifact / TOKENIZER, cache=vocabulary)
     scripts = [[], *(ids_of(harmony, answer) for answer in answers)]  # loading a model generates once
-    engine = ScriptedEngine(scripts, context_length=_CONTEXT, tokenizer=artifact / TOKENIZER)
+    engine = player(scripts, context_length=_CONTEXT, tokenizer=artifact / TOKENIZER)
     host = ModelHost(Catalog({MODEL: artifact}), lambda _: engine, cache=vocabulary)
     with serving(Settings(port=0, tell_date=tell_date), host) as running:
         yield Recording(running.url, engine, harmony)

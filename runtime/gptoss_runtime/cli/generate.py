@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +26,7 @@ from gptoss_runtime.cli.options import (
     effort_of,
     located,
 )
-from gptoss_runtime.errors import InvalidRequest
+from gptoss_runtime.errors import GptOssError, InvalidRequest
 
 if TYPE_CHECKING:
     from gptoss_runtime.conversation import Effort
@@ -85,16 +87,19 @@ def parse_ids(text: str) -> list[int]:
 
 
 def _continue_ids(engine: Engine, ids: list[int], options: GenerationOptions, json_output: bool) -> None:
-    with engine.generate(ids, options) as generation:
-        new: list[int] = []
-        for token in generation:
-            new.append(token)
-            if not json_output:
-                typer.echo(token if len(new) == 1 else f",{token}", nl=False)
+    new: list[int] = []
+
+    def conclude() -> None:
         if json_output:
             _report({"prompt_ids": ids, "ids": new}, generation.result)
         else:
             typer.echo()
+
+    with engine.generate(ids, options) as generation, _concluded(conclude):
+        for token in generation:
+            new.append(token)
+            if not json_output:
+                typer.echo(token if len(new) == 1 else f",{token}", nl=False)
 
 
 def _continue_text(engine: Engine, folder: Path, prompt: str, options: GenerationOptions, json_output: bool) -> None:
@@ -104,9 +109,16 @@ def _continue_text(engine: Engine, folder: Path, prompt: str, options: Generatio
 
     harmony = Harmony.load(folder / TOKENIZER)
     ids = harmony.encode(prompt)
-    with engine.generate(ids, options) as generation:
-        new: list[int] = []
-        pending: list[int] = []
+    new: list[int] = []
+    pending: list[int] = []
+
+    def conclude() -> None:
+        if json_output:
+            _report({"prompt_ids": ids, "ids": new, "text": harmony.decode(new)}, generation.result)
+        else:
+            typer.echo(visible(harmony.decode(pending)))
+
+    with engine.generate(ids, options) as generation, _concluded(conclude):
         for token in generation:
             new.append(token)
             pending.append(token)
@@ -114,10 +126,6 @@ def _continue_text(engine: Engine, folder: Path, prompt: str, options: Generatio
             if not json_output and not text.endswith("\ufffd"):  # half a character: wait for the rest
                 typer.echo(visible(text), nl=False)
                 pending.clear()
-        if json_output:
-            _report({"prompt_ids": ids, "ids": new, "text": harmony.decode(new)}, generation.result)
-        else:
-            typer.echo(visible(harmony.decode(pending)))
 
 
 def _answer(
@@ -127,25 +135,42 @@ def _answer(
 
     from gptoss_runtime.artifact import TOKENIZER
     from gptoss_runtime.cli.render import print_events
-    from gptoss_runtime.conversation import ContentDelta, Finish, Message, ReasoningDelta
+    from gptoss_runtime.conversation import ContentDelta, Event, Finish, Message, ReasoningDelta
     from gptoss_runtime.harmony import STOP_TOKENS, Harmony
 
     harmony = Harmony.load(folder / TOKENIZER)
     ids = harmony.render([Message("user", prompt)], effort=effort)
     parser = harmony.parser()
+    events: list[Event] = []
+
+    def conclude() -> None:
+        content = {
+            "prompt_ids": ids,
+            "ids": parser.tokens,
+            "text": "".join(event.text for event in events if isinstance(event, ContentDelta)),
+            "reasoning": "".join(event.text for event in events if isinstance(event, ReasoningDelta)),
+            "malformed": any(event.malformed for event in events if isinstance(event, Finish)),
+        }
+        _report(content, generation.result)
+
     with engine.generate(ids, replace(options, stop_token_ids=STOP_TOKENS)) as generation:
         if not json_output:
             print_events(parser.stream(generation), Console(highlight=False))
             return
-        events = list(parser.stream(generation))
-    content = {
-        "prompt_ids": ids,
-        "ids": parser.tokens,
-        "text": "".join(event.text for event in events if isinstance(event, ContentDelta)),
-        "reasoning": "".join(event.text for event in events if isinstance(event, ReasoningDelta)),
-        "malformed": any(event.malformed for event in events if isinstance(event, Finish)),
-    }
-    _report(content, generation.result)
+        with _concluded(conclude):
+            for event in parser.stream(generation):
+                events.append(event)
+
+
+@contextmanager
+def _concluded(conclude: Callable[[], None]) -> Iterator[None]:
+    """Concludes the output when a generation has ended, also by an error: what came before it is reported, too."""
+    try:
+        yield
+    except GptOssError:
+        conclude()
+        raise
+    conclude()
 
 
 def _report(content: dict[str, Any], result: GenerationResult) -> None:

@@ -68,6 +68,8 @@ class EventPrinter:
             self._line("[cut: no room for more tokens]", "yellow")
         elif finish.reason == "cancelled":
             self._line("[cancelled]", "yellow")
+        elif finish.reason == "error":
+            self._line("[not finished: the engine failed]", "red")
         elif finish.malformed:
             self._line("[the model left its format; some text may be missing]", "yellow")
 
@@ -86,7 +88,7 @@ class EventPrinter:
 
 
 def print_events(events: Iterable[Event], console: Console, *, show_reasoning: bool = True) -> Finish:
-    """Prints a whole answer as it streams and returns how it ended."""
+    """Prints a whole answer as it streams and returns how it ended; raises what the events' iterator does."""
     printer = EventPrinter(console, show_reasoning=show_reasoning)
     finish = Finish("cancelled")
     for event in events:

@@ -57,7 +57,7 @@ async def _stream(turn: Turn, writer: Writer) -> AsyncGenerator[bytes]:
         if writer.include_usage:
             yield event(writer.usage_chunk())
     except Exception as error:  # the status has been sent: the error goes into the stream
-        yield event(problem(error).body)
+        yield b"".join(map(event, writer.failed(error)))
     finally:
         await events.aclose()
     yield DONE
@@ -118,6 +118,15 @@ class Writer:
         ends = self._ends()
         usage = chat_usage(self._turn.prompt_tokens, ends)
         return self._head | {"choices": [], "usage": usage, "timings": timings(ends)}
+
+    def failed(self, error: Exception) -> list[dict[str, Any]]:
+        """What a stream says of an error: how the choice ended in which the engine failed, the counts, the error."""
+        said = []
+        if self._turn.failed is not None:
+            said += self.chunks(*self._turn.failed)
+            if self.include_usage:
+                said.append(self.usage_chunk())
+        return [*said, problem(error).body]
 
     def add(self, choice: int, happened: TurnEvent) -> None:
         """Collects one event."""

@@ -29,6 +29,7 @@ from gptoss_runtime.errors import (
     GptOssError,
     InvalidRequest,
     ModelNotFound,
+    NumericalError,
     ResourceError,
 )
 
@@ -171,4 +172,6 @@ def problem(error: BaseException) -> Problem:
             return Problem(503, text, "server_error", None, "insufficient_resources")
         case DeviceLost():
             return Problem(503, text, "server_error", None, "device_lost")
+        case NumericalError():
+            return Problem(500, text, "server_error", None, "numerical_error")
     return Problem(500, text, "server_error", None, "engine_error")

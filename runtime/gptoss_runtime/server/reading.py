@@ -12,11 +12,12 @@ from typing import Literal
 
 from gptoss_runtime.conversation import ContentDelta, Event, Finish, MessageEnd, ReasoningDelta, ToolCall, ToolCallDelta
 from gptoss_runtime.engine import Generation, GenerationResult, TokenLogprobs
+from gptoss_runtime.errors import GptOssError
 from gptoss_runtime.harmony import HarmonyParser
 from gptoss_runtime.stops import StopStrings
 
 _FIRST_SPECIAL = 199998  # ids from here on are harmony's own tokens, not text
-EndReason = Literal["stop", "length", "tool_calls", "cancelled"]
+EndReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,23 @@ class Reader:
         self._called = False
 
     def read(self, generation: Generation) -> Iterator[TurnEvent]:
-        """The events as the ids come; the last is ``End``. Cancels the generation at a stop string."""
-        for at, token in enumerate(generation):
-            entry = generation.logprobs[at] if at < len(generation.logprobs) else None
-            yield from self._token(token, entry)
-            if self._stops is not None and self._stops.stopped:
-                generation.cancel()
-                generation.close()
-                yield End("stop", generation.result, self._reasoning_tokens)
-                return
+        """The events as the ids come; the last is ``End``. Cancels the generation at a stop string.
+
+        Raises:
+            GptOssError: the engine failed; after an ``End`` whose reason is "error".
+        """
+        try:
+            for at, token in enumerate(generation):
+                entry = generation.logprobs[at] if at < len(generation.logprobs) else None
+                yield from self._token(token, entry)
+                if self._stops is not None and self._stops.stopped:
+                    generation.cancel()
+                    generation.close()
+                    yield End("stop", generation.result, self._reasoning_tokens)
+                    return
+        except GptOssError:
+            yield from self._end(generation.result)
+            raise
         yield from self._end(generation.result)
 
     def _token(self, token: int, entry: TokenLogprobs | None) -> Iterator[TurnEvent]:

@@ -97,9 +97,11 @@ class ResponseWriter:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         yield self._whole("response.completed" if status == "completed" else "response.incomplete")
 
-    def fail(self, problem: Problem) -> Iterator[Event]:
-        """The events of an engine that failed in the middle."""
+    def fail(self, problem: Problem, end: End | None = None, prompt_tokens: int = 0) -> Iterator[Event]:
+        """The events of an engine that failed in the middle; ``end`` is how far it had come."""
         yield from self._close("incomplete")
+        if end is not None:
+            self.response |= {"usage": response_usage(prompt_tokens, end), "timings": timings([end])}
         self.response |= {"status": "failed", "error": {"code": "server_error", "message": problem.message}}
         yield self._event("error", code=problem.code, message=problem.message, param=problem.param)
         yield self._whole("response.failed")

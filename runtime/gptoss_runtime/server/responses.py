@@ -47,7 +47,8 @@ class _Answering:
                 yield [made for _, happened in batch for made in self._made(happened)]
         except Exception as error:  # the status may have been sent: the error goes into the object
             self.failed = error
-            yield list(self.writer.fail(problem(error)))
+            failed = self.turn.failed
+            yield list(self.writer.fail(problem(error), failed and failed[1], self.turn.prompt_tokens))
         finally:
             await happening.aclose()
             self._keep()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import logging
 import threading
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from gptoss_runtime.conversation import Effort, Message, ResponseFormat, Tool
 from gptoss_runtime.engine import Engine, Generation
-from gptoss_runtime.errors import ContextOverflow
+from gptoss_runtime.errors import ContextOverflow, NumericalError
 from gptoss_runtime.formats import turn_grammar
 from gptoss_runtime.options import MAX_SEED, GenerationOptions
 from gptoss_runtime.server.reading import End, Reader, TurnEvent
@@ -27,6 +28,7 @@ from gptoss_runtime.server.reading import End, Reader, TurnEvent
 if TYPE_CHECKING:
     from gptoss_runtime.harmony import Harmony
 
+log = logging.getLogger("gptoss.server")
 _GRACE = 1.0  # seconds in which an error still gets a status of its own; then the stream begins, and carries it
 _USUAL = 4  # characters a token: more text than this is counted before it is rendered, which cannot be interrupted
 _SLICE = 2**14  # characters counted at a time, others' threads between
@@ -103,6 +105,7 @@ class Turn:
         self.model = lease.name
         self.harmony = lease.harmony
         self.prompt_tokens = 0
+        self.failed: tuple[int, End] | None = None  # the choice in which the engine failed, before `events` raises
         self._lease = lease
         self._request = request
         self._watch = watch
@@ -173,6 +176,8 @@ class Turn:
                 self._generate(choice, ids, options, began)
             self._post(None)
         except BaseException as error:
+            if isinstance(error, NumericalError):
+                log.error("%s: %s", self.model, error.message)
             self._post(error)
         finally:
             self._watch.turn_ended(self._ends, spoke=self._spoke)
@@ -192,6 +197,9 @@ class Turn:
                     self._watch.turn_spoke(time.perf_counter() - began)
                 if isinstance(event, End):
                     self._ends.append(event)
+                    if event.reason == "error":  # not posted: an error before any text has a status of its own
+                        self.failed = (choice, event)
+                        continue
                 self._post((choice, event))
 
     def _post(self, item: Happening | BaseException | None) -> None:

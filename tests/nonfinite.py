@@ -1,0 +1,107 @@
+"""Models whose logits are not finite: a scripted one, and nano with damaged weights.
+
+The scripted one is wrong where a test says; the damaged one makes a whole runtime compute with what it has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from gptoss_runtime.scripted import ScriptedEngine
+
+Logits = NDArray[np.float32]
+
+
+def _everywhere(value: float) -> Callable[[Logits, int], None]:
+    return lambda logits, _: logits.fill(value)
+
+
+def _once(value: float) -> Callable[[Logits, int], None]:
+    return lambda logits, at: logits.__setitem__(at % logits.size, value)
+
+
+# What can be wrong with logits; the number says where, if it is one of them.
+FAULTS: dict[str, Callable[[Logits, int], None]] = {
+    "all NaN": _everywhere(np.nan),
+    "one NaN": _once(np.nan),
+    "all +inf": _everywhere(np.inf),
+    "one +inf": _once(np.inf),
+    "all -inf": _everywhere(-np.inf),
+    "one -inf": _once(-np.inf),
+}
+
+
+class FaultyEngine(ScriptedEngine):
+    """Plays scripts and is wrong where it is told to be.
+
+    Args:
+        scripts: as ``ScriptedEngine``'s.
+        faults: of a generation, by its number: the token before which the logits are wrong, from 0, and how.
+        at: the logit that is wrong, where it is one.
+        settings: as ``ScriptedEngine``'s.
+
+    ``discarded`` counts generations whose cache the loop has given up.
+    """
+
+    def __init__(
+        self, scripts: Iterable[Sequence[int]], faults: Mapping[int, tuple[int, str]], *, at: int = 17, **settings: Any
+    ) -> None:
+        super().__init__(scripts, **settings)
+        self.discarded = 0
+        self._faults = dict(faults)
+        self._at = at
+
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[Logits, int]:
+        logits, cached = super()._advance(tokens, owner=owner, room=room)
+        step, fault = self._faults.get(len(self.prompts) - 1, (-1, ""))
+        if len(tokens) - len(self.prompts[-1]) == step:
+            FAULTS[fault](logits, self._at)
+        return logits, cached
+
+    def _discard(self, owner: object) -> None:
+        self.discarded += 1
+
+
+def with_infinite_norm(artifact: Path, folder: Path) -> Path:
+    """A copy of an artifact whose last norm overflows, so that no logit is finite."""
+    return _damaged(artifact, folder, "model.norm.weight", lambda weights: weights.view(np.float32).fill(np.inf))
+
+
+def with_poisoned_token(artifact: Path, folder: Path, token: int) -> Path:
+    """A copy of an artifact that computes as the original until it reads a token, whose embedding is NaN."""
+
+    def poison(weights: NDArray[np.uint8]) -> None:
+        weights.view(np.uint16).reshape(-1, 128)[token] = 0x7FC0  # bfloat16's NaN
+
+    return _damaged(artifact, folder, "model.embed_tokens.weight", poison)
+
+
+def _damaged(artifact: Path, folder: Path, name: str, damage: Callable[[NDArray[np.uint8]], None]) -> Path:
+    copy = folder / artifact.name
+    shutil.copytree(artifact, copy, copy_function=_link)
+    data = copy / "model.onnx.data"
+    data.unlink()
+    shutil.copyfile(artifact / data.name, data)
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    [weights] = [one for one in model.graph.initializer if one.name == name]
+    place = {entry.key: entry.value for entry in weights.external_data}
+    mapped = np.memmap(data, np.uint8, "r+", int(place["offset"]), (int(place["length"]),))
+    damage(mapped)
+    mapped.flush()
+    return copy
+
+
+def _link(source: str, target: str) -> None:
+    """Shares a file where the system can: nothing but the weights' is changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
