@@ -19,11 +19,13 @@ from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
 from gptoss_convert.external_data import Written, other_bytes, stamp
+from gptoss_convert.first_run import FirstRun
 from gptoss_convert.graph.head import Logits
 from gptoss_convert.output import write_json
 from gptoss_convert.provenance import Digests
 from gptoss_convert.targets import Target
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
+from gptoss_runtime.reference_logits import REFERENCE_LOGITS
 
 # Copied as they are; those marked True must be there. A chat template may also lie inside tokenizer_config.json.
 TOKENIZER_FILES = {
@@ -56,6 +58,7 @@ class Description:
         logits: which positions it gives.
         groups: report by tensor group.
         weights: every external data file as it was written, by name.
+        first_run: what the first run found; None where there was none, or not layer by layer.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Description:
     logits: Logits
     groups: Mapping[str, TensorGroup]
     weights: Mapping[str, Written]
+    first_run: FirstRun | None = None
 
 
 def complete(
@@ -88,6 +92,9 @@ def complete(
         _copy_tokenizer(checkpoint.path, folder)
         write_json(folder / "genai_config.json", genai_config(checkpoint, description.target))
         write_json(folder / "inference_model.json", {"Name": description.name, "PromptTemplate": dict(PROMPT_TEMPLATE)})
+        first = description.first_run
+        if first is not None:
+            (folder / REFERENCE_LOGITS).write_bytes(first.reference.to_bytes())
         names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
         files = {name: _entry(folder / name, description.weights.get(name)) for name in names}
         manifest = Manifest(
@@ -101,6 +108,7 @@ def complete(
             memory=memory_budget(
                 checkpoint.config, description.target, sum(files[name].size for name in description.weights)
             ),
+            range=None if first is None else first.range,
             tools=versions(),
             files=files,
         )

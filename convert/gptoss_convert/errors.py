@@ -6,6 +6,7 @@ GptOssError
     │   └── UnsupportedModel exit 3    a config.json of another architecture, or of dimensions no kernel takes
     ├── WorkflowError        exit 3    the Olive config or the Olive run
     ├── MemoryLimit          exit 3    what --max-memory allows is too little
+    ├── RangeError           exit 3    a layer's activations leave the float type of the target
     └── OutputError          exit 5    the output folder: not writable, disk full
         └── OutputExists     exit 5    something is already there and overwriting was not asked for
 """
@@ -35,6 +36,10 @@ class WorkflowError(ConversionError):
 
 class MemoryLimit(ConversionError):
     """What the caller allows is too little."""
+
+
+class RangeError(ConversionError):
+    """A layer's activations leave the range of the target's float type, or are not numbers; names the layer."""
 
 
 class OutputError(ConversionError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from gptoss_convert.graph.head import Logits
 from gptoss_convert.output import link
 from gptoss_convert.schemes import Quantisation
 from gptoss_convert.targets import Target
-from gptoss_convert.weights import layout
+from gptoss_convert.weights import Extent, layout
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -29,13 +29,10 @@ class Export:
     Attributes:
         model: the model file.
         weights: its external data, and the report on it.
-        short: models of one layer, the first, over the same external data, one for each kind of attention: what can be
-            run in little memory. None where there are no more layers than kinds.
     """
 
     model: Path
     weights: writing.WrittenWeights
-    short: tuple[Path, ...]
 
 
 def export(
@@ -67,14 +64,14 @@ def export(
     if kept is not None:
         for name in written.files:
             link(kept / name, folder / name)
-    model, short = _save(g, target, written, folder / MODEL_FILE), list[Path]()
-    kinds = sorted(set(checkpoint.config.layer_types))
-    if len(kinds) < checkpoint.config.num_hidden_layers:
-        for kind in kinds:
-            config = replace(checkpoint.config, num_hidden_layers=1, layer_types=(kind,))
-            cut = _built(Checkpoint(checkpoint.path, config, checkpoint.tensors), target, quantisation, logits)
-            short.append(_save(cut, target, written, folder / f"{kind}.onnx"))
-    return Export(model, written, tuple(short))
+    return Export(_save(g, target, written, folder / MODEL_FILE), written)
+
+
+def extents(
+    checkpoint: Checkpoint, target: Target, quantisation: Quantisation, file_limit: int | None = None
+) -> dict[str, Extent]:
+    """Where :func:`export` puts every initializer; no weight is read."""
+    return layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE, file_limit)[0]
 
 
 def weights_size(checkpoint: Checkpoint, target: Target, quantisation: Quantisation) -> int:

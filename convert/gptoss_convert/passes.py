@@ -21,16 +21,18 @@ from olive.passes.pass_config import PassConfigParam
 from gptoss_convert import artifact, smoke, targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, OutputError, WorkflowError
-from gptoss_convert.export import MODEL_FILE, export
+from gptoss_convert.export import MODEL_FILE, export, extents
 from gptoss_convert.external_data import Written
+from gptoss_convert.first_run import FirstRun, Parts, first_run
 from gptoss_convert.output import link
 from gptoss_convert.run import CURRENT, Run
-from gptoss_convert.schemes import resolve
+from gptoss_convert.schemes import Quantisation, resolve
+from gptoss_convert.targets import Target
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.errors import ArtifactError, GptOssError
 from gptoss_runtime.manifest import FileEntry, TensorGroup
 
-_ATTRIBUTES = "gptoss"  # where the first pass leaves word for the second, in Olive's model attributes
+_ATTRIBUTES = "gptoss"  # where the first pass describes its export to the second, in Olive's model attributes
 
 
 @contextmanager
@@ -90,17 +92,18 @@ class GptOssExport(Pass):
                 ).model_dump()
                 for name, report in made.weights.groups.items()
             }
-            word = {
+            exported = {
                 "checkpoint": str(checkpoint.path),
                 "target": target.name,
                 "preset": preset,
                 "logits": config.logits,
+                "quantisation": quantisation.model_dump(),
+                "max_file_size": config.max_file_size,
                 "groups": groups,
                 "weights": made.weights.files,
-                "short": [file.name for file in made.short],
                 "model": FileEntry.of(made.model).model_dump(),
             }
-            return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={_ATTRIBUTES: word})
+            return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={_ATTRIBUTES: exported})
 
 
 class GptOssArtifact(Pass):
@@ -113,50 +116,46 @@ class GptOssArtifact(Pass):
                 type_=str, default_value=None, description="Of the model; by default the checkpoint's and the target's."
             ),
             "check": PassConfigParam(
-                type_=bool, default_value=True, description="Run the model once before it is published."
+                type_=bool, default_value=True, description="Run the model layer by layer before it is published."
             ),
         }
 
     def _run_for_config(self, model: ONNXModelHandler, config: Any, output_model_path: str) -> ONNXModelHandler:
         with _reported() as run:
-            word = (model.model_attributes or {}).get(_ATTRIBUTES)
-            if word is None:
+            exported = (model.model_attributes or {}).get(_ATTRIBUTES)
+            if exported is None:
                 raise WorkflowError(
                     "GptOssArtifact has no model of GptOssExport before it",
                     remedy="List GptOssExport first among the passes; see olive_configs/.",
                 )
             before, folder = Path(model.model_path).parent, _new_folder(output_model_path)
-            for name in (MODEL_FILE, *word["weights"]):
+            for name in (MODEL_FILE, *exported["weights"]):
                 link(before / name, folder / name)
-            checkpoint, target = Checkpoint.open(word["checkpoint"]), targets.load(word["target"])
+            checkpoint, target = Checkpoint.open(exported["checkpoint"]), targets.load(exported["target"])
             name = config.name or f"{artifact.source_name(checkpoint.path)[0].split('/')[-1]}-{target.name}"
-            groups = {group: TensorGroup.model_validate(report) for group, report in word["groups"].items()}
-            weights = {name: Written(sha256, tuple(stamp)) for name, (sha256, stamp) in word["weights"].items()}
-            description = artifact.Description(name, target, word["preset"], word["logits"], groups, weights)
-            if config.check and target.runs_on_cpu:
-                _check(before, folder, word)
-            elif config.check:
-                smoke.loads(folder / MODEL_FILE)
+            groups = {group: TensorGroup.model_validate(report) for group, report in exported["groups"].items()}
+            weights = {name: Written(sha256, tuple(stamp)) for name, (sha256, stamp) in exported["weights"].items()}
+            first = _run_first(folder, checkpoint, target, exported, run) if config.check else None
+            preset, logits = exported["preset"], exported["logits"]
+            description = artifact.Description(name, target, preset, logits, groups, weights, first)
             artifact.complete(folder, checkpoint, description, run.digests)
             _require_loadable(folder)
             others = [str(file) for file in sorted(folder.iterdir()) if not file.name.startswith(MODEL_FILE)]
             return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={"additional_files": others})
 
 
-def _check(before: Path, folder: Path, word: dict[str, Any]) -> None:
-    """Loads what was made, and runs it: a layer of each kind where GptOssExport left such models, else the whole."""
+def _run_first(
+    folder: Path, checkpoint: Checkpoint, target: Target, exported: dict[str, Any], run: Run
+) -> FirstRun | None:
+    """Loads what was made and runs it layer by layer; as a whole, and in its memory, where another pass changed it."""
     model = folder / MODEL_FILE
-    if not word["short"] or FileEntry.of(model) != FileEntry.model_validate(word["model"]):
-        smoke.first_breath(model)
-        return
+    if FileEntry.of(model) != FileEntry.model_validate(exported["model"]):
+        smoke.run_once(model)
+        return None
     smoke.loads(model)
-    for name in word["short"]:
-        short = folder / name
-        link(before / name, short)
-        try:
-            smoke.first_breath(short)
-        finally:
-            short.unlink()
+    quantisation = Quantisation.model_validate(exported["quantisation"])
+    where = extents(checkpoint, target, quantisation, exported["max_file_size"])
+    return first_run(Parts(checkpoint, target, quantisation, folder, where), run.check_progress)
 
 
 def _require_loadable(folder: Path) -> None:

@@ -21,7 +21,10 @@ STEPS: NDArray[np.float32] = np.concatenate([_SIZES, -_SIZES])
 _CODES = np.clip(np.rint(VALUES / STEPS[:, None]), -8, 7)  # [steps, 16], int4 code of each E2M1 code
 _ERRORS = np.abs(_CODES * STEPS[:, None] - VALUES)
 _WORST = _ERRORS.max(axis=1)  # [steps]
-_SQUARES = np.ascontiguousarray(np.square(_ERRORS).T)  # [16, steps]
+# [16, steps], in whole 2^-16: a block's sum, at most 200, is then exact in float32, whatever order BLAS adds in, and the
+# best step, and so the artifact's bytes, are the same on every machine.
+_EXACT_SQUARES = np.square(_ERRORS)  # [steps, 16]
+_SQUARES = np.ascontiguousarray(np.rint(_EXACT_SQUARES.T * 65536) / 65536).astype(np.float32)
 _NORMS = np.square(VALUES)
 _NIBBLES = (_CODES + 8).astype(np.uint8)
 _BYTES = (_NIBBLES[:, np.arange(256) & 15] | (_NIBBLES[:, np.arange(256) >> 4] << 4)).reshape(-1)  # [steps * 256]
@@ -69,7 +72,7 @@ def requantise(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantise
         np.take(_BYTES, index, out=packed[at : at + _PIECE], mode="clip")  # in range; other modes take a copy
         np.ldexp(STEPS[best], exponent, out=steps[at : at + _PIECE])
         square = np.ldexp(np.float64(1), 2 * exponent)
-        squared_error += float(np.take_along_axis(errors, best[:, None], axis=1)[:, 0] @ square)
+        squared_error += float(np.einsum("bc,bc->b", counts, _EXACT_SQUARES[best]) @ square)
         squared_norm += float((counts @ _NORMS) @ square)
         max_error = _larger(max_error, counts, best, exponent)
     return Quantised(

@@ -17,6 +17,7 @@ class Run:
 
     Attributes:
         progress: called with (bytes written, bytes in all).
+        check_progress: called in the first run with (parts done, parts in all).
         memory: bytes that weights in the making may take; ``None``: not said.
         partial: where the weights grow, to be resumed; ``None``: in the pass's own folder.
         request: what is asked for, as a digest.
@@ -25,6 +26,7 @@ class Run:
     """
 
     progress: Progress | None = None
+    check_progress: Progress | None = None
     memory: int | None = None
     partial: Partial | None = None
     request: str = ""

@@ -75,6 +75,7 @@ def convert(
     target: str = "cpu",
     options: Options | None = None,
     progress: Progress | None = None,
+    check_progress: Progress | None = None,
 ) -> Manifest:
     """Converts a checkpoint to an artifact folder.
 
@@ -84,6 +85,7 @@ def convert(
         target: one of ``targets.names()``, or the path of an Olive config that uses our passes.
         options: what to change of the workflow.
         progress: called with (bytes of weights written, bytes in all).
+        check_progress: called in the first run with (parts done, parts in all).
 
     Returns:
         The artifact's manifest.
@@ -91,6 +93,7 @@ def convert(
     Raises:
         CheckpointError: the checkpoint is damaged, incomplete or of another model.
         WorkflowError: the target, the config or an option is wrong, or Olive failed.
+        RangeError: a layer's activations leave the target's float type.
         OutputExists: something is at ``out`` and overwriting was not asked for.
         OutputError: the output cannot be written, or the disk is too small.
     """
@@ -104,7 +107,7 @@ def convert(
     with partial.growing(out, resume=options.resume) as place:
         workflow["cache_dir"], workflow["output_dir"] = str(place.scratch / "cache"), str(place.scratch / "out")
         digests = Digests(opened)
-        run = Run(progress, _left(options.max_memory), place, _request(opened, workflow), digests)
+        run = Run(progress, check_progress, _left(options.max_memory), place, _request(opened, workflow), digests)
         try:
             made = _run(workflow, run)
         finally:

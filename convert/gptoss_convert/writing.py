@@ -19,6 +19,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -27,6 +28,8 @@ from gptoss_convert.external_data import Files, Known, Mark, Marks, ReadBack, Wr
 from gptoss_convert.weights import Array, Extent, GroupReport, Made, Recipe, TensorSpec, layout
 
 Progress = Callable[[int, int], None]
+_FINITE = 1 << 22  # values looked at at a time
+_EXPONENT = np.uint16(0x7F80)  # of bfloat16: all ones where a value is infinite or not a number
 _MEMORY = 2 << 30  # for two recipes at a time, where nothing else is said
 
 
@@ -217,11 +220,26 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _require_finite(recipe: Recipe, made: Made) -> None:
-    if made.squared_error is not None and not math.isfinite(made.squared_error + made.squared_norm):
-        raise CheckpointError(
-            f"{recipe.outputs[0].name}: weights that are not finite, or beyond what {recipe.scheme} holds",
-            remedy="Check the checkpoint's weights for NaN and infinities.",
+    rounded = made.squared_error is not None and not math.isfinite(made.squared_error + made.squared_norm)
+    for output, array in zip(recipe.outputs, made.arrays, strict=True):
+        if rounded or not _all_finite(array):
+            raise CheckpointError(
+                f"{output.name}: weights that are not finite, or beyond what {recipe.scheme} holds",
+                remedy="Check the checkpoint's weights for NaN and infinities: a shard may be damaged.",
+            )
+
+
+def _all_finite(array: Array) -> bool:
+    """Whether no value is infinite or not a number; a copy of a gigabyte of bfloat16 is looked at in pieces."""
+    if array.dtype.kind in "iub":
+        return True
+    flat = array.reshape(-1)
+    if array.dtype == ml_dtypes.bfloat16:  # by its bits, in a fifth of the time
+        return not any(
+            bool((flat[at : at + _FINITE].view(np.uint16) & _EXPONENT == _EXPONENT).any())
+            for at in range(0, flat.size, _FINITE)
         )
+    return all(bool(np.isfinite(flat[at : at + _FINITE]).all()) for at in range(0, flat.size, _FINITE))
 
 
 def _bytes_of(output: TensorSpec, array: Array) -> memoryview:

@@ -94,6 +94,51 @@ class MemoryBudget(_Part):
         return max(0, (memory - self.fixed) // max(1, self.kv_per_token + self.work_per_token))
 
 
+class LayerRange(_Part):
+    """How large values get in one layer.
+
+    Attributes:
+        layer: its number; the number of layers for the head.
+        stream: largest magnitude of the residual stream after it.
+        headroom: binary orders of magnitude from the largest float16 value to float16's limit; None in a float32 graph.
+        tightest: which value that is.
+    """
+
+    layer: int
+    stream: float
+    headroom: float | None = None
+    tightest: str | None = None
+
+
+class Range(_Part):
+    """How large values got in the first run, on the CPU.
+
+    Attributes:
+        dtype: float type of matrix products, attention and caches; the residual stream is float32.
+        tokens: of the prompt.
+        embedding: largest magnitude of the stream before the first layer.
+        layers: one entry a layer.
+        head: the last norm and the logits.
+    """
+
+    dtype: Literal["float16", "bfloat16", "float32"]
+    tokens: int
+    embedding: float
+    layers: list[LayerRange]
+    head: LayerRange
+
+    @property
+    def widest(self) -> LayerRange:
+        """The layer after which the stream is largest."""
+        return max(self.layers, key=lambda layer: layer.stream)
+
+    @property
+    def tightest(self) -> LayerRange | None:
+        """The layer with the least headroom; None in a float32 graph."""
+        limited = [layer for layer in (*self.layers, self.head) if layer.headroom is not None]
+        return min(limited, key=lambda layer: layer.headroom or 0.0, default=None)
+
+
 class Parity(_Part):
     """How the artifact's logits compare with a reference's.
 
@@ -125,6 +170,7 @@ class Manifest(_Part):
         source: the checkpoint.
         groups: how each group of tensors is stored.
         memory: bytes needed to run.
+        range: how large activations get; None where the model was not run layer by layer.
         tools: versions of what made it.
         files: every file of the folder but this one.
         parity: the last recorded comparison, if there was one.
@@ -139,6 +185,7 @@ class Manifest(_Part):
     source: Source
     groups: dict[str, TensorGroup]
     memory: MemoryBudget
+    range: Range | None = None
     tools: dict[str, str]
     files: dict[str, FileEntry]
     parity: Parity | None = None

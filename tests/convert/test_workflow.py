@@ -372,7 +372,7 @@ def test_weights_in_several_files(tiny: Path, tmp_path: Path) -> None:
     assert manifest.memory.weights == sum(parts.values())
     Artifact.open(tmp_path / "out", verify=True)
     convert(tiny, tmp_path / "one")
-    one, several = (smoke.first_breath(tmp_path / name / "model.onnx") for name in ("one", "out"))
+    one, several = (smoke.run_once(tmp_path / name / "model.onnx") for name in ("one", "out"))
     assert (one == several).all()
 
 
@@ -423,7 +423,7 @@ def test_a_file_system_without_hard_links(tiny: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_disk_that_gives_back_other_bytes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = smoke.first_breath
+    run = smoke.run_once
 
     def flip(model: Path) -> Any:
         logits = run(model)
@@ -431,7 +431,7 @@ def test_a_disk_that_gives_back_other_bytes(tiny: Path, tmp_path: Path, monkeypa
             file.write(b"other")
         return logits
 
-    monkeypatch.setattr(smoke, "first_breath", flip)
+    monkeypatch.setattr(smoke, "run_once", flip)
     refused(OutputError, tiny, tmp_path / "out", "other bytes than were written")
 
 

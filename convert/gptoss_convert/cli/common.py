@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptoss_convert.writing import Progress as Report
 from gptoss_runtime import hardware
@@ -51,12 +51,33 @@ class Cost:
 @contextmanager
 def progress_bar(text: str, *, size: bool = True) -> Iterator[Report]:
     """A bar on stderr, as a function of (done, all): bytes, or a count if ``size`` is False."""
+    with _bars() as bars:
+        yield _bar(bars, text, size)
+
+
+@contextmanager
+def conversion_bars() -> Iterator[tuple[Report, Report]]:
+    """Two bars on stderr: bytes of weights written, then parts of the first run."""
+    with _bars() as bars:
+        yield _bar(bars, "weights", True), _bar(bars, "first run", False)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
     console = Console(stderr=True)
-    counter = DownloadColumn() if size else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), counter, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield bars
+
+
+def _bar(bars: Progress, text: str, size: bool) -> Report:
+    task = bars.add_task(text, total=None, count="", visible=False)
+
+    def report(done: int, total: int) -> None:
+        count = f"{done / 1e9:.2f}/{total / 1e9:.2f} GB" if size else f"{done}/{total}"
+        bars.update(task, completed=done, total=total, count=count, visible=True)
+
+    return report
 
 
 def folder_size(folder: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gptoss_convert.cli.common import Cost, Overwrite, folder_size, progress_bar
+from gptoss_convert.cli.common import Cost, Overwrite, conversion_bars, folder_size
 from gptoss_runtime.cli.options import Json
 from gptoss_runtime.errors import InvalidRequest
 
@@ -51,8 +51,10 @@ def convert(
     cost, console = Cost(), Console(highlight=False, soft_wrap=True)
     sizes = {"max_memory": _size("max-memory", max_memory), "max_file_size": _size("max-file-size", max_file_size)}
     options = Options(preset, _schemes(scheme), name, logits, overwrite, resume, **sizes)
-    with progress_bar("weights") as progress:
-        manifest = run(checkpoint, out, target=target, options=options, progress=progress)
+    with conversion_bars() as (progress, check_progress):
+        manifest = run(
+            checkpoint, out, target=target, options=options, progress=progress, check_progress=check_progress
+        )
     if json_output:
         print_json(console, cost.report(out) | {"manifest": manifest.model_dump()})
         return

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptoss_convert.cli.common import Cost, folder_size, progress_bar
+from gptoss_convert.cli.common import Cost, conversion_bars, folder_size
 from gptoss_runtime.cli.options import Json
 
 
@@ -31,8 +31,9 @@ def demo(
     console.print(f"[1/3] checkpoint  {folder_size(paths.checkpoint) / 1e6:,.0f} MB in {paths.checkpoint} ({cost})")
     report: dict[str, Any] = {"checkpoint": str(paths.checkpoint), "materialise_seconds": cost.seconds}
     cost = Cost()
-    with progress_bar("weights") as progress:
-        convert(paths.checkpoint, paths.artifact, options=Options(overwrite=True), progress=progress)
+    with conversion_bars() as (progress, check_progress):
+        options = Options(overwrite=True)
+        convert(paths.checkpoint, paths.artifact, options=options, progress=progress, check_progress=check_progress)
     console.print(f"[2/3] artifact    {folder_size(paths.artifact) / 1e6:,.0f} MB in {paths.artifact} ({cost})")
     report |= {"artifact": str(paths.artifact), "convert_seconds": cost.seconds}
     console.print("[3/3] questions")

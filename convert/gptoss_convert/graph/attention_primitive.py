@@ -14,14 +14,14 @@ import onnx_ir as ir
 from gptoss_convert.graph import cache_static, rotary
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import linear_into_stream, linear_then_bias
-from gptoss_convert.graph.precision import keeps_rows, to_graph_type
+from gptoss_convert.graph.precision import FLOAT32, keeps_rows, to_graph_type
 
 _UNSEEN = -65504.0  # score of slots that a token must not see: float16's lowest, below any real score
 
 
 def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value]:
     """Adds what all layers share (slots, cos, sin) and returns the function that emits one layer's attention."""
-    slots, (cos, sin) = cache_static.slots(g), rotary.cos_sin(g)
+    slots, (cos, sin) = cache_static.slots(g), rotary.cos_sin(g, FLOAT32)
 
     def attention(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
         """Self-attention of one layer, float32 [1, sequence, hidden] to the same."""
@@ -34,8 +34,8 @@ def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value
         turned = g.op(
             "RotaryEmbedding", turned, slots.position_ids, cos, sin, domain=MICROSOFT, num_heads=heads + kv_heads
         )  # fmt: skip
-        g.watch("value", value)
-        g.watch("query_key", turned)
+        value = g.watch("value", to_graph_type(g, value))
+        turned = g.watch("query_key", to_graph_type(g, turned))
         query, key = g.ops("Split", turned, g.ints(heads * size, kv_heads * size), outputs=2, axis=2)
         keys = cache_static.update(g, layer, "key", _by_head(g, key), slots)
         values = cache_static.update(g, layer, "value", _by_head(g, value), slots)

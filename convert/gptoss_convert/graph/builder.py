@@ -33,7 +33,7 @@ class GraphBuilder:
         dtype: float type of matrix products, of attention and of caches. The residual stream is float32 in any case.
         numpy_dtype: the same for numpy.
         recipes: every weight-to-be, in file order.
-        watched: values whose size matters to the float type, by name; see :meth:`watch`.
+        watched: values whose size matters to the float type, with their names; see :meth:`watch`.
     """
 
     def __init__(self, checkpoint: Checkpoint, quantisation: Quantisation, dtype: ir.DataType) -> None:
@@ -43,7 +43,7 @@ class GraphBuilder:
         self.dtype = dtype
         self.numpy_dtype = _NUMPY[dtype]
         self.recipes: list[Recipe] = []
-        self.watched: dict[str, ir.Value] = {}
+        self.watched: list[tuple[str, ir.Value]] = []
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
@@ -105,8 +105,8 @@ class GraphBuilder:
         return self.constant(values, np.int64)
 
     def watch(self, name: str, value: ir.Value) -> ir.Value:
-        """Notes a value of the graph's float type for graphs that measure it (range_check.py), and returns it."""
-        self.watched["/".join([*self._scope, name])] = value
+        """Notes a value of the graph's float type for graphs that measure it (first_run.py), and returns it."""
+        self.watched.append((name, value))
         return value
 
     def weights(
@@ -155,6 +155,11 @@ class GraphBuilder:
             return cast(self.checkpoint.stacked(sources), _NUMPY[dtype])
 
         return self.weights(group, dtype.name.lower(), [spec], make, sources)[0]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the graph's outputs so far."""
+        return [value.name or "" for value in self._outputs]
 
     def model(self, *, opset: int, ir_version: int, extents: Mapping[str, Extent]) -> ir.Model:
         """The finished model; every weight refers to its place in the external data file.

@@ -22,7 +22,7 @@ from gptoss_convert.graph.experts import (
     projection_tensors,
     quantised_experts,
 )
-from gptoss_convert.graph.precision import FLOAT32, keeps_rows, to_float32
+from gptoss_convert.graph.precision import FLOAT32, constant32, keeps_rows, to_float32, to_graph_type
 from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import Made, TensorSpec, cast
 
@@ -36,7 +36,7 @@ class Experts:
 
     Attributes:
         count: how many, E below.
-        up: codes uint8 [E · 2I, H/block, bytes of a block], scales float [E · 2I, H/block], bias float [E · 2I].
+        up: codes uint8 [E · 2I, H/block, bytes of a block], scales float [E · 2I, H/block], bias float32 [E · 2I].
         down: codes uint8 [H, E · I/block, bytes], scales float [H, E · I/block], bias float32 [E, H].
         factors: of down's rows, float32 [H]; None where they are stored as they are.
     """
@@ -59,7 +59,7 @@ def mix(g: GraphBuilder, x: ir.Value, weights: ir.Value, experts: Experts) -> ir
     Args:
         g: the builder.
         x: [1, sequence, hidden] in the graph's float type.
-        weights: of each expert for each token, the same [1, sequence, E].
+        weights: of each expert for each token, float32 [1, sequence, E].
         experts: which.
 
     Returns:
@@ -83,20 +83,24 @@ def finish(g: GraphBuilder, product: ir.Value, weights: ir.Value, experts: Exper
 
 
 def activate(g: GraphBuilder, x: ir.Value, weights: ir.Value, experts: Experts) -> ir.Value:
-    """Some experts' hidden values, weighted, [1, sequence, E · I] in the graph's float type; arguments as of mix."""
+    """Some experts' hidden values, weighted, [1, sequence, E · I] in the graph's float type; arguments as of mix.
+
+    Between the two products it is float32: eight roundings to float16 would be most of the experts' error.
+    """
     config, count, inner = g.config, experts.count, g.config.intermediate_size
     codes, scales, bias = experts.up
-    hidden = g.op("Add", _product(g, x, codes, scales, config.hidden_size, count * 2 * inner), bias)
+    product = _product(g, x, codes, scales, config.hidden_size, count * 2 * inner)  # clipped below: infinity will do
+    hidden = g.op("Add", to_float32(g, product), bias)
     halves = g.op("Reshape", hidden, g.ints(1, -1, count, 2, inner))
     gate, up = g.ops("Split", halves, outputs=2, axis=3, num_outputs=2)
     limit = config.swiglu_limit
     # A gate of minus infinity, where the product overflowed, times its sigmoid of 0 would be no number.
-    gate = g.op("Clip", gate, g.constant(_LOWEST_GATE), g.constant(limit))
-    up = g.op("Add", g.op("Clip", up, g.constant(-limit), g.constant(limit)), g.constant(1.0))
-    active = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", g.op("Mul", gate, g.constant(_ALPHA)))), up)
+    gate = g.op("Clip", gate, constant32(g, _LOWEST_GATE), constant32(g, limit))
+    up = g.op("Add", g.op("Clip", up, constant32(g, -limit), constant32(g, limit)), constant32(g, 1.0))
+    active = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", g.op("Mul", gate, constant32(g, _ALPHA)))), up)
     # Weighted before the second product: it is linear, and sums over the experts by itself.
     weighted = g.op("Mul", active, g.op("Unsqueeze", weights, g.ints(3, 4)))
-    return g.op("Reshape", weighted, g.ints(1, -1, count * inner))
+    return g.op("Reshape", to_graph_type(g, weighted), g.ints(1, -1, count * inner))
 
 
 def project_down(g: GraphBuilder, hidden: ir.Value, experts: Experts) -> ir.Value:
@@ -121,11 +125,11 @@ def _up(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
         whole[expert * rows : (expert + 1) * rows] = part[order]
 
     def bias() -> Made:
-        return cast(g.checkpoint.array(f"{module}_bias")[:, order].reshape(-1), g.numpy_dtype)
+        return cast(g.checkpoint.array(f"{module}_bias")[:, order].reshape(-1), np.float32)
 
     codes, scales = _declare(g, layer, "gate_up_proj", (experts * rows, columns), place)
-    spec = TensorSpec(f"{module}.bias", g.dtype, (experts * rows,))
-    return codes, scales, g.weights("biases", g.dtype.name.lower(), [spec], bias)[0]
+    spec = TensorSpec(f"{module}.bias", FLOAT32, (experts * rows,))
+    return codes, scales, g.weights("biases", "float32", [spec], bias)[0]
 
 
 def _down(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from gptoss_convert import unit_rows
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.precision import FLOAT32, factors_spec, scale_product
+from gptoss_convert.graph.precision import FLOAT32, factors_spec, scale_product, to_float32
 from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.schemes import Group, Scheme, require_whole_blocks
 from gptoss_convert.weights import Array, Made, TensorSpec, assembled, cast, cast_rows
@@ -68,9 +68,10 @@ def linear(
 def linear_then_bias(
     g: GraphBuilder, x: ir.Value, name: str, sources: Sequence[str], group: Group, scheme: Scheme
 ) -> ir.Value:
-    """As :func:`linear`, the bias by a node of its own: DirectML's MatMulNBits takes none."""
-    product = linear(g, x, name, sources, group, scheme, bias=False)
-    return g.op("Add", product, g.stacked(f"{name}.bias", [f"{source}.bias" for source in sources], group="biases"))
+    """As :func:`linear`, the bias by a node of its own, DirectML's MatMulNBits takes none, and float32 from there."""
+    product = to_float32(g, g.watch("qkv_product", linear(g, x, name, sources, group, scheme, bias=False)))
+    biases = [f"{source}.bias" for source in sources]
+    return g.op("Add", product, g.stacked(f"{name}.bias", biases, group="biases", dtype=FLOAT32))
 
 
 def linear_into_stream(g: GraphBuilder, x: ir.Value, name: str, source: str, group: Group, scheme: Scheme) -> ir.Value:

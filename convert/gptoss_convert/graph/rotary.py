@@ -17,16 +17,17 @@ from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.weights import Made, TensorSpec
 
 
-def cos_sin(g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
-    """Declares cos and sin, each [max_position_embeddings, head_dim/2]."""
+def cos_sin(g: GraphBuilder, dtype: ir.DataType | None = None) -> tuple[ir.Value, ir.Value]:
+    """Declares cos and sin, each [max_position_embeddings, head_dim/2], in a float type, the graph's by default."""
+    dtype = dtype or g.dtype
     shape = (g.config.max_position_embeddings, g.config.head_dim // 2)
 
     def make() -> Made:
         cos, sin = tables(g.config)
-        return Made([cos.astype(g.numpy_dtype), sin.astype(g.numpy_dtype)])
+        return Made([cos.astype(dtype.numpy()), sin.astype(dtype.numpy())])
 
-    specs = [TensorSpec("cos_cache", g.dtype, shape), TensorSpec("sin_cache", g.dtype, shape)]
-    cos, sin = g.weights("rotary", g.dtype.name.lower(), specs, make)
+    specs = [TensorSpec("cos_cache", dtype, shape), TensorSpec("sin_cache", dtype, shape)]
+    cos, sin = g.weights("rotary", dtype.name.lower(), specs, make)
     return cos, sin
 
 

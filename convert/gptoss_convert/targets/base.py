@@ -90,7 +90,9 @@ class Target:
         inputs: graph inputs beside those of every target, as genai_config names them.
         search: further search options for genai_config.
         workspace: bytes of activations, by the dimensions and the bytes of a float.
-        runs_on_cpu: whether the CPU's kernels read its weights; what they don't is loaded after a conversion, not run.
+        runs_on_cpu: whether the CPU's kernels read its weights.
+        on_cpu: as ``compose``, of pieces that the CPU runs a prompt through quickly, for the first run of a conversion:
+            the same computation, and where ``runs_on_cpu`` the same weights. ``None``: ``compose`` itself.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Target:
     search: Mapping[str, Any] = field(default_factory=dict)
     workspace: Callable[[GptOssConfig, float], Workspace] = plain_workspace
     runs_on_cpu: bool = True
+    on_cpu: Callable[[Quantisation, Logits], Composition] | None = None
 
     @property
     def default_preset(self) -> str:

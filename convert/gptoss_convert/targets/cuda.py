@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from gptoss_convert.config import GptOssConfig
-from gptoss_convert.graph import attention_gqa, moe_qmoe_cuda
+from gptoss_convert.graph import attention_gqa, moe_qmoe, moe_qmoe_cuda
 from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.schemes import Group, SchemeType
 from gptoss_convert.targets.base import Target, Workspace, composed
@@ -20,6 +20,12 @@ _EXPERTS: dict[SchemeType, Layer] = {
     "int4": moe_qmoe_cuda.moe_integer,
     "mxfp4": moe_qmoe_cuda.moe_mxfp4,
     "int8": moe_qmoe_cuda.moe_integer,
+}
+# The same computation from codes as the CPU's kernels read them.
+_ON_CPU: dict[SchemeType, Layer] = {
+    "int4": moe_qmoe.moe_integer,
+    "mxfp4": moe_qmoe.moe_mxfp4,
+    "int8": moe_qmoe.moe_integer,
 }
 PRESETS: Mapping[str, Mapping[Group, Any]] = {
     "balanced": {"embedding": "int8", "attention": "int8", "router": "float32", "experts": "int4", "lm_head": "int8"},
@@ -60,6 +66,7 @@ def target(dtype: ir.DataType = ir.DataType.FLOAT16) -> Target:
         provider_options=({"cuda": {"enable_cuda_graph": "0"}},),
         workspace=workspace,
         runs_on_cpu=False,
+        on_cpu=composed(attention_gqa.prepare, _ON_CPU),
     )
 
 

@@ -82,6 +82,9 @@ def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limi
         inputs=("position_ids",),
         search={"chunk_size": PIECE},
         workspace=partial(workspace, limit=limit),
+        on_cpu=composed(
+            attention_primitive.prepare, dict.fromkeys(experts, moe_composed.moe_grouped), embedding_by_rows
+        ),
     )
 
 
