@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -94,15 +95,15 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from objects(inner)
 
 
+NAMES = [
+    *("custom_ops_library", "enable_profiling", "pipeline", "run_options", "filename", "log_id", "type"),
+    *("ep.context_file_path", "session.load_model_format", WEIGHTS, "provider_options", "qnn", "cuda", "CPU"),
+    *("session_options", "past_names", "layers", "chunk_size", "min_length", "eos_token_id", "encoder"),
+    *("gpu_external_alloc", "enable_cuda_graph", "dawnProcTable", "inputs", "outputs", "decoder", "model"),
+]
+TEXTS = ["1", "0", "x.so", "/etc/x", "%d", "%n", "..", "past.%d.key", "a b", "left", "disabled"]
 KEYS = st.one_of(
-    st.sampled_from(
-        [
-            *("custom_ops_library", "enable_profiling", "pipeline", "run_options", "filename", "log_id", "type"),
-            *("ep.context_file_path", "session.load_model_format", WEIGHTS, "provider_options", "qnn", "cuda", "CPU"),
-            *("session_options", "past_names", "layers", "chunk_size", "min_length", "eos_token_id", "encoder"),
-            *("gpu_external_alloc", "enable_cuda_graph", "dawnProcTable", "inputs", "outputs", "decoder", "model"),
-        ]
-    ),
+    st.sampled_from(NAMES),
     st.text(max_size=8),
 )
 VALUES = st.recursive(
@@ -111,7 +112,7 @@ VALUES = st.recursive(
         st.booleans(),
         st.integers(),
         st.floats(),
-        st.sampled_from(["1", "0", "x.so", "/etc/x", "%d", "%n", "..", "past.%d.key", "a b", "left", "disabled"]),
+        st.sampled_from(TEXTS),
         st.text(max_size=6),
     ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
@@ -130,6 +131,20 @@ def test_whatever_is_let_through_only_what_is_listed_arrives(data: st.DataObject
             at.pop(key, None)
         else:
             at[key] = data.draw(VALUES)
+    check(config)
+
+
+def test_no_listed_name_arrives_anywhere_else() -> None:
+    """Every name in every object, and every value in every place: what chance above rarely puts together."""
+    for place, found in enumerate(objects(BASE)):
+        for name, value in itertools.product({*NAMES, *found}, [*TEXTS, 1, 0.5, True, None, [], {}, [{}]]):
+            config = copy.deepcopy(BASE)
+            list(objects(config))[place][name] = value
+            check(config)
+
+
+def check(config: dict[str, Any]) -> None:
+    """If nothing in it is refused, what arrives is what may."""
     if problems(config) or not isinstance(config.get("model", {}).get("decoder"), dict):
         return
     composed = compose(config, "weights")
