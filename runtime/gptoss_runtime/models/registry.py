@@ -30,7 +30,10 @@ from gptoss_runtime.names import is_name
 CACHE = "GPTOSS_CACHE"
 SEARCH = "GPTOSS_ARTIFACTS"
 _IN_WORKING_FOLDER = Path("artifacts")
-_PASSED_OVER = "A server does not look in the working folder. If you trust what is there: --artifacts artifacts"
+_PASSED_OVER = (
+    "A server does not look in the working folder. If you trust what is there: --artifacts artifacts "
+    '(in Python: artifacts="artifacts")'
+)
 _LIST = "See: gptoss models list"
 
 
