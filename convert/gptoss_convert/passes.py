@@ -26,7 +26,7 @@ from gptoss_convert.external_data import Written
 from gptoss_convert.output import link
 from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import resolve
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.artifact import Artifact, check_contents
 from gptoss_runtime.errors import ArtifactError, GptOssError
 from gptoss_runtime.manifest import FileEntry, TensorGroup
 
@@ -163,6 +163,7 @@ def _require_loadable(folder: Path) -> None:
     """Refuses to publish what the runtime would refuse; only files copied from the checkpoint can be to blame."""
     try:
         Artifact.open(folder)
+        check_contents(folder)
     except ArtifactError as error:
         raise CheckpointError(
             f"the artifact would not load: {error.message.replace(str(folder), folder.name)}",

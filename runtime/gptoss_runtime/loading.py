@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,22 +84,24 @@ def _from(folder: Path, weights: Path) -> str:
         link = folder / _LINK
     try:
         link.symlink_to(weights, target_is_directory=True)
-    except OSError:
-        _join(link, weights)
+    except OSError as error:
+        if not _is_joined(link, weights):
+            raise ResourceError(
+                f"onnxruntime-genai cannot reach {weights} from {folder}: {error.strerror or error}",
+                remedy="Set TEMP to a folder on the artifact's drive, or copy the artifact to a drive of this machine.",
+            ) from error
     return _LINK
 
 
-def _join(link: Path, weights: Path) -> None:
-    """A junction, which needs no privilege, but leads to this machine's drives only."""
-    try:
+def _is_joined(link: Path, weights: Path) -> bool:
+    """Makes a junction: Windows' links that need no privilege, but lead to this machine's drives only."""
+    if sys.platform == "win32":
         import _winapi
 
-        _winapi.CreateJunction(str(weights), str(link))  # type: ignore[attr-defined]
-    except (ImportError, OSError) as error:
-        raise ResourceError(
-            f"onnxruntime-genai cannot reach {weights} from {link.parent}: {error}",
-            remedy="Set TEMP to a folder on the artifact's drive, or copy the artifact to a drive of this machine.",
-        ) from error
+        with contextlib.suppress(OSError):
+            _winapi.CreateJunction(str(weights), str(link))
+            return True
+    return False
 
 
 @contextlib.contextmanager

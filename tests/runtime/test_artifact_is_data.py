@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gptoss_runtime import ArtifactError, Chat, Engine, GenerationOptions, genai_config, loading
+from gptoss_runtime import ArtifactError, Chat, Engine, GenerationOptions, ResourceError, genai_config, loading
 from gptoss_runtime.artifact import Artifact, check_contents
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.genai import GenaiEngine, import_genai
@@ -432,6 +432,15 @@ def test_weights_on_another_drive_are_linked_to(
         assert list(other.generate(PROMPT, GREEDY)) == list(engine.generate(PROMPT, GREEDY))
     assert {path.name for path in folder.iterdir()} == before
     assert not list(tmp_path.glob("gptoss-*"))
+
+    def refuse_too(*_: object, **__: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse_too)
+    if sys.platform != "win32":  # there it is a junction then
+        with pytest.raises(ResourceError, match="cannot reach") as caught:
+            Engine.load(folder, threads=1)
+        assert "TEMP" in str(caught.value.remedy)
 
 
 def test_an_older_genai_is_told_the_whole_path(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
