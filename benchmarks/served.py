@@ -30,7 +30,8 @@ def served(artifact: Path, *options: str) -> Iterator[Served]:
         artifact: the folder.
         options: further ones of ``gptoss serve``.
     """
-    command = [sys.executable, "-m", "gptoss_runtime.cli.main", "serve", str(artifact), "--port", "0", "--json"]
+    folder = str(artifact.absolute())
+    command = [sys.executable, "-m", "gptoss_runtime.cli.main", "serve", folder, "--port", "0", "--json"]
     environment = {name: value for name, value in os.environ.items() if name != "GPTOSS_API_KEY"}
     flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows only a group can be told to end
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, env=environment, creationflags=flags)

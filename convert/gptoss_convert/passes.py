@@ -28,7 +28,7 @@ from gptoss_convert.output import link
 from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import Quantisation, resolve
 from gptoss_convert.targets import Target
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.artifact import Artifact, check_contents
 from gptoss_runtime.errors import ArtifactError, GptOssError
 from gptoss_runtime.manifest import FileEntry, TensorGroup
 
@@ -162,6 +162,7 @@ def _require_loadable(folder: Path) -> None:
     """Refuses to publish what the runtime would refuse; only files copied from the checkpoint can be to blame."""
     try:
         Artifact.open(folder)
+        check_contents(folder)
     except ArtifactError as error:
         raise CheckpointError(
             f"the artifact would not load: {error.message.replace(str(folder), folder.name)}",

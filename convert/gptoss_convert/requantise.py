@@ -21,7 +21,7 @@ STEPS: NDArray[np.float32] = np.concatenate([_SIZES, -_SIZES])
 _CODES = np.clip(np.rint(VALUES / STEPS[:, None]), -8, 7)  # [steps, 16], int4 code of each E2M1 code
 _ERRORS = np.abs(_CODES * STEPS[:, None] - VALUES)
 _WORST = _ERRORS.max(axis=1)  # [steps]
-# [16, steps], in whole 2^-16: a block's sum, at most 200, is then exact in float32, whatever order BLAS adds in, and the
+# [16, steps], in whole 2^-16: a block's sum, at most 200, is then exact in float32 in whatever order BLAS adds, and the
 # best step, and so the artifact's bytes, are the same on every machine.
 _EXACT_SQUARES = np.square(_ERRORS)  # [steps, 16]
 _SQUARES = np.ascontiguousarray(np.rint(_EXACT_SQUARES.T * 65536) / 65536).astype(np.float32)

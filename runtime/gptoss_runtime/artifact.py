@@ -1,30 +1,52 @@
 """Opens an artifact folder and refuses a damaged or unsafe one before anything native reads it.
 
-Knows the files of the folder and what genai_config.json promises; knows nothing of execution providers, and reads no
-weights (unless ``verify`` asks for every file's sha256).
+An artifact is data: nothing in it is run, and what is loaded is what was checked. Knows the files of the folder and
+what genai_config.json promises; knows nothing of execution providers, and reads no weights (unless ``verify`` asks for
+every file's sha256).
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gptoss_runtime import genai_config, strict_json
 from gptoss_runtime.errors import ArtifactError
-from gptoss_runtime.external_data import external_spans
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest
 from gptoss_runtime.names import is_safe_path
+from gptoss_runtime.onnx_file import ExternalSpan, GraphError, external_spans
 
 CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
-_MAX_JSON_BYTES = 64 * 2**20  # gpt-oss's tokenizer.json has 27 MB
+_MAX_GRAPH = 2**31 - 1  # protobuf's limit
+Stamp = tuple[int, int, int, int]  # of a file: device, number, bytes, time of change
 _RECONVERT = "Convert the checkpoint again, or copy the whole folder again."
+_TAKE_OUT = "Take it out if the model does without, or convert the checkpoint again."
+_DISTRUST = "Do not use it: onnxruntime-genai and Foundry Local would load it as it stands."
 
 
 def provider_of(target: str) -> str:
     """The execution provider of a target: "cpu" of "cpu-int4"."""
     return target.partition("-")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The graph of an artifact, as it was when it was checked.
+
+    Attributes:
+        name: its file in the folder, with "/" between the parts.
+        sha256: of its bytes.
+        weights: the files of its external data, by name in the folder.
+    """
+
+    name: str
+    sha256: str
+    weights: Mapping[str, Stamp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +61,8 @@ class Artifact:
         vocab_size: rows of the logits.
         eos_token_ids: stop tokens.
         bos_token_id: the document start token, or None.
-        config: genai_config.json.
+        config: genai_config.json, of which nothing is refused.
+        graph: what of the graph was checked.
         manifest: manifest.json, or None where there is none (a stock conversion).
     """
 
@@ -51,6 +74,7 @@ class Artifact:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     config: dict[str, Any]
+    graph: Graph
     manifest: Manifest | None
 
     @property
@@ -67,19 +91,43 @@ class Artifact:
             verify: check every file against the manifest's sha256; reads all weights once.
 
         Raises:
-            ArtifactError: the folder is not an artifact, is damaged, or refers to files outside itself.
+            ArtifactError: the folder is not an artifact, is damaged, refers to files outside itself, or says what would
+                have a program do more than compute.
         """
         folder = _folder(Path(path))
-        config, manifest = read_json(inside(folder, CONFIG)), None
+        data, manifest = strict_json.read_bytes(inside(folder, CONFIG)), None
+        config = _checked(folder / CONFIG, strict_json.parse(data, folder / CONFIG))
         if (folder / MANIFEST).exists():
             inside(folder, MANIFEST)
             manifest = Manifest.read(folder)
         artifact = cls._described(folder, config, manifest)
-        _check_graphs(folder, config)
         inside(folder, TOKENIZER)  # its content is checked where it is used, so that opening stays quick
         if verify:
             verify_checksums(folder, manifest)
+            assert manifest is not None
+            _require_listed(folder, manifest, {CONFIG: _sha256(data), artifact.graph.name: artifact.graph.sha256})
         return artifact
+
+    def graph_bytes(self) -> bytes:
+        """The graph's bytes: the very ones that were checked.
+
+        Raises:
+            ArtifactError: the file has changed since.
+        """
+        data = _read(inside(self.path, self.graph.name))
+        if _sha256(data) != self.graph.sha256:
+            raise _changed(self.path / self.graph.name)
+        return data
+
+    def require_unchanged(self) -> None:
+        """Checks, after loading, that the weights that were read are the files that were checked.
+
+        Raises:
+            ArtifactError: one has been replaced or written to since.
+        """
+        for name, stamp in self.graph.weights.items():
+            if _stamp(inside(self.path, name)) != stamp:
+                raise _changed(self.path / name)
 
     @classmethod
     def _described(cls, folder: Path, config: dict[str, Any], manifest: Manifest | None) -> Artifact:
@@ -90,9 +138,8 @@ class Artifact:
         eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
         vocab_size = _positive(folder, model, "vocab_size")
         for token in eos_ids:
-            if not isinstance(token, int) or not 0 <= token < vocab_size:
+            if not 0 <= token < vocab_size:
                 raise ArtifactError(f"{folder / CONFIG}: eos_token_id {token!r} is no id", remedy=_RECONVERT)
-        bos = model.get("bos_token_id")
         return cls(
             path=folder,
             name=manifest.name if manifest else folder.name,
@@ -100,29 +147,11 @@ class Artifact:
             context_length=_positive(folder, model, "context_length"),
             vocab_size=vocab_size,
             eos_token_ids=eos_ids,
-            bos_token_id=bos if isinstance(bos, int) else None,
+            bos_token_id=model.get("bos_token_id"),
             config=config,
+            graph=check_graph(folder, model["decoder"].get("filename", "")),
             manifest=manifest,
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ArtifactError: missing, unreadable, too large, not JSON, or not an object.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ArtifactError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MB", remedy=_RECONVERT)
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}", remedy=_RECONVERT) from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not valid JSON: {error}", remedy=_RECONVERT) from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} does not hold a JSON object", remedy=_RECONVERT)
-    return value
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -174,36 +203,107 @@ def _folder(path: Path) -> Path:
     return path.resolve()
 
 
+def check_graph(folder: Path, name: str) -> Graph:
+    """Checks a graph of a folder, and that every file that it names is there and long enough.
+
+    Args:
+        folder: the artifact folder.
+        name: the graph's file in it.
+
+    Raises:
+        ArtifactError: a file is missing, outside the folder or too short, or the graph is more than arithmetic.
+    """
+    path = inside(folder, name)
+    data = _read(path)
+    parent = PurePosixPath(name).parent
+    weights: dict[str, Stamp] = {}
+    for span in check_onnx(path, data):
+        location = str(parent / span.location) if span.location else ""
+        if location not in weights:
+            weights[location] = _stamp(inside(folder, location))
+        if span.offset < 0 or span.length < 0 or span.offset + span.length > weights[location][2]:
+            raise ArtifactError(f"{folder / location} is truncated", remedy=_RECONVERT)
+    return Graph(name, _sha256(data), weights)
+
+
+def check_onnx(path: Path, data: bytes) -> frozenset[ExternalSpan]:
+    """Checks a graph's bytes alone.
+
+    Returns:
+        The external data that it names.
+
+    Raises:
+        ArtifactError: it is no readable ONNX file, or more than arithmetic.
+    """
+    try:
+        return external_spans(data)
+    except GraphError as error:
+        raise ArtifactError(f"{path} is not loaded: {error}", remedy=_DISTRUST) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a readable ONNX file: {error}", remedy=_RECONVERT) from error
+
+
+def check_contents(folder: Path) -> None:
+    """Checks what of an artifact is here, as far as it can be without the weights: every configuration and graph.
+
+    For a folder that is not whole yet, or that is to be judged as a whole: also what this package never reads.
+
+    Raises:
+        ArtifactError: as ``Artifact.open``.
+    """
+    for path in sorted(folder.rglob("*.json")):
+        data = strict_json.read_bytes(inside(folder, path.relative_to(folder).as_posix()))
+        if path.name == CONFIG:
+            _checked(path, strict_json.parse(data, path))
+        else:
+            strict_json.value_of(data, path)
+    for path in sorted(folder.rglob("*.onnx")):
+        check_onnx(path, _read(inside(folder, path.relative_to(folder).as_posix())))
+
+
+def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which nothing is refused."""
+    found = genai_config.problems(config)
+    if not found:
+        return config
+    text = "; ".join(f"{one.key!r} {one.why}" for one in found[:5])
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    acts = "".join(f"\nFor {one.key!r} they would {one.elsewhere}." for one in found[:5] if one.elsewhere)
+    raise ArtifactError(f"{path}: {text}{more}", remedy=f"{_DISTRUST}{acts}" if acts else _TAKE_OUT)
+
+
+def _require_listed(folder: Path, manifest: Manifest, read: Mapping[str, str]) -> None:
+    """Whether what was read before is what the manifest lists too: a folder may change in between."""
+    for name, sha256 in read.items():
+        if name in manifest.files and manifest.files[name].sha256 != sha256:
+            raise _changed(folder / name)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size <= _MAX_GRAPH:
+                return file.read()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}", remedy=_RECONVERT) from error
+    raise ArtifactError(f"{path} is larger than an ONNX file can be", remedy=_RECONVERT)
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _changed(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path} changed while it was being loaded", remedy="Load it again.")
+
+
 def _positive(folder: Path, model: dict[str, Any], key: str) -> int:
     value = model.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ArtifactError(f"{folder / CONFIG}: model.{key} is {value!r}", remedy=_RECONVERT)
     return value
-
-
-def _check_graphs(folder: Path, config: dict[str, Any]) -> None:
-    """Every graph that the config names, and every external file that a graph names, is here and long enough."""
-    for name in sorted(_filenames(config["model"])):
-        graph = inside(folder, name)
-        try:
-            spans = external_spans(graph)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{graph} is not a readable ONNX file: {error}", remedy=_RECONVERT) from error
-        relative = PurePosixPath(name).parent
-        sizes: dict[str, int] = {}
-        for span in spans:
-            if span.location not in sizes:
-                name = str(relative / span.location) if span.location else ""
-                sizes[span.location] = inside(folder, name).stat().st_size
-            if span.offset < 0 or span.length < 0 or span.offset + span.length > sizes[span.location]:
-                raise ArtifactError(f"{folder / relative / span.location} is truncated", remedy=_RECONVERT)
-
-
-def _filenames(node: object) -> set[str]:
-    """The values of every "filename" key: the decoder's, or those of a pipeline's stages."""
-    if isinstance(node, dict):
-        own = {str(node["filename"])} if "filename" in node else set()
-        return own.union(*(_filenames(value) for value in node.values()))
-    if isinstance(node, list):
-        return set().union(*(_filenames(value) for value in node))
-    return set()

@@ -22,6 +22,7 @@ from gptoss_runtime.artifact import TOKENIZER, Artifact
 from gptoss_runtime.decoding import LogitsEngine
 from gptoss_runtime.engine import ModelInfo
 from gptoss_runtime.errors import BackendError, BackendUnavailable, InvalidRequest, ResourceError
+from gptoss_runtime.loading import load_model
 from gptoss_runtime.options import check_token_ids
 from gptoss_runtime.slots import Slots, common_prefix
 
@@ -139,8 +140,12 @@ class GenaiEngine(LogitsEngine):
             self.slots = preflight.slots(budget, adapter, context_length, slots)
         self._genai = import_genai()
         with native_errors(f"loading {artifact.path}"), _quiet(provider):
-            config = _configured(self._genai, artifact, provider, _device_index(device), threads)
-            self._model: Any = self._genai.Model(config)
+            index = _device_index(device)
+
+            def configure(config: Any) -> None:
+                _configure(self._genai, config, provider, index, threads, artifact.vocab_size)
+
+            self._model: Any = load_model(self._genai, artifact, configure)
         kind = str(self._model.device_type).upper()
         self._appendable = kind in _APPENDABLE
         self._chunk = prefill_chunk or _CHUNK.get(kind, _CHUNK_ELSEWHERE)
@@ -330,11 +335,12 @@ def _quiet(provider: str) -> Iterator[None]:
         os.close(kept)
 
 
-def _configured(genai: ModuleType, artifact: Artifact, provider: str, device: int | None, threads: int | None) -> Any:
-    """A genai Config for one execution provider, whatever provider the folder itself names."""
+def _configure(
+    genai: ModuleType, config: Any, provider: str, device: int | None, threads: int | None, vocab_size: int
+) -> None:
+    """Sets a genai Config up for one execution provider, whatever provider it names."""
     known = PROVIDERS.get(provider.lower())
     name, device_option = known or Provider(provider)
-    config = genai.Config(str(artifact.path))
     config.clear_providers()
     if name is not None:
         available = getattr(genai, f"is_{name}_available", None)
@@ -351,7 +357,6 @@ def _configured(genai: ModuleType, artifact: Artifact, provider: str, device: in
     if name is None or threads is not None:
         model["decoder"] = {"session_options": {"intra_op_num_threads": threads or hardware.cpu().physical_cores}}
     if name == "dml":  # see _commit: after a stop token genai's search would go on with padding of its own
-        model["eos_token_id"] = artifact.vocab_size
+        model["eos_token_id"] = vocab_size
     if model:
         config.overlay(json.dumps({"model": model}))
-    return config

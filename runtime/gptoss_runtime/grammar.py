@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_runtime.artifact import read_json
+from gptoss_runtime import strict_json
 from gptoss_runtime.errors import ArtifactError, BackendUnavailable, InvalidRequest
 from gptoss_runtime.json_schema import check_bounds, embedded
 from gptoss_runtime.vocabulary import byte_alphabet
@@ -215,7 +215,7 @@ def _tokenizer(path: Path) -> tuple[Any, int]:
 def _read_tokenizer(path: Path, _changed: int) -> tuple[Any, int]:
     llguidance = _import_llguidance()
     try:
-        vocabulary = _Vocabulary(read_json(path))
+        vocabulary = _Vocabulary(strict_json.read(path))
         return llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary)), vocabulary.eos_token_id
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError) as error:
         raise ArtifactError(

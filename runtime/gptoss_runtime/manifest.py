@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gptoss_runtime import strict_json
 from gptoss_runtime.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -199,7 +200,7 @@ class Manifest(_Part):
         """
         file = folder / MANIFEST
         try:
-            return cls.model_validate_json(file.read_bytes())
+            return cls.model_validate(strict_json.parse(file.read_bytes(), file))
         except OSError as error:
             raise ArtifactError(
                 f"{file} cannot be read: {error.strerror or error}", remedy="Convert with gptoss to get a manifest."

@@ -36,6 +36,7 @@ from gptoss_runtime.errors import (
     ServerUnavailable,
 )
 from gptoss_runtime.models import Registry
+from gptoss_runtime.models.registry import is_path
 from gptoss_runtime.server.settings import DEFAULT_HOST, DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def serving(
     *,
     url: str | None = None,
     api_key: str | None = None,
+    artifacts: str | Path | None = None,
     provider: str | None = None,
     device: int | str | None = None,
     context_length: int | None = None,
@@ -62,11 +64,13 @@ def serving(
     """A client of a server that has a model, for the length of a ``with`` block.
 
     Args:
-        model: a model's name as ``gptoss models list`` has it; or an artifact folder, for which a server is always
-            started and whose name ``client.models.list()`` tells.
+        model: a model's name; or an artifact folder (with a separator in it), for which a server is always started and
+            whose name ``client.models.list()`` tells.
         url: the server to use; ``None``: $GPTOSS_URL, or one at the usual port if it has the model, or else one that is
             started here, on a free port, with a key of its own, and ended with the block.
         api_key: what that server asks for; ``None``: $GPTOSS_API_KEY, or none.
+        artifacts: the folder with ``<name>/<target>/`` in which a server that is started looks for models, before the
+            cache; ``None``: those in $GPTOSS_ARTIFACTS, and not the working folder's.
         provider: the execution provider of a server that is started.
         device: its adapter.
         context_length: its positions at most.
@@ -88,13 +92,16 @@ def serving(
             raise problem
         with _client(named, key) as client:
             yield client
-    elif not Path(model).is_dir() and _problem(URL, model, key) is None:
+    elif not is_path(model) and _problem(URL, model, key) is None:
         with _client(URL, key) as client:
             yield client
     else:
-        Registry().resolve(model)  # says what is wrong with a name before anything is started
+        search = None if artifacts is None else [Path(artifacts)]
+        registry = Registry(search=search, working_folder=False)
+        registry.resolve(model)  # says what is wrong with a name before anything is started
         own_key = secrets.token_urlsafe(24)
         options = {"--provider": provider, "--device": device, "--context-length": context_length}
+        options["--artifacts"] = None if artifacts is None else str(artifacts)
         with _started(model, own_key, options, timeout) as own, _client(own, own_key) as client:
             yield client
 
@@ -113,7 +120,8 @@ def _client(url: str, key: str | None) -> openai.OpenAI:
 def _started(model: str, key: str, options: dict[str, str | int | None], timeout: float) -> Iterator[str]:
     """A server of our own: its address."""
     given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
-    command = [sys.executable, "-m", "gptoss_runtime.cli.main", "serve", model, "--port", "0", "--json", *given]
+    # -P: Python would look for its modules in the working folder first
+    command = [sys.executable, "-P", "-m", "gptoss_runtime.cli.main", "serve", model, "--port", "0", "--json", *given]
     environment = os.environ | {"GPTOSS_API_KEY": key, "PYTHONIOENCODING": "utf-8"}
     flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows only a group can be told to end
     with tempfile.TemporaryDirectory(prefix="gptoss-", ignore_cleanup_errors=True) as folder:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from gptoss_runtime.artifact import read_json
+from gptoss_runtime import strict_json
 from gptoss_runtime.errors import ArtifactError, ResourceError
 
 FILE_NAME = "o200k_base.tiktoken"
@@ -62,7 +62,7 @@ def tiktoken_bytes(tokenizer: Path) -> bytes:
     Raises:
         ArtifactError: this is not o200k_harmony's tokenizer.
     """
-    content = read_json(tokenizer)
+    content = strict_json.read(tokenizer)
     try:
         vocabulary: dict[str, int] = content["model"]["vocab"]
         specials = {entry["content"]: entry["id"] for entry in content["added_tokens"]}

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
 from gptoss_runtime.cli.main import app
-from gptoss_runtime.manifest import Manifest
+from gptoss_runtime.manifest import FileEntry, Manifest
 
 Gptoss = Callable[..., Result]
 
@@ -74,6 +75,60 @@ def test_inspect_finds_damage(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> Non
     assert result.exit_code == 4
     assert "model.onnx.data is not the file the manifest lists" in result.stderr
     assert gptoss("inspect", tmp_path / "out", "--no-verify").exit_code == 0
+
+
+def test_inspect_says_what_others_would_run(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    gptoss("convert", tiny, "-o", out)
+    assert reported(gptoss("inspect", out, "--json"))["elsewhere"] == []
+    (out / "sub").mkdir()
+    for name in ("kernel.dll", "libx.so.1", "modeling.py", "sub/weights.pkl", "chat_template.jinja"):
+        (out / name).write_bytes(b"")
+    (out / "processor.json").write_text('{"auto_map": {"AutoModel": "modeling.X"}, "chat_template": "{{ x }}"}')
+    elsewhere = reported(gptoss("inspect", out, "--json"))["elsewhere"]
+    for name, words in {
+        "kernel.dll": "a program or a library",
+        "libx.so.1": "a program or a library",
+        "modeling.py": "a program or a library",
+        "sub/weights.pkl": "perhaps a pickle",
+        "chat_template.jinja": "render it, gptoss does not",
+        "processor.json": "auto_map",
+    }.items():
+        assert any(one.startswith(f"{name}: ") and words in one for one in elsewhere), (name, elsewhere)
+        assert f"{name}: not in the manifest, so not checked against it" in elsewhere
+    text = gptoss("inspect", out).stdout
+    assert "elsewhere: kernel.dll: a program or a library: other programs may run it, gptoss does not" in text
+    assert "data: nothing of it is run by gptoss" in text
+    assert "all as the manifest lists them: whole, whoever made them" in text
+
+
+def test_inspect_refuses_what_is_more_than_data(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    """Also where it matches its manifest, and in a graph that the configuration does not name."""
+    out = tmp_path / "out"
+    gptoss("convert", tiny, "-o", out)
+    second = onnx.load(out / "model.onnx", load_external_data=False)
+    second.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    second.graph.initializer[0].external_data.add(key="basepath", value="/etc")
+    (out / "second.onnx").write_bytes(second.SerializeToString())
+    result = gptoss("inspect", out)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "second.onnx is not loaded" in result.stderr
+    (out / "second.onnx").unlink()
+    config = json.loads((out / "genai_config.json").read_text())
+    options = config["model"]["decoder"]["session_options"]
+    options |= {"custom_ops_library": "x.so", "enable_profiling": "y", "colour": "red"}
+    (out / "genai_config.json").write_text(json.dumps(config))
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"]["genai_config.json"] = FileEntry.of(out / "genai_config.json").model_dump()
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    for options in ([], ["--no-verify"], ["--json"]):
+        result = gptoss("inspect", out, *options)
+        assert (result.exit_code, result.stdout) == (4, "")
+        for words in ("'model.decoder.session_options.custom_ops_library'", "enable_profiling", "colour"):
+            assert words in result.stderr
+        assert "onnxruntime-genai and Foundry Local would load it as it stands" in result.stderr
+        assert "they would load that library and run its code" in result.stderr
+        assert "they would write files there" in result.stderr
 
 
 def test_a_stock_folder_is_shown_but_not_checked(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:

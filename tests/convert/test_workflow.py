@@ -473,7 +473,12 @@ def test_a_setting_that_olive_would_pass_over(tiny: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("tokenizer.json", "{"), ("tokenizer_config.json", "[]"), ("generation_config.json", '{"eos_token_id": "<|x|>"}')],
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("generation_config.json", '{"eos_token_id": "<|x|>"}'),
+        ("special_tokens_map.json", '{"a": 1, "a": 2}'),
+    ],
 )
 def test_tokenizer_files_that_would_not_load(name: str, text: str, breakable: Path, tmp_path: Path) -> None:
     (breakable / name).write_text(text, encoding="utf-8")

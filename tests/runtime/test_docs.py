@@ -43,6 +43,16 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_test_that_a_promise_names_exists() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("## An artifact is data")[2]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) > 15
+    assert [name for name in named if f"def {name}(" not in sources] == []
+    for row in (line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| what")):
+        assert "`test_" in row, row
+
+
 def test_every_exit_code_is_in_the_table() -> None:
     def tree(error: type[GptOssError]) -> set[type[GptOssError]]:
         return {error}.union(*(tree(child) for child in error.__subclasses__()))

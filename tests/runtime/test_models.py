@@ -275,6 +275,30 @@ def test_a_path_always_resolves(nano_artifact: Path, tmp_path: Path, monkeypatch
             registry.resolve(name, paths=False)
 
 
+def test_a_server_does_not_look_in_the_working_folder(
+    nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can put a folder there is not who started the server; a person who names a model there means it."""
+    monkeypatch.delenv("GPTOSS_ARTIFACTS", raising=False)
+    for name in ("gptoss-nano", "mine"):
+        link(nano_artifact, tmp_path / "artifacts" / name / "cpu")
+    link(nano_artifact, tmp_path / "bare")
+    monkeypatch.chdir(tmp_path)
+    person, server = (Registry(tmp_path / "cache", working_folder=where) for where in (True, False))
+    assert person.resolve("mine").samefile(tmp_path / "artifacts" / "mine" / "cpu")
+    assert person.resolve("bare").samefile(tmp_path / "bare")
+    assert server.list(here=True) == ()
+    for name in ("gptoss-nano", "gptoss-nano:cpu", "mine", "bare"):
+        with pytest.raises(ModelNotFound) as raised:
+            server.resolve(name)
+        assert ("--artifacts artifacts" in str(raised.value.remedy)) == (name != "bare")
+    assert server.resolve("./bare").samefile(tmp_path / "bare")
+    asked = Registry(tmp_path / "cache", search=[Path("artifacts")], working_folder=False)
+    assert asked.resolve("mine").samefile(tmp_path / "artifacts" / "mine" / "cpu")
+    monkeypatch.setenv("GPTOSS_ARTIFACTS", str(tmp_path / "artifacts"))
+    assert Registry(tmp_path / "cache", working_folder=False).resolve("mine").name == "cpu"
+
+
 @pytest.mark.parametrize("name", ["..", "C:", "NUL", "CON:x", "file:stream", "", ":", "a\0b", "x" * 5000, "\ud800"])
 def test_names_that_lead_nowhere(name: str, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "cache", search=[tmp_path])

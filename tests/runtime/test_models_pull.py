@@ -60,7 +60,8 @@ def small(tmp_path: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    names = [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    found = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    names = [name for name in found if name != MANIFEST]
     manifest = Manifest(
         name=NAME,
         target="cpu",
@@ -351,6 +352,35 @@ def test_a_graph_that_leads_astray_is_refused(hub: HubServer, small: Path, tmp_p
     with pytest.raises(ArtifactError, match="outside itself"):
         models.pull(NAME)
     assert models.list(here=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("genai_config.json", b"custom_ops_library", "custom_ops_library"),
+        ("model.onnx", b"\x08\x0b\x3a\x0c\x0a\x0a\x22\x02Op\x3a\x04evil", "domain 'evil'"),
+        ("second.onnx", b"\x08\x0b\x42\x06\x0a\x04evil", "domain 'evil'"),
+        ("tokenizer.json", b'{"a": 1, "a": 2}', "there twice"),
+        ("extra/tokenizer_config.json", b'{"a": NaN}', "no JSON number"),
+    ],
+)
+def test_what_is_more_than_data_is_refused_before_the_weights_are_fetched(
+    name: str, content: bytes, words: str, hub: HubServer, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptoss_runtime.models.pulling._LARGE", 1 << 20)
+    if name == "genai_config.json":
+        config = json.loads((small / name).read_text())
+        config["model"]["decoder"]["session_options"] = {content.decode(): "evil.so"}
+        content = json.dumps(config).encode()
+    (small / name).parent.mkdir(exist_ok=True)
+    (small / name).write_bytes(content)
+    write_manifest(small)
+    hub.add(small, "cpu/")
+    models = registry(hub, tmp_path / "cache")
+    with pytest.raises(ArtifactError, match=words):
+        models.pull(NAME)
+    assert models.list(here=True) == ()
+    assert hub.gets(f"cpu/{WEIGHTS}") == []
 
 
 def test_a_repository_without_what_its_manifest_lists(hub: HubServer, small: Path, tmp_path: Path) -> None:

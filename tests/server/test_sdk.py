@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +119,24 @@ def test_what_the_server_says_comes_through() -> None:
     with pytest.raises(InvalidRequest) as raised, serving(MODEL, context_length=-5):
         pass
     assert "context_length" in raised.value.message.replace("-", "_")
+
+
+def test_the_working_folder_gives_a_server_neither_code_nor_models(
+    nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    planted = f"open({str(tmp_path / 'it-ran')!r}, 'w')"
+    for name in ("typer", "gptoss_runtime", "fastapi", "numpy"):
+        (tmp_path / f"{name}.py").write_text(planted)
+    with pytest.raises(InvalidRequest), serving(MODEL, context_length=-5):
+        pass
+    assert not (tmp_path / "it-ran").exists()
+    shutil.copytree(nano_artifact, tmp_path / "artifacts" / "planted" / "cpu", copy_function=os.link)
+    monkeypatch.delenv("GPTOSS_ARTIFACTS")
+    with pytest.raises(ModelNotFound, match="planted"), serving("planted"):
+        pass
+    with serving("planted", artifacts="artifacts", context_length=512) as client:
+        assert "72" in ask(client, "planted")
 
 
 def test_a_server_that_takes_too_long() -> None:

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from gptoss_runtime.models.registry import SEARCH
 from tests.server.running import ask
 
 COMMAND = [sys.executable, "-m", "gptoss_runtime.cli.main", "serve"]
@@ -56,6 +58,28 @@ def test_what_it_refuses(arguments: list[str], code: int, text: str) -> None:
     assert done.returncode == code
     assert text in done.stderr
     assert len(done.stderr.splitlines()) >= 2  # what is wrong, and what to do
+
+
+def test_it_does_not_look_in_the_folder_it_is_started_in(nano_artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "artifacts" / "planted" / "cpu"
+    folder.mkdir(parents=True)
+    for path in nano_artifact.iterdir():
+        os.link(path, folder / path.name)
+    environment = {name: value for name, value in os.environ.items() if name not in ("GPTOSS_API_KEY", SEARCH)}
+    environment["GPTOSS_CACHE"] = str(tmp_path / "cache")
+    options: dict[str, Any] = {"env": environment, "cwd": tmp_path, "text": True, "encoding": "utf-8"}
+    done = subprocess.run([*COMMAND, "planted"], capture_output=True, timeout=60, **options)
+    assert done.returncode == 2
+    assert "--artifacts artifacts" in done.stderr
+    for given, expected in (([], []), (["--artifacts", "artifacts"], ["planted:cpu"])):
+        command = [*COMMAND, "--port", "0", "--json", *given]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+            try:
+                assert process.stdout is not None
+                url = json.loads(process.stdout.readline())["url"]
+                assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == expected
+            finally:
+                process.terminate()
 
 
 def test_a_port_that_is_taken() -> None:

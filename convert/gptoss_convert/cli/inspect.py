@@ -1,4 +1,4 @@
-"""``gptoss inspect``: what an artifact is made of, where its nodes would run, and whether it is whole."""
+"""``gptoss inspect``: what an artifact is made of, where its nodes would run, whether it is whole, and only data."""
 
 from __future__ import annotations
 
@@ -24,29 +24,39 @@ def inspect(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Show an artifact's graphs, placement, weights, memory budget and source, and check its files."""
+    """Show an artifact's graphs, placement, weights, memory budget and source; check its files, and that it is data.
+
+    What other programs would run or render of the folder, and gptoss does not, is named.
+    """
     from rich.console import Console
 
+    from gptoss_convert.elsewhere import remarks
     from gptoss_convert.summary import summarise
-    from gptoss_runtime.artifact import Artifact, verify_checksums
+    from gptoss_runtime.artifact import Artifact, check_contents
     from gptoss_runtime.cli.render import print_json
 
     artifact = Artifact.open(folder)
     directml = _provider(artifact, provider) == "directml"
+    check_contents(artifact.path)
     verified = verify and artifact.manifest is not None  # a stock folder has nothing to check against
     if verified:
-        verify_checksums(artifact.path, artifact.manifest)
+        artifact = Artifact.open(folder, verify=True)
+    elsewhere = remarks(artifact.path, artifact.manifest)
     graphs = {name: summarise(artifact.path / name, directml=directml) for name in _models(artifact)}
     console = Console(highlight=False, soft_wrap=True)
     if json_output:
         manifest = artifact.manifest.model_dump() if artifact.manifest else None
         described = {name: graph.to_dict() for name, graph in graphs.items()}
         first = next(iter(described.values()))
-        print_json(console, {"verified": verified, "graph": first, "graphs": described, "manifest": manifest})
+        report = {"verified": verified, "graph": first, "graphs": described, "manifest": manifest}
+        print_json(console, {**report, "elsewhere": elsewhere})
         return
     _show(console, artifact, graphs)
+    console.print("data: nothing of it is run by gptoss; configuration, graphs and JSON were checked", style="green")
+    for remark in elsewhere:
+        console.print(f"elsewhere: {remark}", style="yellow", markup=False)
     console.print(
-        "files: all as the manifest lists them" if verified else "files: not checked",
+        "files: all as the manifest lists them: whole, whoever made them" if verified else "files: not checked",
         style="green" if verified else "yellow",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,13 @@ def serve(
     ] = None,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A web origin whose pages may call this server; may be repeated.")
+    ] = None,
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A folder with NAME/TARGET/ below it to look for models in, before the cache; may be repeated. "
+            "By default those in GPTOSS_ARTIFACTS; never the working folder's."
+        ),
     ] = None,
     provider: Annotated[
         str | None, typer.Option(help="Execution provider; by default the one that the artifact was converted for.")
@@ -77,7 +85,7 @@ def serve(
         tell_date=date,
     )
     options = EngineOptions(provider, device, threads, context_length, slots, queue)
-    catalog = Catalog.of(model, Registry())
+    catalog = Catalog.of(model, Registry(search=artifacts or None, working_folder=False))
     models = ModelHost(catalog, options.make, max_loaded=max_loaded, ttl=ttl or None, max_turns=slots + queue)
     console = Console(highlight=False, soft_wrap=True)
 

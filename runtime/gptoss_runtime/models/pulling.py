@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.artifact import Artifact, check_contents
 from gptoss_runtime.errors import ArtifactError, BackendUnavailable, ResourceError
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest
 from gptoss_runtime.models.catalogue import Published
@@ -25,6 +25,7 @@ RESERVE = 256 << 20  # bytes of disk that a pull leaves free
 RECORD = ".pulled.json"
 _MAX_MANIFEST = 8 << 20
 _MAX_FILES = 10_000
+_LARGE = 64 << 20  # bytes; configurations and graphs without weights are smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def pull(source: Published, destination: Path, hub: Hub, progress: OnProgress) -
             _keep_only(folder, {MANIFEST, *manifest.files})
             (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8", newline="\n")
             Artifact.open(folder)
+            check_contents(folder)
             _publish(folder, destination)
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -152,8 +154,12 @@ def _fetch(source: Published, listing: Listing, hub: Hub, folder: Path, progress
     _check_space(folder, sum(entry.size for entry in missing.values()) - here)
     total = sum(entry.size for entry in manifest.files.values())
     done = total - sum(entry.size for entry in missing.values())
+    judged = False
     for name in sorted(missing, key=lambda name: missing[name].size):  # the largest last: what is wrong shows early
         entry, part = missing[name], parts[name]
+        if entry.size > _LARGE and not judged:
+            check_contents(folder)
+            judged = True
 
         def received(count: int, name: str = name, before: int = done) -> None:
             progress(Progress("download", before + count, total, name))

@@ -29,6 +29,11 @@ from gptoss_runtime.names import is_name
 
 CACHE = "GPTOSS_CACHE"
 SEARCH = "GPTOSS_ARTIFACTS"
+_IN_WORKING_FOLDER = Path("artifacts")
+_PASSED_OVER = (
+    "A server does not look in the working folder. If you trust what is there: --artifacts artifacts "
+    '(in Python: artifacts="artifacts")'
+)
 _LIST = "See: gptoss models list"
 
 
@@ -73,6 +78,8 @@ class Registry:
         cache: where pulled models lie; ``None``: $GPTOSS_CACHE, or the user's cache folder.
         search: folders with ``<name>/<target>/`` that conversions made; ``None``: $GPTOSS_ARTIFACTS (several: as in
             PATH), or ``artifacts`` in the working folder.
+        working_folder: whether the working folder counts: its ``artifacts``, and a folder in it that is named without a
+            separator. False for servers, which run for others and may be started anywhere.
         catalogue: which models there are; ``None``: the packaged one and the user's.
         hub: where to pull from; ``None``: Hugging Face, or what ``HF_ENDPOINT`` names.
     """
@@ -84,9 +91,11 @@ class Registry:
         search: Sequence[Path] | None = None,
         catalogue: Catalogue | None = None,
         hub: Hub | None = None,
+        working_folder: bool = True,
     ) -> None:
         self.cache = cache or _default_cache()
-        self.search = tuple(search) if search is not None else _default_search()
+        self.search = tuple(search) if search is not None else _default_search(working_folder)
+        self._working_folder = working_folder
         self.catalogue = catalogue or Catalogue.load()
         self._hub = hub or Hub()
 
@@ -114,12 +123,12 @@ class Registry:
             ArtifactError: it is here and damaged; or the path is no folder.
             GptOssError: of a model with several variants here, none runs.
         """
-        if paths and _is_path(name):
+        if paths and is_path(name):
             return _artifact_folder(Path(name))
         try:
             found = self.choose(name).variant.path
         except ModelNotFound:
-            if paths and Path(name).is_dir():
+            if paths and self._working_folder and Path(name).is_dir():
                 return _artifact_folder(Path(name))
             raise
         assert found is not None
@@ -206,7 +215,7 @@ class Registry:
             ModelNotFound: there is none of that name.
             ResourceError: it is being pulled, or in use.
         """
-        if _is_path(name):
+        if is_path(name):
             raise InvalidRequest(
                 f"{name[:200]!r} is a path", remedy="gptoss deletes only what it pulled: delete the folder yourself."
             )
@@ -246,8 +255,13 @@ class Registry:
         variants = self._variants(model) if is_name(model) else ()
         if not variants:
             names = sorted({one.model for one in self.list()})
-            raise ModelNotFound(f"there is no model {model[:100]!r}", remedy=f"Those there are: {', '.join(names)}.")
+            remedy = _PASSED_OVER if self._is_passed_over(model) else f"Those there are: {', '.join(names)}."
+            raise ModelNotFound(f"there is no model {model[:100]!r}", remedy=remedy)
         return variants
+
+    def _is_passed_over(self, model: str) -> bool:
+        """Whether only the working folder has it, in which a server does not look."""
+        return not self._working_folder and is_name(model) and bool(_folders(_IN_WORKING_FOLDER / model))
 
     def _split(self, name: str) -> tuple[str, str | None]:
         model, _, target = name.partition(":")
@@ -260,6 +274,8 @@ class Registry:
         return self.cache / model / target
 
     def _how_to_get(self, model: str, target: str | None) -> str:
+        if self._is_passed_over(model):
+            return _PASSED_OVER
         variants = [one for one in self._known(model) if target in (None, one.target)]
         if not variants:
             return _LIST
@@ -299,7 +315,7 @@ def _unpublished(variant: Variant) -> str:
     )
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether this can only be a path: no model's name has a separator."""
     return "/" in name or "\\" in name or name in (".", "..")
 
@@ -345,9 +361,11 @@ def _default_cache() -> Path:
     return Path(named) if named else Path(platformdirs.user_cache_dir("gptoss", appauthor=False)) / "models"
 
 
-def _default_search() -> tuple[Path, ...]:
+def _default_search(working_folder: bool) -> tuple[Path, ...]:
     named = os.environ.get(SEARCH)
-    return tuple(map(Path, named.split(os.pathsep))) if named else (Path("artifacts"),)
+    if named:
+        return tuple(map(Path, named.split(os.pathsep)))
+    return (_IN_WORKING_FOLDER,) if working_folder else ()
 
 
 def _silent(progress: Progress) -> None:

@@ -1,0 +1,83 @@
+"""Reads the JSON files of an artifact as every parser reads them, or not at all.
+
+A file of somebody else's may be read by several programs: where an object has a key twice, Python takes the last value
+and others the first or both. What such a file says depends on who reads it, so it is refused. Knows JSON; knows nothing
+of what the files say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gptoss_runtime.errors import ArtifactError
+
+MAX_BYTES = 64 * 2**20  # gpt-oss's tokenizer.json has 27 MB
+_REMEDY = "Convert the checkpoint again, or copy the whole folder again."
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ArtifactError: the file is missing, unreadable or too large, or as for :func:`parse`.
+    """
+    return parse(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A JSON file's bytes.
+
+    Raises:
+        ArtifactError: the file is missing, unreadable or too large.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}", remedy=_REMEDY) from error
+    if len(data) > MAX_BYTES:
+        raise ArtifactError(f"{path} is larger than {MAX_BYTES >> 20} MB", remedy=_REMEDY)
+    return data
+
+
+def parse(data: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object from a file's bytes.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+        path: the file, for messages.
+
+    Raises:
+        ArtifactError: not an object, or as for :func:`value_of`.
+    """
+    value = value_of(data, path)
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} does not hold a JSON object", remedy=_REMEDY)
+    return value
+
+
+def value_of(data: bytes, path: Path) -> Any:
+    """Any JSON value from a file's bytes. Args as for :func:`parse`.
+
+    Raises:
+        ArtifactError: not JSON; a key is there twice in one object; or a number is NaN or infinite.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}", remedy=_REMEDY) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:100]!r} is there twice")
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
