@@ -198,7 +198,9 @@ def _shift(values: Array, by: int) -> Array:
         if shifted.min(initial=0) < 0 or shifted.max(initial=0) > 252:
             raise CheckpointError(f"MXFP4 scales times 2^{by} leave their range", remedy="Use smaller shifts.")
         return shifted.astype(np.uint8)
-    result = np.ldexp(values.astype(np.float32), by).astype(values.dtype)
-    if not np.array_equal(np.ldexp(result.astype(np.float32), -by), values.astype(np.float32)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = np.ldexp(values.astype(np.float32), by).astype(values.dtype)
+        back = np.ldexp(result.astype(np.float32), -by)
+    if not np.array_equal(back, values.astype(np.float32)):
         raise CheckpointError(f"weights times 2^{by} leave the range of {values.dtype}", remedy="Use smaller shifts.")
     return result

@@ -1,12 +1,15 @@
-"""Checkpoints of random weights, and what Optimum's exporter needs."""
+"""Checkpoints of random weights and of real weights' activations, and what Optimum's exporter needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.synthetic import write_checkpoint
 from tests.packages import installed
 
@@ -26,15 +29,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all full attention": {"layer_types": ["full_attention"] * 2},
     "other limits": {"swiglu_limit": 1.0, "rms_norm_eps": 1e-3, "rope_theta": 10000},
 }
+# As large as real checkpoints' activations, and larger.
+PROFILES: dict[str, Profile] = {
+    "massive channels": Profile(),
+    "massive channels of 1e6": Profile(channels=2, value_shift=11).reaching(1e6),
+    "sharp attention": replace(Profile(), query_gain=4.0),
+}
+# Larger activations that leave every answer as it is; the stream's largest value in nano is 530.
+SHIFTS: dict[str, Shifts] = {
+    "as trained": Shifts(),
+    "stream of 1e5": Shifts(stream=8),
+    "stream of 4e6": Shifts(stream=13),
+    "all at once": Shifts(stream=3, copies=(9,), value=10, query=5),
+}
 PACKAGES = (
     *("transformers==4.57.6", "optimum==2.1.0", "optimum-onnx==0.1.0"),
     *("huggingface_hub==0.36.2", "tokenizers==0.22.1"),
 )
 
 
-@pytest.fixture(scope="session", params=VARIANTS)
+def write_variant(folder: Path, name: str, changes: Mapping[str, Any] | None = None, *, seed: int = 1) -> Path:
+    """One of VARIANTS or of PROFILES."""
+    dimensions = {**SMALL, **VARIANTS.get(name, {"num_hidden_layers": 4}), **(changes or {})}
+    return write_checkpoint(folder, dimensions, seed=seed, profile=PROFILES.get(name))
+
+
+@pytest.fixture(scope="session", params=[*VARIANTS, *PROFILES])
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("variant"), SMALL | VARIANTS[request.param], seed=1)
+    return write_variant(tmp_path_factory.mktemp("variant"), request.param)
 
 
 @pytest.fixture(scope="session")

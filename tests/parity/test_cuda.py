@@ -14,28 +14,29 @@ import onnx_ir as ir
 import pytest
 
 from gptoss_convert import smoke, targets
+from gptoss_convert.activation_profile import Shifts
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
-from gptoss_convert.parity.metrics import compare
+from gptoss_convert.nano.skills import SKILLS, held_out
+from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
-from gptoss_convert.synthetic import write_checkpoint
+from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import cuda
 from tests.cuda_layout import as_on_the_cpu
 
-from .conftest import SMALL, VARIANTS
+from .conftest import PROFILES, SHIFTS, SMALL, VARIANTS, write_variant
 from .decoding import logits
 
 LENGTH = 150
 FLOAT32 = {"embedding": "float32", "attention": "float32", "lm_head": "float32"}
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=[*VARIANTS, *PROFILES])
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As tests/parity's, of dimensions that the integer kernels take."""
-    changes = SMALL | VARIANTS[request.param] | {"intermediate_size": 128}
-    return write_checkpoint(tmp_path_factory.mktemp("variant"), changes, seed=1)
+    return write_variant(tmp_path_factory.mktemp("variant"), request.param, {"intermediate_size": 128})
 
 
 def graph(checkpoint: Path, out: Path, preset: str, dtype: ir.DataType = ir.DataType.FLOAT16, **schemes: Any) -> Path:
@@ -107,13 +108,20 @@ def test_as_shipped_they_stay_near(preset: str, most_kl: float, tmp_path: Path) 
     assert apart.kl.mean() < most_kl
 
 
-def test_nano_answers_the_same_in_float16(nano_checkpoint: Path, tmp_path: Path) -> None:
-    ids = sequences(201_088, count=1, length=200)[0]
-    expected = transformers_logits(load_transformers(nano_checkpoint), ids)
-    model = on_the_cpu(graph(nano_checkpoint, tmp_path / "graph", "lossless"))
-    apart = compare(expected, logits(model, ids, [100, *[1] * 100]))
-    assert apart.kl.mean() < 1e-3
-    assert apart.same_top.mean() > 0.98
+@pytest.mark.parametrize("shifts", SHIFTS.values(), ids=SHIFTS)
+def test_nano_answers_the_same_in_float16(nano_checkpoint: Path, shifts: Shifts, tmp_path: Path) -> None:
+    """Along its answers, whatever the size of its activations."""
+    reference = load_transformers(nano_checkpoint)
+    checkpoint = amplify(nano_checkpoint, tmp_path / "checkpoint", shifts)
+    model, parts = on_the_cpu(graph(checkpoint, tmp_path / "graph", "lossless")), []
+    for skill in SKILLS:
+        sample = held_out(skill, 1)[0]
+        ids, judged = sample.prompt_ids + sample.answer_ids, slice(len(sample.prompt_ids) - 1, -1)
+        pieces = [len(sample.prompt_ids), *[1] * len(sample.answer_ids)]
+        parts.append(compare(transformers_logits(reference, ids)[judged], logits(model, ids, pieces)[judged]))
+    apart = Comparison.joined(parts)
+    assert apart.kl.mean() < 1e-5
+    assert apart.same_top.all()
 
 
 @pytest.mark.parametrize("preset", cuda.PRESETS)

@@ -69,6 +69,7 @@ def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limi
     """
     moe = DESIGNS[design](limit)
     experts: dict[SchemeType, Layer] = {"int4": moe, "int8": moe}
+    on_cpu: dict[SchemeType, Layer] = dict.fromkeys(experts, moe_composed.moe_grouped)
     return Target(
         name="directml",
         summary="experts in int4, every node on DirectML: NVIDIA, AMD and Intel GPUs on Windows",
@@ -82,9 +83,7 @@ def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limi
         inputs=("position_ids",),
         search={"chunk_size": PIECE},
         workspace=partial(workspace, limit=limit),
-        on_cpu=composed(
-            attention_primitive.prepare, dict.fromkeys(experts, moe_composed.moe_grouped), embedding_by_rows
-        ),
+        on_cpu=composed(attention_primitive.prepare, on_cpu, embedding_by_rows, heads_in_pieces(limit)),
     )
 
 
