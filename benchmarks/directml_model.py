@@ -79,6 +79,23 @@ def bytes_a_token(model: Model, design: str, preset: str, way: str, context: int
     return rest + copied + product(model.chosen, INT4, way)
 
 
+def float32_bytes_a_token() -> float:
+    """What float32 adds to a token's bytes over float16: values read and written between the products, by node.
+
+    Of each layer: the stream (two norms with their additions, casts, factors and biases of what is added, the experts'
+    concatenation), Q, K and V from their product to the cache, the chosen experts' hidden values from one product to
+    the other, and the weights of these.
+    """
+    c = GPT_OSS_20B
+    hidden, inner = c["hidden_size"], c["num_experts_per_tok"] * c["intermediate_size"]
+    qkv = (c["num_attention_heads"] + 2 * c["num_key_value_heads"]) * c["head_dim"]
+    values = 23 * hidden + 8 * qkv + 27 * inner
+    weights = (
+        2 * hidden + qkv + 2 * inner + 5 * hidden
+    )  # norms, biases; factors, of which float16 has none, count twice
+    return float(c["num_hidden_layers"] * 2 * (values + weights))
+
+
 def speeds(context: int) -> list[dict[str, Any]]:
     """Bytes a token, the bounds in tok/s by card, and their ratios to llama.cpp's figures."""
     model, rows = Model.of_20b(), []
@@ -113,6 +130,11 @@ def show_speeds(rows: list[dict[str, Any]], context: int) -> None:
         bounds = "".join(f"{bound:13.0f}" for bound in row["bounds"].values())
         print(f"{row['preset']:9}{row['design']:6}{row['way']:9}{row['bytes'] / 1e9:6.2f}{bounds}")
     print("llama.cpp, published".ljust(30) + "".join(f"{LLAMA_CPP.get(card) or '-':>13}" for card in BANDWIDTH))
+    smallest = min(row["bytes"] for row in rows)
+    added = float32_bytes_a_token()
+    print(
+        f"float32 between the products adds {added / 1e6:.0f} MB to a token, {added / smallest:.1%} of the least above"
+    )
     for way in WAYS:
         row = next(r for r in rows if (r["preset"], r["design"], r["way"]) == ("smallest", "split", way))
         ratios = (f"{row['ratios'][card]:12.2f}x" if card in LLAMA_CPP else "-".rjust(13) for card in BANDWIDTH)
@@ -171,7 +193,15 @@ def main() -> None:
     if options.picture:
         options.picture.write_text(picture(found), encoding="utf-8", newline="\n")
     if options.json:
-        print(json.dumps({"speeds": rows, "memory": {preset: budget.model_dump() for preset, budget in found.items()}}))
+        print(
+            json.dumps(
+                {
+                    "speeds": rows,
+                    "float32_bytes": float32_bytes_a_token(),
+                    "memory": {preset: budget.model_dump() for preset, budget in found.items()},
+                }
+            )
+        )
         return
     show_speeds(rows, options.context)
     show_budgets(found)

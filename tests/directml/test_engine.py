@@ -15,10 +15,12 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.nano.skills import held_out
 from gptoss_convert.schemes import resolve
+from gptoss_convert.synthetic import amplify
 from gptoss_convert.targets import directml
 from gptoss_convert.workflow import Options, convert
 from gptoss_runtime.manifest import Manifest
 from tests.parity import decoding
+from tests.parity.conftest import SHIFTS
 
 from .lab.lab import Lab
 
@@ -129,8 +131,15 @@ def test_doctor(lab: Lab, nano: Path, tmp_path: Path) -> None:
     assert "--provider directml" in shown.stdout
 
 
-def test_a_conversation_at_the_terminal(lab: Lab, nano: Path, tmp_path: Path) -> None:
-    """The transcript in docs/directml-chat.md, word by word."""
+@pytest.mark.parametrize("activations", ["as trained", "all at once"])
+def test_a_conversation_at_the_terminal(
+    activations: str, lab: Lab, nano: Path, nano_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The transcript in docs/directml-chat.md, word by word; with a stream of 1e6 as well, which changes nothing."""
+    if activations != "as trained":
+        checkpoint = amplify(nano_checkpoint, tmp_path / "checkpoint", SHIFTS[activations])
+        nano = tmp_path / "gptoss-nano"
+        convert(checkpoint, nano, target="directml", options=Options(preset="best"))
     page = (ROOT / "docs" / "directml-chat.md").read_text(encoding="utf-8")
     said, expected = (block.split("```")[0] for block in page.split("```text\n")[1:])
     line = ("-m", "gptoss_runtime.cli.main", "chat", r"Z:\lab\model", "--temperature", "0", "--no-date")

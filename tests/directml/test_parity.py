@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from gptoss_convert.parity.metrics import compare
 from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
-from gptoss_convert.synthetic import write_checkpoint
 from tests.parity import decoding
-from tests.parity.conftest import SMALL, VARIANTS
+from tests.parity.conftest import SMALL, write_variant
 from tests.parity.test_graphs import DENSE32, directml_graph
 
 from .jobs import Jobs, relative
 from .lab.lab import Lab
 
-CHOSEN = ("grouped heads", "many experts", "tiny window")
+CHOSEN = ("grouped heads", "many experts", "tiny window", "massive channels")
 TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 LENGTH, MAX_LENGTH = 100, 128  # three windows of the widest
 PATHS = {"prefill": [LENGTH], "decode": [36, *[1] * (LENGTH - 36)], "pieces": [36, 63, 1]}
@@ -33,9 +32,7 @@ PATHS = {"prefill": [LENGTH], "decode": [36, *[1] * (LENGTH - 36)], "pieces": [3
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return {
-        name: write_checkpoint(tmp_path_factory.mktemp("variant"), SMALL | VARIANTS[name], seed=5) for name in CHOSEN
-    }
+    return {name: write_variant(tmp_path_factory.mktemp("variant"), name, seed=5) for name in CHOSEN}
 
 
 @pytest.fixture(scope="module")

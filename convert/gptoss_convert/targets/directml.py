@@ -50,12 +50,12 @@ def workspace(config: GptOssConfig, itemsize: float, limit: Limit) -> Workspace:
     expert = 2 * config.intermediate_size * config.hidden_size * itemsize
     together = max(1, min(config.num_local_experts, int(limit.nbytes // expert)))
     copies = together * expert * (1 + 0.5625 / itemsize)  # dequantised, and gathered codes and scales
-    hidden = 6 * PIECE * together * 2 * config.intermediate_size * itemsize
+    hidden = 6 * PIECE * together * 2 * config.intermediate_size * 4  # float32 between the experts' two products
     decoding = config.num_experts_per_tok * expert * 0.5625 / itemsize * 1.5  # the slots' copies of both projections
     head = min(limit.nbytes, config.vocab_size * config.hidden_size * itemsize) + 2 * config.vocab_size * itemsize
     group = config.num_attention_heads // config.num_key_value_heads
     scores = 3 * config.num_attention_heads * PIECE * itemsize
-    masks = PIECE * (2 * group * itemsize + 5 * 4)
+    masks = PIECE * (2 * group + 5 * 4)
     return Workspace(int(max(copies, head) + hidden + decoding), int(scores + masks))
 
 
