@@ -26,7 +26,7 @@ def load(checkpoint: Path, folder: Path) -> Any:
     """The checkpoint as ``gpt_oss.torch.model.Transformer`` in float32; its package has to be importable.
 
     Args:
-        checkpoint: of this project's layout, with MXFP4 experts and the usual order of layer types.
+        checkpoint: of this project's layout, with MXFP4 experts.
         folder: empty; gets the same checkpoint in OpenAI's layout.
     """
     from gpt_oss.torch.model import Transformer
@@ -47,9 +47,11 @@ def load(checkpoint: Path, folder: Path) -> Any:
     (folder / "config.json").write_text(json.dumps(ours), encoding="utf-8")
     save_file(dict(tensors(opened)), folder / "model.safetensors")
     model = Transformer.from_checkpoint(str(folder), device=torch.device("cpu")).float()
-    for module in model.modules():
-        if hasattr(module, "eps"):  # not in its config
+    for module in model.modules():  # what its config does not have
+        if hasattr(module, "eps"):
             module.eps = config.rms_norm_eps
+    for layer, block in enumerate(model.block):
+        block.attn.sliding_window = config.window(layer) or 0
     return model
 
 

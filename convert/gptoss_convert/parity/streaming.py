@@ -87,7 +87,7 @@ def final_states(
         if progress:
             progress(layer + 1, config.num_hidden_layers)
     x = rms_norm(x, _tensor(checkpoint, "model.norm.weight"), config.rms_norm_eps)
-    return list(x.split(lengths))
+    return list(torch.split(x, lengths))
 
 
 @torch.inference_mode()
@@ -237,7 +237,7 @@ def _attention(
     config: GptOssConfig,
     weights: _Layer,
     x: Tensor,
-    lengths: Sequence[int],
+    lengths: list[int],
     cos_sin: tuple[Tensor, Tensor],
     show: Observe,
 ) -> Tensor:
@@ -245,12 +245,12 @@ def _attention(
     layer, head_dim = weights.index, config.head_dim
     x = rms_norm(x, weights("input_layernorm.weight"), config.rms_norm_eps)
     show(layer, "attention_input", x)
-    query, key, value = (weights.linear(f"self_attn.{n}_proj", x).unflatten(-1, (-1, head_dim)) for n in "qkv")
-    query, key = (torch.cat([rotate(one, cos_sin) for one in each.split(lengths)]) for each in (query, key))
+    query, key, value = (weights.linear(f"self_attn.{n}_proj", x).view(len(x), -1, head_dim) for n in "qkv")
+    query, key = (torch.cat([rotate(one, cos_sin) for one in torch.split(each, lengths)]) for each in (query, key))
     for name, values in (("query", query), ("key", key), ("value", value)):
         show(layer, name, values)
     sinks = weights("self_attn.sinks")
-    parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+    parts = zip(*(torch.split(each, lengths) for each in (query, key, value)), strict=True)
     blocks = [block for q, k, v in parts for block in attend(q, k, v, sinks, weights.window)]
     show(layer, "attention_scores_max", torch.cat([largest for _, largest in blocks]))
     x = torch.cat([output for output, _ in blocks]).flatten(1)
@@ -270,7 +270,7 @@ def _experts(config: GptOssConfig, weights: _Layer, x: Tensor, show: Observe) ->
     largest, chosen = router_logits.topk(config.num_experts_per_tok, dim=-1)
     shares = largest.softmax(-1)
     result = torch.zeros_like(x)
-    for expert in chosen.unique().tolist():
+    for expert in torch.unique(chosen).tolist():
         tokens, slot = (chosen == expert).nonzero(as_tuple=True)
         y = weights.expert("gate_up_proj", expert, x[tokens])
         show(layer, "expert_gate_up", y)
@@ -285,7 +285,7 @@ def _experts(config: GptOssConfig, weights: _Layer, x: Tensor, show: Observe) ->
 
 def _embed(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
     """The embedding's rows of these tokens; no others are read."""
-    used, where = tokens.unique(return_inverse=True)
+    used, where = torch.unique(tokens, return_inverse=True)
     rows = [_tensor(checkpoint, "model.embed_tokens.weight", token, token + 1) for token in used.tolist()]
     return torch.cat(rows)[where]
 
