@@ -102,10 +102,12 @@ class _Text:
         """Token ids, and what they are."""
         from gptoss_convert.parity import sequences as texts
 
-        config, count, length = checkpoint.config, self.count or texts.COUNT, self.length or texts.LENGTH
-        if length > config.max_position_embeddings:
+        config, count = checkpoint.config, self.count or texts.COUNT
+        longest = config.max_position_embeddings
+        length = self.length or min(texts.LENGTH, longest)
+        if length > longest:
             raise InvalidRequest(
-                f"--length is {length}, and {checkpoint.path} has {config.max_position_embeddings} positions",
+                f"--length is {length}, and {checkpoint.path} has {longest} positions",
                 remedy="Give a smaller --length.",
             )
         if self.text is None:

@@ -121,13 +121,16 @@ def _compare(reference: Distributions, other: NDArray[np.float32]) -> Comparison
 
 def _keep(logits: NDArray[np.float32], count: int) -> Distributions:
     count = min(count, logits.shape[-1])
-    likeliest = np.argpartition(-logits, count - 1, axis=-1)[:, :count]
-    likeliest.sort(axis=-1)  # so that of equal logits the lower id comes first, as in argmax
+    least = np.partition(logits, -count, axis=-1)[:, -count]
+    likeliest = np.empty((len(logits), count), np.int64)
+    for row, bound, ids in zip(logits, least, likeliest, strict=True):
+        above = np.flatnonzero(row > bound)
+        ids[:] = np.sort(np.r_[above, np.flatnonzero(row == bound)[: count - len(above)]])  # of equals the lower ids
     order = np.argsort(-np.take_along_axis(logits, likeliest, axis=-1), axis=-1, kind="stable")
-    ids = np.take_along_axis(likeliest, order, axis=-1).astype(np.int32)
+    kept = np.take_along_axis(likeliest, order, axis=-1).astype(np.int32)
     rest = logits.astype(np.float64)
-    np.put_along_axis(rest, ids, -np.inf, axis=-1)
-    return Distributions(np.take_along_axis(logits, ids, axis=-1), ids, _log_sum_exp(rest))
+    np.put_along_axis(rest, kept, -np.inf, axis=-1)
+    return Distributions(np.take_along_axis(logits, kept, axis=-1), kept, _log_sum_exp(rest))
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
