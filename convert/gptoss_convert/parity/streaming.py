@@ -29,6 +29,7 @@ Observe = Callable[[int, str, Tensor], None]
 
 _ALPHA = 1.702  # of SwiGLU's sigmoid
 _SCORES = 32 << 20  # attention scores held at a time: 128 MB
+_QUERIES = 512  # of them at a time, at most
 _HEAD_ROWS = 16384  # rows of lm_head held at a time: 189 MB at 2,880 columns
 _CODES = torch.arange(256)
 _PAIRS = torch.stack([torch.from_numpy(VALUES)[_CODES & 15], torch.from_numpy(VALUES)[_CODES >> 4]], dim=-1)
@@ -163,13 +164,15 @@ def attend(
     tokens, heads, head_dim = query.shape
     groups = key.shape[1]
     sinks = sinks.view(groups, -1, 1, 1)
-    keys, values = key.permute(1, 2, 0)[:, None], value.transpose(0, 1)[:, None]
+    keys, values = key.permute(1, 2, 0), value.transpose(0, 1)  # [kv, head_dim, tokens] and [kv, tokens, head_dim]
     start = 0
     while start < tokens:
         first = 0 if window is None else max(0, start - window + 1)
-        end = min(tokens, start + max(1, min(512, _SCORES // (heads * (tokens - first)))))
-        block = query[start:end].view(end - start, groups, -1, head_dim).permute(1, 2, 0, 3)  # [kv, group, block, dim]
-        scores = block @ keys[..., first:end] / math.sqrt(head_dim)
+        width = min(tokens, start + _QUERIES) - first  # keys, at most
+        end = min(tokens, start + max(1, min(_QUERIES, _SCORES // (heads * width))))
+        shape = (groups, heads // groups, end - start, -1)
+        block = query[start:end].transpose(0, 1).reshape(groups, -1, head_dim)  # [kv, group · block, head_dim]
+        scores = (block @ keys[..., first:end]).view(shape).div_(math.sqrt(head_dim))
         behind = torch.arange(start, end)[:, None] - torch.arange(first, end)
         unseen = behind < 0 if window is None else (behind < 0) | (behind >= window)
         scores.masked_fill_(unseen, -torch.inf)
@@ -177,11 +180,9 @@ def attend(
         base = torch.maximum(largest, sinks)
         scores.sub_(base).exp_()
         total = scores.sum(-1, keepdim=True) + (sinks - base).exp()
-        mixed = scores @ values[..., first:end, :] / total
-        yield (
-            mixed.permute(2, 0, 1, 3).reshape(end - start, heads, head_dim),
-            largest.permute(2, 0, 1, 3).reshape(end - start, heads),
-        )
+        mixed = (scores.flatten(1, 2) @ values[:, first:end]).view(shape) / total
+        # heads are [kv, group], and tokens come first again
+        yield mixed.flatten(0, 1).transpose(0, 1), largest.flatten(0, 1).squeeze(-1).T
         start = end
 
 
