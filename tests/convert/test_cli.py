@@ -151,7 +151,7 @@ def test_parity(gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_
     artifact = Path(shutil.copytree(nano_artifact, tmp_path / "artifact"))
     common = ("parity", artifact, "--reference", nano_checkpoint, "--sequences", 1, "--length", 40)
     report = reported(gptoss(*common, "--report", tmp_path / "page.html", "--record", "--json"))
-    assert report["tokens"] == 80  # prefill and step by step
+    assert report["tokens"] == 48  # prompts of 8 lengths, and step by step
     page = (tmp_path / "page.html").read_text("utf-8")
     assert page.startswith("<!doctype html>")
     assert "<svg" in page

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.parity import decoding
+from gptoss_convert.parity import session
 
 from .lab.lab import Lab
 
@@ -30,8 +30,8 @@ class Jobs:
 
     def run(self, lab: Lab) -> None:
         (self.folder / "jobs.json").write_text(json.dumps(self.jobs))
-        mounts = {"parity": Path(decoding.__file__).parent}
-        done = lab.run(r"Z:\lab\parity\decoding.py", "jobs.json", folder=self.folder, mounts=mounts, timeout=900)
+        mounts = {"parity": Path(session.__file__).parent, "inside": Path(__file__).parent / "inside"}
+        done = lab.run(r"Z:\lab\inside\graphs.py", "jobs.json", folder=self.folder, mounts=mounts, timeout=900)
         assert done.returncode == 0, done.stderr
 
     def logits(self, name: str) -> NDArray[np.float32]:

@@ -117,6 +117,18 @@ def test_logits_of_prefill_and_of_steps_agree(engine: Engine) -> None:
     assert int(whole[-1].argmax()) == run(engine, PROMPT[:24])[0]
 
 
+def test_rows_of_a_prompt_in_pieces_and_of_steps(engine: GenaiEngine) -> None:
+    """As many tokens fed as said, and the last row that of a prefill; this artifact gives each piece's last."""
+    whole, stepped = list(engine.rows(PROMPT)), list(engine.rows(PROMPT, steps=20))
+    assert [end for end, _ in whole] == [128, 256, 300]
+    assert [end for end, _ in stepped] == [128, 256, 280, *range(281, 301)]
+    assert {rows.shape for _, rows in (*whole, *stepped)} == {(1, engine.info.vocab_size)}
+    most = 5e-3 * float(abs(whole[-1][1]).max())
+    np.testing.assert_allclose(whole[-1][1], stepped[-1][1], rtol=0, atol=most)
+    np.testing.assert_allclose(whole[0][1][0], engine.logits(PROMPT[:128])[-1], rtol=0, atol=most)
+    assert [end for end, _ in engine.rows(PROMPT[:3], steps=3)] == [1, 2, 3]
+
+
 def test_cancel_during_prefill_leaves_a_usable_engine(engine: Engine, fresh: GenaiEngine) -> None:
     expected = run(engine, PROMPT)
     fresh._chunk = 16

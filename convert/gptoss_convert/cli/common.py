@@ -35,14 +35,13 @@ class Cost:
         """Of the whole process, from its start."""
         return hardware.peak_memory()
 
+    def figures(self) -> dict[str, Any]:
+        """So far, for JSON."""
+        return {"seconds": self.seconds, "peak_memory": self.peak_memory}
+
     def report(self, folder: Path) -> dict[str, Any]:
         """What it cost to make a folder, for JSON."""
-        return {
-            "path": str(folder),
-            "seconds": self.seconds,
-            "peak_memory": self.peak_memory,
-            "bytes": folder_size(folder),
-        }
+        return {"path": str(folder), **self.figures(), "bytes": folder_size(folder)}
 
     def __str__(self) -> str:
         return f"{self.seconds:.1f} s, peak memory {self.peak_memory / 2**20:,.0f} MB"

@@ -1,55 +1,186 @@
-"""``gptoss parity``: an artifact's logits against its checkpoint's."""
+"""``gptoss parity``: an artifact's logits against its checkpoint's, or against saved ones."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptoss_convert.cli.common import Cost, progress_bar
-from gptoss_runtime.cli.options import Folder, Json
+from gptoss_runtime.cli.options import Json
+from gptoss_runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gptoss_convert.checkpoint import Checkpoint
     from gptoss_convert.parity.measure import Measurement
+    from gptoss_convert.parity.reference_file import Reference
+
+_REFERENCE = "What to compare with: the checkpoint's folder, or a file that --save-reference made."
 
 
 def parity(
-    folder: Folder,
-    reference: Annotated[Path, typer.Option("--reference", metavar="CHECKPOINT", help="What to compare with.")],
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the details.")] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 4,
-    length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 320,
-    seed: Annotated[int, typer.Option(help="Of the sequences.")] = 0,
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="The artifact folder.")] = None,
+    *,
+    reference: Annotated[Path, typer.Option("--reference", metavar="CHECKPOINT|FILE", help=_REFERENCE)],
+    save_reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Save the checkpoint's logits for machines without it; DIR may be left out."),
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Tokens of each position to save, the likeliest.")] = 1024,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Compare on this text (UTF-8).")] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="How many sequences; 4 by default.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in each, up to the context; 320 by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sequences without --text; 0 by default.")] = None,
+    prefills: Annotated[
+        int, typer.Option(min=1, help="Prompts to read of each sequence, if the graph gives the last logits only.")
+    ] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens to feed one by one, the last of the first sequence.")] = 256,
+    layers: Annotated[bool, typer.Option("--layers", help="Compare hidden states after every layer as well.")] = False,
+    max_kl: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 9 if the mean KL of either way is above it, in nats.")
+    ] = None,
     provider: Annotated[str, typer.Option(help="Execution provider that computes the artifact's.")] = "cpu",
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the details.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Put the result into the manifest.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Compare an artifact's logits with transformers' on its checkpoint, prefill and step by step."""
+    """Compare an artifact's logits with float32 ones of its checkpoint, in prefill and step by step."""
     from rich.console import Console
 
+    from gptoss_convert.errors import ParityError, TooFar
     from gptoss_convert.parity import measure as parities
     from gptoss_runtime.cli.render import print_json
 
     cost, console = Cost(), Console(highlight=False, soft_wrap=True)
-    with progress_bar("sequences", size=False) as progress:
-        measurement = parities.measure(
-            folder, reference, provider=provider, count=sequences, length=length, seed=seed, progress=progress
-        )
-    summary = measurement.summary()
-    if record:
-        parities.record(folder, summary)
-    if report is not None:
-        _write(report, measurement, folder)
-    if json_output:
-        print_json(console, summary.model_dump() | {"seconds": cost.seconds, "peak_memory": cost.peak_memory})
+    if folder is None and (save_reference is None or report or record or max_kl is not None):
+        raise InvalidRequest("no artifact to compare", remedy="Give its folder; only --save-reference does without.")
+    expected = _open(reference, folder, _Text(text, sequences, length, seed))
+    if folder is not None:  # before minutes go into the reference
+        parities.require_fitting(folder, expected.about, provider)
+    saved = _prepare(expected, layers, save_reference, keep)
+    if folder is None:
+        _tell(console, [f"{save_reference} ({cost})"], {**saved, **cost.figures()}, json_output)
         return
-    console.print(f"{measurement.model} against {measurement.reference} ({cost})")
-    for name, part in (("prefill", measurement.prefill), ("step by step", measurement.steps)):
-        console.print(
-            f"  {name:13} {len(part.kl):6} tokens  max |difference| {part.max_abs.max():.3g}  "
-            f"mean KL {part.kl.mean():.3g}  same top token {part.same_top.mean():.2%}"
+    try:
+        with progress_bar("tokens", size=False) as progress:
+            measured = parities.measure(
+                folder, expected, provider=provider, prefills=prefills, steps=steps, layers=layers, progress=progress
+            )
+    except ParityError as error:
+        if json_output:
+            print_json(console, {**saved, **cost.figures(), "error": error.figures()})
+        raise
+    if record:
+        parities.record(folder, measured.summary())
+    if report is not None:
+        _write(report, measured, folder)
+    failure = TooFar(measured.mean_kl, max_kl) if max_kl is not None and measured.mean_kl > max_kl else None
+    figures = {**measured.figures(), **saved, **cost.figures(), "error": failure and failure.figures()}
+    _tell(console, _lines(measured, cost), figures, json_output)
+    if failure:
+        raise failure
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What to feed, as it was asked for."""
+
+    text: Path | None
+    count: int | None
+    length: int | None
+    seed: int | None
+
+    def sequences(self, checkpoint: Checkpoint, folder: Path | None) -> tuple[list[list[int]], str]:
+        """Token ids, and what they are."""
+        from gptoss_convert.parity import sequences as texts
+
+        config, count = checkpoint.config, self.count or texts.COUNT
+        longest = config.max_position_embeddings
+        length = self.length or min(texts.LENGTH, longest)
+        if length > longest:
+            raise InvalidRequest(
+                f"--length is {length}, and {checkpoint.path} has {longest} positions",
+                remedy="Give a smaller --length.",
+            )
+        if self.text is None:
+            seed = self.seed or 0
+            ids = texts.sequences(config.vocab_size, count=count, length=length, seed=seed)
+            return ids, texts.describe(config.vocab_size, seed)
+        if self.seed is not None:
+            raise InvalidRequest("--seed with --text", remedy="Give one of them: a text is not drawn.")
+        own = checkpoint.path / "tokenizer.json"
+        tokenizer = folder / "tokenizer.json" if folder is not None and not own.exists() else own
+        return texts.text_sequences(self.text, tokenizer, count=count, length=length), self.text.name
+
+
+def _open(reference: Path, folder: Path | None, text: _Text) -> Reference:
+    """The reference, as far as that is quick."""
+    from gptoss_convert.checkpoint import Checkpoint
+    from gptoss_convert.parity.checkpoint_reference import CheckpointReference
+    from gptoss_convert.parity.reference_file import SavedReference
+
+    if not reference.is_file():
+        checkpoint = Checkpoint.open(reference)
+        return CheckpointReference(checkpoint, *text.sequences(checkpoint, folder))
+    if text != _Text(None, None, None, None):
+        raise InvalidRequest(
+            f"{reference} has sequences of its own", remedy="Leave out --text, --sequences, --length and --seed."
         )
+    return SavedReference.read(reference)
+
+
+def _prepare(reference: Reference, layers: bool, file: Path | None, keep: int) -> dict[str, Any]:
+    """Computes what takes its time, and saves it if a file is named."""
+    from gptoss_convert.parity.checkpoint_reference import CheckpointReference
+
+    if isinstance(reference, CheckpointReference):
+        with progress_bar("reference, layers", size=False) as progress:
+            reference.compute(layers=layers, progress=progress)
+        if file is None:
+            return {}
+        with progress_bar("reference, positions", size=False) as progress:
+            reference.saved(keep, progress).write(file)
+    elif file is not None:
+        raise InvalidRequest("--save-reference of a saved reference", remedy="Copy the file, or give the checkpoint.")
+    else:
+        return {}
+    return {"saved": str(file), "saved_bytes": file.stat().st_size, "saved_tokens": sum(reference.about.lengths)}
+
+
+def _tell(console: Console, lines: Iterable[str], figures: dict[str, Any], as_json: bool) -> None:
+    from gptoss_runtime.cli.render import print_json
+
+    if as_json:
+        print_json(console, figures)
+        return
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _lines(measured: Measurement, cost: Cost) -> Iterator[str]:
+    yield f"{measured.model} against {measured.about.name} on {measured.about.text} ({cost})"
+    for name, series in (("prefill", measured.prefill), ("step by step", measured.steps)):
+        one = series.comparison.figures()
+        kl = " ".join(f"{what} {one[f'{what}_kl']:.3g}" for what in ("mean", "median", "p90", "p99", "max"))
+        yield (
+            f"  {name:13} {one['tokens']:6} positions  max |difference| {one['max_abs']:.3g}  KL {kl}  "
+            f"same top token {one['top1']:.2%}"
+        )
+    if measured.layers:
+        numbers = " ".join("-" if math.isnan(one) else f"{one:.2g}" for one in measured.layers.relative)
+        yield f"  hidden states, relative error by layers done: {numbers}"
+    elif measured.no_layers:
+        yield f"  hidden states: not available: {measured.no_layers}"
+    if measured.same_source is False:
+        yield "  The artifact was made of a checkpoint with another config.json than the reference's."
 
 
 def _write(report: Path, measurement: Measurement, folder: Path) -> None:

@@ -1,18 +1,42 @@
-"""An artifact against its checkpoint: the same ids through our engine and through transformers."""
+"""An artifact against a reference: the same ids through both, prefill and step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.errors import CheckpointError, OutputError
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_convert import targets
+from gptoss_convert.errors import CheckpointError, NotFinite, OutputError
+from gptoss_convert.parity.checkpoint_reference import ROWS
+from gptoss_convert.parity.layers import LayerErrors, layer_errors
 from gptoss_convert.parity.metrics import Comparison, compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
-from gptoss_convert.parity.sequences import sequences
-from gptoss_runtime import Engine
+from gptoss_convert.parity.reference_file import About, Reference
+from gptoss_convert.parity.session import Session, is_available
+from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.errors import BackendError, ContextOverflow, GptOssError, InvalidRequest
+from gptoss_runtime.genai import GenaiEngine
 from gptoss_runtime.manifest import MANIFEST, Manifest, Parity
+
+PathName = Literal["prefill", "steps"]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One way through the model, compared.
+
+    Attributes:
+        where: the sequence and the position of the token after which each logit is.
+        comparison: at each of them.
+    """
+
+    where: list[tuple[int, int]]
+    comparison: Comparison
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,74 +45,235 @@ class Measurement:
 
     Attributes:
         model: the artifact's name.
-        reference: the checkpoint's name.
+        about: the reference.
+        same_source: whether the artifact says that it was made of the reference's checkpoint; None: it says nothing.
         token_ids: every sequence.
-        prefill: all positions at once.
-        steps: the same tokens one by one through the cache; the first sequence only.
+        prefill: after a prompt read into an empty cache: every position of every sequence where the graph gives the
+            logits of all, else some, each the last of a prompt of its own.
+        steps: after the last tokens of the first sequence, fed one by one.
+        layers: errors of the residual stream, if they were asked for and can be had.
+        no_layers: why they can't.
     """
 
     model: str
-    reference: str
+    about: About
+    same_source: bool | None
     token_ids: list[list[int]]
-    prefill: Comparison
-    steps: Comparison
+    prefill: Series
+    steps: Series
+    layers: LayerErrors | None = None
+    no_layers: str | None = None
+
+    @property
+    def mean_kl(self) -> float:
+        """The larger of both ways' mean divergences."""
+        return max(float(series.comparison.kl.mean()) for series in (self.prefill, self.steps))
 
     def summary(self) -> Parity:
         """For the manifest: prefill and steps together."""
-        both = Comparison.joined([self.prefill, self.steps])
-        return Parity(
-            reference=self.reference,
-            tokens=len(both.kl),
-            max_abs=float(both.max_abs.max()),
-            mean_kl=float(both.kl.mean()),
-            top1=float(both.same_top.mean()),
-        )
+        both = Comparison.joined([self.prefill.comparison, self.steps.comparison]).figures()
+        shown = {name: both[name] for name in ("max_abs", "mean_kl", "top1")}
+        return Parity(reference=self.about.name, tokens=len(self.prefill.where) + len(self.steps.where), **shown)
+
+    def figures(self) -> dict[str, Any]:
+        """For JSON: finite numbers only."""
+        return {
+            **self.summary().model_dump(),
+            "model": self.model,
+            "same_source": self.same_source,
+            "text": self.about.text,
+            "sequences": len(self.token_ids),
+            "prefill": self.prefill.comparison.figures(),
+            "steps": self.steps.comparison.figures(),
+            "layers": self.layers.figures() if self.layers else None,
+            "no_layers": self.no_layers,
+        }
+
+
+class Decoder(Protocol):
+    """A loaded artifact: GenaiEngine and Session are such."""
+
+    def rows(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """After every piece of a prompt and every step: how many tokens were fed, the logits of the last of them."""
 
 
 def measure(
     artifact: Path,
-    checkpoint: Path,
+    reference: Reference,
     *,
     provider: str = "cpu",
-    count: int = 4,
-    length: int = 320,
-    seed: int = 0,
+    prefills: int = 8,
+    steps: int = 256,
+    layers: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
     """Compares logits.
 
     Args:
-        artifact: the artifact folder. One that gives only the last position's logits is fed token by token throughout.
-        checkpoint: the checkpoint to compare with.
+        artifact: the artifact folder.
+        reference: what to compare with; its sequences are what is fed.
         provider: execution provider for the artifact.
-        count: sequences.
-        length: tokens in each.
-        seed: of the sequences.
-        progress: called with (sequences done, sequences in all).
+        prefills: prompts read of each sequence, where the graph gives the logits of the last position only.
+        steps: tokens fed one by one, at most; the last of the first sequence.
+        layers: compare hidden states as well, where the reference has them.
+        progress: called with (tokens fed, tokens in all).
 
     Raises:
         ArtifactError: the artifact cannot be loaded.
-        CheckpointError: the checkpoint cannot be loaded, or has another vocabulary.
+        InvalidRequest: the provider cannot read it, or a sequence is longer than its context.
+        CheckpointError: the reference has another vocabulary, or cannot be read.
+        BackendError: the provider is missing, or failed.
+        NotFinite: a logit of the artifact is infinite or not a number.
     """
-    opened = Checkpoint.open(checkpoint)
-    with Engine.load(artifact, provider=provider) as engine:
-        if opened.config.vocab_size != engine.info.vocab_size:
-            raise CheckpointError(
-                f"{checkpoint} has {opened.config.vocab_size} tokens, {artifact} {engine.info.vocab_size}",
-                remedy="Give the checkpoint that the artifact was made from.",
-            )
-        model = load_transformers(checkpoint)
-        ids = sequences(engine.info.vocab_size, count=count, length=length, seed=seed)
-        prefill, steps = [], []
-        for number, sequence in enumerate(ids):
-            expected = transformers_logits(model, sequence)
-            prefill.append(compare(expected, engine.logits(sequence)))
-            if number == 0:
-                steps.append(compare(expected, engine.logits(sequence, stepwise=True)))
+    opened, ids = require_fitting(artifact, reference.about, provider), reference.token_ids
+    errors, reason = _layers(opened, reference, provider) if layers else (None, None)
+    with _decoder(opened, provider) as decoder:
+        gives_all = len(next(decoder.rows(ids[0][:2]))[1]) > 1
+        each = 1 if gives_all else prefills
+        prompts = [(number, tokens[:end]) for number, tokens in enumerate(ids) for end in _ends(tokens, each)]
+        steps = min(steps, len(ids[0]))
+        prefill, by_steps = _Compared("prefill", reference, errors), _Compared("steps", reference, errors)
+        done, total = 0, sum(len(tokens) for _, tokens in prompts) + len(ids[0])
+        for number, tokens in prompts:
+            for end, rows in decoder.rows(tokens):
+                if gives_all or end == len(tokens):  # of a prompt in pieces, each gives its last
+                    prefill.add(number, end, rows if gives_all else rows[-1:])
+                if progress:
+                    progress(done + end, total)
+            done += len(tokens)
+        for end, rows in decoder.rows(ids[0], steps=steps):
+            if end > len(ids[0]) - steps:
+                by_steps.add(0, end, rows[-1:])
             if progress:
-                progress(number + 1, len(ids))
-        name = engine.info.name
-    return Measurement(name, checkpoint.resolve().name, ids, Comparison.joined(prefill), Comparison.joined(steps))
+                progress(done + end, total)
+    return Measurement(
+        model=opened.name,
+        about=reference.about,
+        same_source=_same_source(opened, reference),
+        token_ids=ids,
+        prefill=prefill.series(),
+        steps=by_steps.series(),
+        layers=errors,
+        no_layers=reason,
+    )
+
+
+def _ends(tokens: list[int], prefills: int) -> list[int]:
+    """Lengths of the prompts that are read of a sequence, evenly spread; the last is all of it."""
+    return sorted({round(len(tokens) * part / prefills) or 1 for part in range(1, prefills + 1)})
+
+
+@dataclass
+class _Compared:
+    """Compares an artifact's logits as they come, some rows at a time."""
+
+    path: PathName
+    reference: Reference
+    layers: LayerErrors | None
+    where: list[tuple[int, int]] = field(default_factory=list)
+    parts: list[Comparison] = field(default_factory=list)
+    waiting: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, sequence: int, end: int, rows: NDArray[np.float32]) -> None:
+        """Rows for the last positions before ``end``."""
+        finite = np.isfinite(rows).all(axis=-1)
+        first = end - len(rows)
+        if not finite.all():
+            layer = self.layers.first_not_finite if self.layers else None
+            raise NotFinite(path=self.path, sequence=sequence, position=first + int(np.argmin(finite)), layer=layer)
+        self.where += [(sequence, position) for position in range(first, end)]
+        self.waiting.append(rows)
+        if sum(map(len, self.waiting)) >= ROWS:
+            self._compare()
+
+    def series(self) -> Series:
+        """All that was added."""
+        self._compare()
+        return Series(self.where, Comparison.joined(self.parts))
+
+    def _compare(self) -> None:
+        if not self.waiting:
+            return
+        rows, self.waiting = np.concatenate(self.waiting), []
+        where = self.where[-len(rows) :]
+        for at in range(0, len(rows), ROWS):
+            self.parts.append(compare(self.reference.rows(where[at : at + ROWS]), rows[at : at + ROWS]))
+
+
+@contextmanager
+def _decoder(artifact: Artifact, provider: str) -> Iterator[Decoder]:
+    """The artifact loaded: as the runtime does, or where genai cannot feed it on the CPU, by onnxruntime alone.
+
+    genai gives a cache that is as long as what was fed so far to every graph on the CPU; those for another provider
+    may want one of fixed size.
+    """
+    if provider == "cpu" and artifact.provider != "cpu":
+        with _native_errors(f"running {artifact.path} on the CPU"):
+            yield Session(artifact.path / artifact.config["model"]["decoder"]["filename"])
+        return
+    with GenaiEngine(artifact, provider=provider) as engine:
+        yield engine
+
+
+def _layers(artifact: Artifact, reference: Reference, provider: str) -> tuple[LayerErrors | None, str | None]:
+    """Errors by layer, or why there are none."""
+    expected = reference.hidden_states
+    if expected is None:
+        return None, "the reference has no hidden states: save it with --layers"
+    if not is_available(provider):
+        return None, f"onnxruntime itself has no {provider} here"
+    model = artifact.path / artifact.config["model"]["decoder"]["filename"]
+    with _native_errors(f"running {model} for its hidden states"):
+        errors = layer_errors(model, reference.token_ids[0], expected, provider=provider)
+    return errors, None if errors else "the graph does not name its hidden states"
+
+
+@contextmanager
+def _native_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except GptOssError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class but this
+        raise BackendError(f"{doing}: {error}", remedy="gptoss inspect checks the folder.") from error
+
+
+def require_fitting(folder: Path, about: About, provider: str) -> Artifact:
+    """Checks what can be checked before anything is computed.
+
+    Args:
+        folder: the artifact.
+        about: the reference.
+        provider: execution provider for the artifact.
+
+    Raises:
+        ArtifactError: no artifact, or a damaged one.
+        CheckpointError: the reference has another vocabulary.
+        InvalidRequest: the provider cannot read it, or a sequence is longer than its context.
+    """
+    artifact = Artifact.open(folder)
+    if about.vocab_size != artifact.vocab_size:
+        raise CheckpointError(
+            f"{about.name} has {about.vocab_size} tokens, {folder} {artifact.vocab_size}",
+            remedy="Give the checkpoint that the artifact was made from.",
+        )
+    if max(about.lengths) > artifact.context_length:
+        raise ContextOverflow(
+            f"a sequence of {max(about.lengths)} tokens, and {folder} has {artifact.context_length} positions",
+            remedy="Give a smaller --length.",
+        )
+    if provider == "cpu" and artifact.target in targets.names() and not targets.load(artifact.target).runs_on_cpu:
+        raise InvalidRequest(
+            f"{folder}: its weights are laid out for {artifact.target}, and the CPU cannot read them",
+            remedy=f"Use --provider {artifact.provider} on a machine that has it.",
+        )
+    return artifact
+
+
+def _same_source(artifact: Artifact, reference: Reference) -> bool | None:
+    files = artifact.manifest.source.files if artifact.manifest else {}
+    entry = files.get("config.json")
+    return None if entry is None else entry.sha256 == reference.about.config_sha256
 
 
 def record(artifact: Path, parity: Parity) -> None:

@@ -1,7 +1,7 @@
-"""The checkpoint in transformers: the implementation that parity is measured against.
+"""The checkpoint in transformers: an oracle for the tests of our own reference, and what nano is evaluated with.
 
-Knows how to load it in float32 with its experts' exact values. Needs memory for all weights as float32: 84 GB for
-gpt-oss-20b; smaller models fit anywhere.
+``gptoss parity`` does without it. Knows how to load a checkpoint in float32 with its experts' exact values. Needs
+memory for all weights as float32: 84 GB for gpt-oss-20b; smaller models fit anywhere.
 """
 
 from __future__ import annotations

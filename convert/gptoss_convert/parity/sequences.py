@@ -1,18 +1,22 @@
 """What is fed to an artifact and its reference.
 
 Knows that a model with the o200k_harmony vocabulary, whatever its size, reads nano's harmony conversations as text; any
-other gets random ids. Sequences are long enough to leave the sliding window behind.
+other gets random ids. Sequences are long enough to leave the sliding window behind. A text of one's own is cut.
 """
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from gptoss_convert.nano import skills
 from gptoss_convert.nano.vocabulary import SIZE
+from gptoss_runtime.errors import InvalidRequest
+
+COUNT, LENGTH = 4, 320
 
 
-def sequences(vocab_size: int, *, count: int = 4, length: int = 320, seed: int = 0) -> list[list[int]]:
+def sequences(vocab_size: int, *, count: int = COUNT, length: int = LENGTH, seed: int = 0) -> list[list[int]]:
     """Token id sequences, the same for the same arguments.
 
     Args:
@@ -25,6 +29,40 @@ def sequences(vocab_size: int, *, count: int = 4, length: int = 320, seed: int =
     if vocab_size != SIZE:
         return [[rng.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
     return [_conversation(rng, length) for _ in range(count)]
+
+
+def describe(vocab_size: int, seed: int) -> str:
+    """What :func:`sequences` are, in words."""
+    return f"{'random ids' if vocab_size != SIZE else 'harmony conversations'}, seed {seed}"
+
+
+def text_sequences(text: Path, tokenizer: Path, *, count: int = COUNT, length: int = LENGTH) -> list[list[int]]:
+    """The tokens of a text, cut into sequences.
+
+    Args:
+        text: a file, UTF-8; special tokens such as ``<|start|>`` are read as such.
+        tokenizer: the tokenizer.json.
+        count: sequences, at most; what is left of a longer text is not used.
+        length: tokens in each; of the last perhaps fewer.
+
+    Raises:
+        InvalidRequest: a file cannot be read, or the text has fewer than two tokens.
+    """
+    from tokenizers import Tokenizer
+
+    remedy = "Give a file of UTF-8 text, and a checkpoint or artifact with its tokenizer.json."
+    try:
+        content, definition = text.read_text(encoding="utf-8"), tokenizer.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{text}: {error}", remedy=remedy) from error
+    try:
+        ids: list[int] = Tokenizer.from_str(definition).encode(content, add_special_tokens=False).ids
+    except Exception as error:  # the library raises no other class
+        raise InvalidRequest(f"{tokenizer}: {error}", remedy=remedy) from error
+    cut = [ids[at : at + length] for at in range(0, min(len(ids), count * length), length)]
+    if not cut or len(cut[0]) < 2:
+        raise InvalidRequest(f"{text} has {len(ids)} tokens", remedy="Give a text of two tokens or more.")
+    return cut
 
 
 def _conversation(rng: random.Random, length: int) -> list[int]:

@@ -115,4 +115,4 @@ def timing_line(result: GenerationResult) -> str:
 
 def print_json(console: Console, value: object) -> None:
     """One JSON object on one line, unwrapped and unstyled."""
-    console.file.write(json.dumps(value, ensure_ascii=True) + "\n")
+    console.file.write(json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n")
