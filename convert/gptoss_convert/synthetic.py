@@ -156,14 +156,16 @@ def amplify(source: Path, folder: Path, shifts: Shifts) -> Path:
     return folder
 
 
-def write_convertible(folder: Path, changes: Mapping[str, Any] | None = None, *, shards: int = 1) -> Path:
+def write_convertible(
+    folder: Path, changes: Mapping[str, Any] | None = None, *, shards: int = 1, profile: Profile | None = None
+) -> Path:
     """As :func:`write_checkpoint`, with nano's tokenizer beside, so that it can be converted; nothing where it is done.
 
     Returns:
         The folder.
     """
     if not (folder / "chat_template.jinja").exists():  # written last
-        write_checkpoint(folder, changes, shards=shards)
+        write_checkpoint(folder, changes, shards=shards, profile=profile)
         write_tokenizer(folder)
     return folder
 

@@ -111,38 +111,45 @@ def test_the_stream_is_measured(plain: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["directml", "cuda"])
-def test_headroom_does_not_depend_on_the_stream(name: str, plain: Path, tmp_path: Path) -> None:
+def test_headroom_does_not_depend_on_sizes(name: str, plain: Path, tmp_path: Path) -> None:
     """What is float16 is normed, or of rows at a common size."""
     before = run(plain, tmp_path / "before", name).range
-    after = run(amplify(plain, tmp_path / "checkpoint", Shifts(stream=12)), tmp_path / "after", name).range
+    shifts = Shifts(stream=12, value=17, query=-9)
+    after = run(amplify(plain, tmp_path / "checkpoint", shifts), tmp_path / "after", name).range
     assert after.dtype == "float16"
     assert after.widest.stream == pytest.approx(4096 * before.widest.stream, rel=1e-6)
     assert [layer.headroom for layer in after.layers] == [layer.headroom for layer in before.layers]
     assert after.tightest is not None
     assert after.tightest.headroom is not None
-    assert after.tightest.headroom > 2
+    assert after.tightest.headroom > 8
+
+
+NORM = "model.layers.1.post_attention_layernorm.weight"
 
 
 @pytest.mark.parametrize("name", ["directml", "cuda"])
 def test_a_layer_out_of_range_ends_it_by_name(name: str, plain: Path, tmp_path: Path) -> None:
-    """Values in the cache are float16, and nothing makes room for them: 2^17 times larger they don't fit."""
-    with pytest.raises(RangeError, match="layer 0"):
-        run(amplify(plain, tmp_path / "checkpoint", Shifts(value=17)), tmp_path / "graph", name)
-    found = run(tmp_path / "checkpoint", tmp_path / "cpu", "cpu")  # float32 holds them
-    assert np.isfinite(found.range.widest.stream)
+    """What a norm gives is float16, and nothing makes room for a weight of 100,000."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(plain, checkpoint)
+    rewrite(checkpoint, NORM, slice(None), 1e5)
+    with pytest.raises(RangeError, match=r"layer 1: .*experts_input"):
+        run(checkpoint, tmp_path / "graph", name)
+    assert np.isfinite(run(checkpoint, tmp_path / "cpu", "cpu").range.widest.stream)  # float32 holds it
 
 
 def test_little_room_is_out_of_range_too(plain: Path, tmp_path: Path) -> None:
     """Half of what float16 holds is where it ends: another prompt may reach twice as far."""
-    found = run(
-        amplify(plain, tmp_path / "checkpoint", Shifts(value=10)), tmp_path / "graph", "directml"
-    ).range.tightest
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(plain, checkpoint)
+    rewrite(checkpoint, NORM, slice(None), 1024)
+    found = run(checkpoint, tmp_path / "graph", "directml").range.tightest
     assert found is not None
+    assert (found.layer, found.tightest) == (1, "experts_input")
     assert found.headroom is not None
-    assert found.headroom > 1
-    nearer = amplify(plain, tmp_path / "nearer", Shifts(value=10 + math.floor(found.headroom)))
-    with pytest.raises(RangeError, match=r"layer \d: value reaches [\d,]+, and float16 ends at"):
-        run(nearer, tmp_path / "nearer graph", "directml")
+    rewrite(checkpoint, NORM, slice(None), 1024 * 2 ** math.floor(found.headroom))
+    with pytest.raises(RangeError, match=r"layer 1: experts_input reaches [\d,]+, and float16 ends at 65,504"):
+        run(checkpoint, tmp_path / "nearer", "directml")
 
 
 def test_a_graph_that_computes_something_else_is_not_published(

@@ -202,7 +202,8 @@ def test_what_is_observed(variant: Path) -> None:
         theirs = load_transformers(variant)(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     for layer in range(config.num_hidden_layers):
         before, after = seen[max(layer - 1, 0), f"hidden_states.{layer}"], seen[layer, f"hidden_states.{layer + 1}"]
-        torch.testing.assert_close(before, theirs[layer][0], rtol=0, atol=1e-4)
+        largest = float(theirs[layer].abs().max())  # a massive channel, of which float32 has seven digits
+        torch.testing.assert_close(before, theirs[layer][0], rtol=0, atol=max(1e-4, 1e-6 * largest))
         residual = seen[layer, "attention_residual"]
         torch.testing.assert_close(residual, before + seen[layer, "attention_update"])
         torch.testing.assert_close(after, residual + seen[layer, "moe_output"])

@@ -7,12 +7,14 @@ reads neither.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import onnx_ir as ir
 
 from gptoss_convert.graph import inputs, rotary
+from gptoss_convert.graph.attention_gains import output_gains, qkv_exponents
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.linear import linear, linear_into_stream
+from gptoss_convert.graph.linear import linear, scaled_linear
 from gptoss_convert.graph.precision import keeps_rows, to_graph_type
 
 
@@ -25,7 +27,9 @@ def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value
         config, module = g.config, f"model.layers.{layer}.self_attn"
         scheme = g.quantisation.attention
         narrow = g.watch("attention_input", to_graph_type(g, x))
-        qkv = linear(g, narrow, f"{module}.qkv_proj", [f"{module}.{n}_proj" for n in "qkv"], "attention", scheme)
+        exponents = None if keeps_rows(g) else partial(qkv_exponents, g, layer)
+        projections = [f"{module}.{name}_proj" for name in "qkv"]
+        qkv = linear(g, narrow, f"{module}.qkv_proj", projections, "attention", scheme, exponents=exponents)
         g.watch("qkv", qkv)
         past_key, past_value = inputs.past(g, layer)
         sinks = g.copied(f"{module}.sinks", f"{module}.sinks", group="sinks")
@@ -42,8 +46,9 @@ def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value
             scale=config.head_dim**-0.5,
         )
         inputs.present(g, layer, key, value)
+        output = f"{module}.o_proj"
         if keeps_rows(g):
-            return linear(g, heads, f"{module}.o_proj", [f"{module}.o_proj"], "attention", scheme)
-        return linear_into_stream(g, heads, f"{module}.o_proj", f"{module}.o_proj", "attention", scheme)
+            return linear(g, heads, output, [output], "attention", scheme)
+        return scaled_linear(g, heads, output, [output], "attention", scheme, gains=output_gains(g, layer))
 
     return attention

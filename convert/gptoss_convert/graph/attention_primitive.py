@@ -12,9 +12,10 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from gptoss_convert.graph import cache_static, rotary
+from gptoss_convert.graph.attention_gains import output_gains, qkv_gains
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.linear import linear_into_stream, linear_then_bias
-from gptoss_convert.graph.precision import FLOAT32, keeps_rows, to_graph_type
+from gptoss_convert.graph.linear import scaled_linear
+from gptoss_convert.graph.precision import FLOAT32, to_graph_type
 
 _UNSEEN = -65504.0  # score of slots that a token must not see: float16's lowest, below any real score
 
@@ -28,7 +29,10 @@ def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value
         module, config, scheme = f"model.layers.{layer}.self_attn", g.config, g.quantisation.attention
         projections = [f"{module}.{name}_proj" for name in "qkv"]
         narrow = g.watch("attention_input", to_graph_type(g, x))
-        qkv = linear_then_bias(g, narrow, f"{module}.qkv_proj", projections, "attention", scheme)
+        gains = qkv_gains(g, layer)  # attention's scale among them: scores are no larger than they have to be
+        qkv = scaled_linear(
+            g, narrow, f"{module}.qkv_proj", projections, "attention", scheme, gains=gains, bias_gains=gains
+        )
         heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         turned, value = g.ops("Split", qkv, g.ints((heads + kv_heads) * size, kv_heads * size), outputs=2, axis=2)
         turned = g.op(
@@ -39,16 +43,14 @@ def prepare(g: GraphBuilder) -> Callable[[GraphBuilder, int, ir.Value], ir.Value
         query, key = g.ops("Split", turned, g.ints(heads * size, kv_heads * size), outputs=2, axis=2)
         keys = cache_static.update(g, layer, "key", _by_head(g, key), slots)
         values = cache_static.update(g, layer, "value", _by_head(g, value), slots)
-        query = g.op("Mul", query, g.constant(size**-0.5))  # before the product, which is 8 times as large without it
         scores = g.op("MatMul", _by_group(g, query), g.op("Transpose", keys, perm=[0, 1, 3, 2]))
         g.watch("scores", scores)
         scores = g.op("Where", slots.seen[config.window(layer)], scores, g.constant(_UNSEEN))
         scores = g.op("Where", slots.is_sink, _sinks(g, f"{module}.sinks", slots), scores)
         mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), values)
         mixed = _together(g, mixed)
-        if keeps_rows(g):
-            return linear_then_bias(g, mixed, f"{module}.o_proj", [f"{module}.o_proj"], "attention", scheme)
-        return linear_into_stream(g, mixed, f"{module}.o_proj", f"{module}.o_proj", "attention", scheme)
+        output = f"{module}.o_proj"
+        return scaled_linear(g, mixed, output, [output], "attention", scheme, gains=output_gains(g, layer))
 
     return attention
 

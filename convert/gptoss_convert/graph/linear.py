@@ -5,20 +5,23 @@ Knows how a [N, K] weight of the checkpoint becomes the operands of MatMul or co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from gptoss_convert import unit_rows
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
-from gptoss_convert.graph.precision import FLOAT32, factors_spec, scale_product, to_float32
+from gptoss_convert.graph.precision import FLOAT32, factors_spec, scale_product
 from gptoss_convert.quantise import Quantised, quantise
 from gptoss_convert.schemes import Group, Scheme, require_whole_blocks
+from gptoss_convert.unit_rows import Exponents, exponents_of_lengths, factors, scale_quantised
 from gptoss_convert.weights import Array, Made, TensorSpec, assembled, cast, cast_rows
 
+RowExponents = Callable[[Array, int, int], Exponents]  # of some rows of a matrix, and which: start, end
+Gains = Callable[[], NDArray[np.float32]]
 _PIECE = 1 << 20  # weights that a thread quantises at a time
 FLOAT_TYPES = {
     "float32": (ir.DataType.FLOAT, np.float32),
@@ -28,7 +31,15 @@ FLOAT_TYPES = {
 
 
 def linear(
-    g: GraphBuilder, x: ir.Value, name: str, sources: Sequence[str], group: Group, scheme: Scheme, *, bias: bool = True
+    g: GraphBuilder,
+    x: ir.Value,
+    name: str,
+    sources: Sequence[str],
+    group: Group,
+    scheme: Scheme,
+    *,
+    bias: bool = True,
+    exponents: Callable[[], Exponents] | None = None,
 ) -> ir.Value:
     """Several weights of the checkpoint side by side, as one matrix product.
 
@@ -40,85 +51,113 @@ def linear(
         group: tensor group for the report.
         scheme: how the weight is stored.
         bias: add the modules' biases.
+        exponents: row n of weight and bias is stored times 2^-exponents[n]; int32 [ΣN_i].
 
     Returns:
         [..., ΣN_i].
     """
     weights = [f"{source}.weight" for source in sources]
     rows, columns = stacked_shape(g, weights)
-    offset = g.stacked(f"{name}.bias", [f"{source}.bias" for source in sources], group="biases") if bias else None
+    offset = _bias(g, name, sources, g.dtype, exponents and (lambda: factors(-exponents()))) if bias else None
+    some: RowExponents | None = exponents and (lambda _, at, end: exponents()[at:end])
     if scheme.is_integer:
-        packed, scales = integer_weights(g, f"{name}.weight", weights, group, scheme)
+        packed, scales = integer_weights(g, f"{name}.weight", weights, group, scheme, exponents=some)
         operands = [x, packed, scales] + ([None, None, offset] if offset else [])
         attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block_size}
         return g.op("MatMulNBits", *operands, domain=MICROSOFT, accuracy_level=scheme.accuracy_level, **attributes)
-    onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
-    spec = TensorSpec(f"{name}.weight", onnx_type, (columns, rows))
-
-    def make() -> Made:
-        return cast(g.checkpoint.stacked(weights).T, numpy_type)
-
-    weight = g.weights(group, str(scheme), [spec], make, weights)[0]
-    if onnx_type != g.dtype:
-        weight = g.op("Cast", weight, to=g.dtype)
-    product = g.op("MatMul", x, weight)
+    product = g.op("MatMul", x, _float_weights(g, name, weights, group, scheme, exponents=some)[0])
     return g.op("Add", product, offset) if offset else product
 
 
-def linear_then_bias(
-    g: GraphBuilder, x: ir.Value, name: str, sources: Sequence[str], group: Group, scheme: Scheme
+def scaled_linear(
+    g: GraphBuilder,
+    x: ir.Value,
+    name: str,
+    sources: Sequence[str],
+    group: Group,
+    scheme: Scheme,
+    *,
+    gains: Gains,
+    bias_gains: Gains | None = None,
 ) -> ir.Value:
-    """As :func:`linear`, the bias by a node of its own, DirectML's MatMulNBits takes none, and float32 from there."""
-    product = to_float32(g, g.watch("qkv_product", linear(g, x, name, sources, group, scheme, bias=False)))
-    biases = [f"{source}.bias" for source in sources]
-    return g.op("Add", product, g.stacked(f"{name}.bias", biases, group="biases", dtype=FLOAT32))
+    """As :func:`linear`, times a gain by row, as float32 from the product on, and whatever the size of the weights.
 
-
-def linear_into_stream(g: GraphBuilder, x: ir.Value, name: str, source: str, group: Group, scheme: Scheme) -> ir.Value:
-    """One weight's product in a float16 graph, as float32 that is added to the stream.
-
-    Its rows are stored at unit length, so that the product is no larger than ``x`` is long, however large what it
-    stands for; :func:`gptoss_convert.graph.precision.scale_product` gives it its size back.
+    Rows are stored at unit length, so that the product, in the graph's float type, is no larger than ``x`` is long. Its
+    size comes back in float32, with the gains. The bias is a node of its own: DirectML's MatMulNBits takes none.
 
     Args:
         g: the builder.
         x: [..., K] in the graph's float type.
         name: of the weight in the graph.
-        source: the checkpoint's module, [N, K].
+        sources: checkpoint modules (without ``.weight``), [N_i, K] each, stacked along N.
         group: tensor group for the report.
         scheme: how the weight is stored.
+        gains: what the product's rows are multiplied with, float32 [ΣN_i].
+        bias_gains: the same of the biases; 1 by default.
 
     Returns:
-        float32 [..., N].
+        float32 [..., ΣN_i].
     """
-    rows, columns = stacked_shape(g, [f"{source}.weight"])
+    weights = [f"{source}.weight" for source in sources]
+    rows, columns = stacked_shape(g, weights)
     if scheme.is_integer:
-        packed, scales, factors = integer_weights(
-            g, f"{name}.weight", [f"{source}.weight"], group, scheme, unit_length=True
+        packed, scales, scaling = integer_weights(
+            g, f"{name}.weight", weights, group, scheme, exponents=_unit_length, gains=gains
         )
         attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block_size}
         product = g.op("MatMulNBits", x, packed, scales, domain=MICROSOFT, **attributes)
     else:
-        weight, factors = _float_columns(g, name, f"{source}.weight", group, scheme)
+        weight, scaling = _float_weights(g, name, weights, group, scheme, exponents=_unit_length, gains=gains)
         product = g.op("MatMul", x, weight)
-    total = scale_product(g, g.watch("product", product), factors)
-    return g.op("Add", total, g.copied(f"{name}.bias", f"{source}.bias", group="biases", dtype=FLOAT32))
+    total = scale_product(g, g.watch(f"{name.rsplit('.', 1)[-1]}_product", product), scaling)
+    return g.op("Add", total, _bias(g, name, sources, FLOAT32, bias_gains))
 
 
-def _float_columns(g: GraphBuilder, name: str, source: str, group: Group, scheme: Scheme) -> tuple[ir.Value, ir.Value]:
-    """A [N, K] weight as MatMul's [K, N] in the graph's float type, every output at unit length, and its factors."""
-    rows, columns = stacked_shape(g, [source])
-    onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
-    specs = [TensorSpec(f"{name}.weight", onnx_type, (columns, rows)), factors_spec(f"{name}.weight", rows)]
+def _unit_length(rows: Array, start: int, end: int) -> Exponents:
+    return exponents_of_lengths(rows)
+
+
+def _bias(g: GraphBuilder, name: str, sources: Sequence[str], dtype: ir.DataType, gains: Gains | None) -> ir.Value:
+    """Declares modules' biases end to end, times gains."""
+    biases = [f"{source}.bias" for source in sources]
+    if gains is None:
+        return g.stacked(f"{name}.bias", biases, group="biases", dtype=dtype)
+    spec = TensorSpec(f"{name}.bias", dtype, (sum(g.checkpoint.tensors[bias].shape[0] for bias in biases),))
 
     def make() -> Made:
-        stored = g.checkpoint.array(source)
-        exponents = unit_rows.exponents_of_lengths(stored)
-        made = cast_rows(stored, exponents, numpy_type)
-        return replace(made, arrays=[made.arrays[0].T, unit_rows.factors(exponents)])
+        return cast(g.checkpoint.stacked(biases).astype(np.float32) * gains(), dtype.numpy())
 
-    weight, factors = g.weights(group, str(scheme), specs, make, [source])
-    return (weight if onnx_type == g.dtype else g.op("Cast", weight, to=g.dtype)), factors
+    return g.weights("biases", dtype.name.lower(), [spec], make, biases)[0]
+
+
+def _float_weights(
+    g: GraphBuilder,
+    name: str,
+    sources: Sequence[str],
+    group: Group,
+    scheme: Scheme,
+    *,
+    exponents: RowExponents | None = None,
+    gains: Gains | None = None,
+) -> Sequence[ir.Value]:
+    """A [N, K] matrix as MatMul's [K, N] in the graph's float type; arguments as of :func:`integer_weights`."""
+    rows, columns = stacked_shape(g, sources)
+    onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
+    specs = [TensorSpec(f"{name}.weight", onnx_type, (columns, rows))]
+
+    def make() -> Made:
+        stored = g.checkpoint.stacked(sources)
+        if exponents is None:
+            return cast(stored.T, numpy_type)
+        by_row = exponents(stored, 0, rows)
+        made = cast_rows(stored, by_row, numpy_type)
+        scaling = [] if gains is None else [factors(by_row) * gains()]
+        return replace(made, arrays=[made.arrays[0].T, *scaling])
+
+    if gains is not None:
+        specs.append(factors_spec(f"{name}.weight", rows))
+    weight, *scaling = g.weights(group, str(scheme), specs, make, sources)
+    return [weight if onnx_type == g.dtype else g.op("Cast", weight, to=g.dtype), *scaling]
 
 
 def stacked_shape(g: GraphBuilder, names: Sequence[str]) -> tuple[int, int]:
@@ -136,7 +175,8 @@ def integer_weights(
     span: tuple[int, int] | None = None,
     *,
     scales: ir.DataType | None = None,
-    unit_length: bool = False,
+    exponents: RowExponents | None = None,
+    gains: Gains | None = None,
 ) -> Sequence[ir.Value]:
     """Declares packed codes uint8 [N, K/block, block·bits/8] and scales [N, K/block] of a [N, K] matrix.
 
@@ -148,22 +188,23 @@ def integer_weights(
         scheme: int4 or int8.
         span: rows to take; all of them by default.
         scales: their float type; the graph's by default.
-        unit_length: bring rows to unit length, and declare their factors as a third weight, float32 [N].
+        exponents: row n is stored times 2^-exponents[n].
+        gains: declare a third weight, what brings a product's rows to their size, times these; float32 [N].
     """
     rows, columns = stacked_shape(g, sources)
     start, end = span or (0, rows)
     require_whole_blocks(group, scheme, columns)
     blocks, step = columns // scheme.block_size, max(1, _PIECE // columns)
-    exponents = np.zeros(end - start, np.int32)
+    by_row = np.zeros(end - start, np.int32)
 
     def piece(at: int) -> Quantised:
         some = g.checkpoint.stacked(sources, at, min(at + step, end))
         made = quantise(some, bits=scheme.bits, block=scheme.block_size)
-        if not unit_length:
+        if exponents is None:
             return made
-        mine = exponents[at - start : at - start + len(some)]
-        mine[:] = unit_rows.exponents_of_lengths(some)
-        return unit_rows.scale_quantised(made, mine)
+        mine = by_row[at - start : at - start + len(some)]
+        mine[:] = exponents(some, at, at + len(some))
+        return scale_quantised(made, mine)
 
     def place(whole: Array, at: int, part: Array) -> None:
         whole[at - start : at - start + len(part)] = part
@@ -175,8 +216,8 @@ def integer_weights(
 
     def make() -> Made:
         made = assembled(specs[:2], range(start, end, step), piece, place)
-        return replace(made, arrays=[*made.arrays, unit_rows.factors(exponents)]) if unit_length else made
+        return made if gains is None else replace(made, arrays=[*made.arrays, factors(by_row) * gains()])
 
-    if unit_length:
+    if gains is not None:
         specs.append(factors_spec(name, end - start))
     return g.weights(group, str(scheme), specs, make)  # read row by row: next to nothing of it is held
