@@ -166,23 +166,38 @@ class GenaiEngine(LogitsEngine):
 
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
         """See ``Engine.logits``; a graph that only gives the last position's is fed token by token."""
-        limit = self.info.context_length
-        tokens = check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit + 1)
+        tokens = self._checked(token_ids)
+        if not stepwise:
+            _, rows = next(self._fed(tokens, [len(tokens)]))
+            if len(rows) == len(tokens):
+                return rows
+        result = np.empty((len(tokens), self.info.vocab_size), np.float32)
+        for fed, row in self._fed(tokens, [1] * len(tokens)):
+            result[fed - 1] = row
+        return result
+
+    def rows(self, token_ids: Iterable[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See ``Engine.rows``."""
+        tokens = self._checked(token_ids)
+        prompt = len(tokens) - steps
+        piece = self._chunk if self._appendable else prompt
+        sizes = [min(piece, prompt - at) for at in range(0, prompt, max(1, piece))]
+        return self._fed(tokens, [*sizes, *[1] * steps])
+
+    def _checked(self, token_ids: Iterable[int]) -> list[int]:
+        limit = self.info.context_length + (1 if self._appendable else 0)
+        return check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit)
+
+    def _fed(self, tokens: list[int], sizes: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         self._require_open()
-        with self._lock, native_errors("computing logits"):
-            if not stepwise:
-                sequence = _Sequence(self, len(tokens))
-                sequence.append(tokens)
-                rows = np.asarray(sequence.generator.get_output("logits"), dtype=np.float32)
-                rows = rows.reshape(-1, rows.shape[-1])
-                if len(rows) == len(tokens):
-                    return rows
-            sequence = _Sequence(self, len(tokens))
-            result = np.empty((len(tokens), self.info.vocab_size), np.float32)
-            for position, token in enumerate(tokens):
-                sequence.append([token])
-                result[position] = sequence.logits()
-            return result
+        sequence, at = None, 0
+        for size in sizes:
+            with self._lock, native_errors("computing logits"):
+                sequence = sequence or self._empty(len(tokens) + 1)
+                sequence.append(tokens[at : at + size])
+                at += size
+                rows = sequence.rows(size)
+            yield at, rows
 
     def _require_open(self) -> None:
         if self._model is None:
@@ -222,7 +237,7 @@ class GenaiEngine(LogitsEngine):
 
     def _cut(self, sequence: _Sequence, tokens: list[int]) -> bool:
         """Cuts a sequence back to what it shares with ``tokens``; False where that cannot be, or is nothing."""
-        if not self._appendable or len(tokens) > sequence.room:
+        if not self._appendable or len(tokens) >= sequence.room:
             return False
         # One token is always fed again: after a rewind genai's logits are still those of the longer sequence.
         shared = min(common_prefix(sequence.tokens, tokens), len(tokens) - 1)
@@ -241,7 +256,10 @@ class GenaiEngine(LogitsEngine):
 
 
 class _Sequence:
-    """A genai Generator and the tokens in its KV cache."""
+    """A genai Generator and the tokens in its KV cache.
+
+    The cache's last position stays empty: in a static cache it is the attention sink's.
+    """
 
     def __init__(self, engine: GenaiEngine, room: int) -> None:
         genai, model = engine._genai, engine._model
@@ -255,7 +273,7 @@ class _Sequence:
 
     def continues(self, tokens: list[int], owner: object) -> bool:
         """Whether ``tokens`` are this sequence and more: sure by ownership, so nothing is compared."""
-        return self.owner is owner and len(self.tokens) < len(tokens) <= self.room
+        return self.owner is owner and len(self.tokens) < len(tokens) < self.room
 
     def append(self, tokens: list[int]) -> None:
         """Computes ``tokens`` on top of the cache."""
@@ -278,6 +296,13 @@ class _Sequence:
         logits: NDArray[np.float32] = np.asarray(self.generator.get_logits(), dtype=np.float32)
         last: NDArray[np.float32] = logits.reshape(-1, logits.shape[-1])[-1]
         return last
+
+    def rows(self, appended: int) -> NDArray[np.float32]:
+        """What the graph gave after the last append of so many tokens, float32 ``[positions, vocab]``."""
+        if appended == 1:
+            return self.logits()[None]
+        rows = np.asarray(self.generator.get_output("logits"), dtype=np.float32)
+        return rows.reshape(-1, rows.shape[-1])
 
     def rewind(self, length: int) -> bool:
         """Cuts the sequence back; False where genai has dropped what is needed (a sliding-window cache)."""
