@@ -70,6 +70,14 @@ class TopLogits(BaseModel):
             log_sum_exp=round(total, 5),
         )
 
+    def shift(self, logits: NDArray[np.float32]) -> float:
+        """How far other logits, finite float32 [vocab], are from these: root mean square over the tokens kept, in nats.
+
+        A constant on all of them changes nothing. Unlike the divergence it shows an error where the model is sure.
+        """
+        moved = logits[list(self.token_ids)].astype(np.float64) - np.array(self.logits)
+        return float(moved.std())
+
     def divergence(self, logits: NDArray[np.float32]) -> float:
         """Kullback-Leibler divergence of other logits, finite float32 [vocab], from these, in nats.
 

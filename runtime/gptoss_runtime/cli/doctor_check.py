@@ -135,9 +135,10 @@ def _verify(artifact: Artifact, console: Console, *, quiet: bool) -> str:
 
 def verdict(info: ModelInfo, report: DeviceReport) -> str:
     """One sentence."""
-    device = info.device or ("This CPU" if info.provider.lower() == "cpu" else f"This machine's {info.provider}")
+    device = info.device or f"this machine's {'CPU' if info.provider.lower() == 'cpu' else info.provider}"
+    subject = device[0].upper() + device[1:]
     if report.outcome == "wrong":
-        return f"{device} computes {info.name} WRONG: {report.problems[0]}"
+        return f"{subject} computes {info.name} WRONG: {report.problems[0]}"
     if report.outcome == "unknown":
         return (
             f"Cannot tell whether {device} computes {info.name} right: the artifact has no reference logits. "
@@ -147,7 +148,7 @@ def verdict(info: ModelInfo, report: DeviceReport) -> str:
     top = "same top token at all" if report.same_top == count else f"same top token at {report.same_top}"
     seconds = report.prefill_seconds + report.decode_seconds
     return (
-        f"{device} computes {info.name} right: {count} positions, median KL "
+        f"{subject} computes {info.name} right: {count} positions, median KL "
         f"{statistics.median(report.divergences):.1g} nats, {top}, "
         f"{report.prompt_tokens + report.steps:,} tokens in {seconds:.1f} s"
     )
@@ -202,12 +203,14 @@ def report_lines(
     yield "packages: " + (", ".join(f"{name} {version}" for name, version in machine["packages"].items()) or "none")
     for unmet in (machine["artifact"] or {"unmet": []})["unmet"]:
         yield f"asks for {unmet}"
-    yield "position  phase    KL (nats)  top token  expected  its lead"
+    yield "position  phase    logits off  KL (nats)  top token  expected  its lead"
     for at in report.positions:
-        kl = "not finite" if not at.finite else "unknown" if at.divergence is None else f"{at.divergence:.2e}"
+        shift = "not finite" if not at.finite else "unknown" if at.shift is None else f"{at.shift:.3f}"
+        kl = "" if at.divergence is None else f"{at.divergence:.2e}"
         found, expected = (" " if token is None else token for token in (at.found, at.expected))
         lead = "" if at.margin is None else f"{at.margin:.2f}"
-        yield f"{at.position:8}  {at.phase:7}  {kl:>9}  {found:>9}  {expected:>8}  {lead:>8}{'  far' * at.far}"
+        row = f"{at.position:8}  {at.phase:7}  {shift:>10}  {kl:>9}  {found:>9}  {expected:>8}  {lead:>8}"
+        yield row + "  far" * at.far
     yield "```"
 
 
