@@ -127,6 +127,9 @@ def test_damaged_files_are_not_the_devices_fault(damaged: Path) -> None:
     assert shown.exit_code == 4, shown.output
     assert "is not the file the manifest lists" in shown.output
     assert "```" not in shown.output
+    shown = check(damaged, "--no-verify")
+    assert shown.exit_code == 9
+    assert "files: not checked" in shown.output
     said = check(damaged, "--json")
     assert said.exit_code == 4
     found = json.loads(said.stdout)["check"]

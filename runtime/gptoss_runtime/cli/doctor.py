@@ -28,6 +28,7 @@ def doctor(
         bool,
         typer.Option("--check", help="Run MODEL on the device and compare its logits with those that MODEL carries."),
     ] = False,
+    verify: Annotated[bool, typer.Option(help="With --check: compare every file with the manifest first.")] = True,
     provider: Provider = None,
     device: Device = None,
     context_length: ContextLength = None,
@@ -35,7 +36,7 @@ def doctor(
 ) -> None:
     """Show adapters, memory and installed packages, what would be used and why, and what is wrong.
 
-    With --check: does this device compute the model right? Exit code 0 right, 9 wrong, 10 nothing to compare with.
+    With --check: does this device compute the model right? Exit code 0: right, 9: wrong, 10: nothing to compare with.
     """
     from rich.console import Console
 
@@ -50,7 +51,7 @@ def doctor(
         if model is None:
             raise InvalidRequest("there is no model to check", remedy="Name it: gptoss doctor MODEL --check")
         options = {"device": device, "context_length": context_length}
-        raise typer.Exit(check_model(console, model, provider, json_output=json_output, **options))
+        raise typer.Exit(check_model(console, model, provider, verify=verify, json_output=json_output, **options))
     if not (provider is None and device is None and context_length is None):
         raise InvalidRequest("--provider, --device and --context-length are --check's", remedy="Add --check.")
     report = examine(None if model is None else Manifest.read(Registry().resolve(model)))

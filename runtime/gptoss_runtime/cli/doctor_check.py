@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 RIGHT, WRONG, UNKNOWN = 0, 9, 10
 
 
-def check_model(console: Console, model: str, provider: str | None, *, json_output: bool, **options: Any) -> int:
+def check_model(
+    console: Console, model: str, provider: str | None, *, verify: bool, json_output: bool, **options: Any
+) -> int:
     """Checks, and prints a verdict.
 
     Args:
         console: where to.
         model: a name or a folder.
         provider: None: the artifact's own.
+        verify: compare the files with the manifest first, so that damage is not blamed on the device.
         json_output: one JSON object instead of text, also where an error is raised.
         options: of ``Engine.load``.
 
@@ -59,9 +62,10 @@ def check_model(console: Console, model: str, provider: str | None, *, json_outp
         for unmet in (machine["artifact"] or {"unmet": []})["unmet"]:
             console.print(f"It asks for {unmet}.", style="yellow", markup=False)
     try:
-        result, report = _measure(artifact, provider, quiet=json_output, **options)
-        if report.outcome == "wrong":
-            result["files"] = _verify(artifact, console, quiet=json_output)
+        with _bar(quiet=json_output) as (say, progress):
+            about["files"] = _verify(artifact, say) if verify else "not checked"
+            say("loading the model")
+            result, report = _measure(artifact, provider, progress, **options)
     except GptOssError as error:
         if json_output:
             failure = {"type": type(error).__name__, "message": error.message, "remedy": error.remedy}
@@ -74,24 +78,24 @@ def check_model(console: Console, model: str, provider: str | None, *, json_outp
     return {"right": RIGHT, "wrong": WRONG}.get(report.outcome, UNKNOWN)
 
 
-def _measure(artifact: Artifact, provider: str, *, quiet: bool, **options: Any) -> tuple[dict[str, Any], DeviceReport]:
+def _measure(
+    artifact: Artifact, provider: str, progress: Progress, **options: Any
+) -> tuple[dict[str, Any], DeviceReport]:
     from gptoss_runtime.device_check import check_device
     from gptoss_runtime.engine import Engine
 
     reference, found = _reference(artifact), artifact.manifest.range if artifact.manifest else None
-    with _bar(quiet=quiet) as progress:
-        started = time.perf_counter()
-        with Engine.load(artifact.path, provider=provider, **options) as engine:
-            loaded = time.perf_counter() - started
-            report = check_device(engine, reference, dtype=found.dtype if found else "float16", progress=progress)
-            info = engine.info
+    started = time.perf_counter()
+    with Engine.load(artifact.path, provider=provider, **options) as engine:
+        loaded = time.perf_counter() - started
+        report = check_device(engine, reference, dtype=found.dtype if found else "float16", progress=progress)
+        info = engine.info
     result = {
         "device": info.device,
         "context_length": info.context_length,
         "load_seconds": round(loaded, 3),
         **report.to_dict(),
         "verdict": verdict(info, report),
-        "files": None,
     }
     return result, report
 
@@ -117,18 +121,17 @@ def _reference(artifact: Artifact) -> ReferenceLogits | None:
     return ReferenceLogits.read(artifact.path)
 
 
-def _verify(artifact: Artifact, console: Console, *, quiet: bool) -> str:
-    """Whether it is the files that are wrong; reads all of them.
+def _verify(artifact: Artifact, say: Callable[[str], None]) -> str:
+    """Compares all files with the manifest.
 
     Raises:
-        ArtifactError: it is.
+        ArtifactError: one is missing or different.
     """
     from gptoss_runtime.artifact import verify_checksums
 
     if artifact.manifest is None:
         return "no manifest to compare them with"
-    if not quiet:
-        console.print("Logits are wrong. Comparing the artifact's files with its manifest.")
+    say("comparing the files with the manifest")
     verify_checksums(artifact.path, artifact.manifest)
     return "as the manifest lists them"
 
@@ -171,8 +174,9 @@ def _show(
     if report.outcome == "right" and far:
         console.print(f"{far} of them far off, which rounding does where a router's choice of experts is near a tie.")
     if report.outcome == "wrong":
-        console.print("Do not trust what it says. --provider cpu needs an artifact for the CPU, and is slow but right.")
-        console.print("Update the graphics driver and try again. If it stays wrong, report it with all of this:\n")
+        if check["provider"].lower() != "cpu":
+            console.print("Update the graphics driver, take back overclocking, and check again.")
+        console.print("Do not trust this model's answers here. If it stays wrong, report it with all of this:\n")
         for line in report_lines(machine, check, report, artifact):
             console.print(line, markup=False)
 
@@ -215,17 +219,20 @@ def report_lines(
 
 
 @contextmanager
-def _bar(*, quiet: bool) -> Iterator[Progress]:
-    """A bar on stderr, where that is a terminal: loading, then tokens."""
+def _bar(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Progress]]:
+    """A bar on stderr, where that is a terminal: as functions of what is being done, and of tokens."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
-        task = bars.add_task("loading the model", total=None, count="")
+        task = bars.add_task("", total=None, count="")
+
+        def say(doing: str) -> None:
+            bars.update(task, description=doing)
 
         def show(done: int, total: int) -> None:
             bars.update(task, description="checking", completed=done, total=total, count=f"{done}/{total} tokens")
 
-        yield show
+        yield say, show
