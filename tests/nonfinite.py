@@ -72,7 +72,7 @@ class FaultyEngine(ScriptedEngine):
 
 def with_infinite_norm(artifact: Path, folder: Path) -> Path:
     """A copy of an artifact whose last norm overflows, so that no logit is finite."""
-    return _damaged(artifact, folder, "model.norm.weight", lambda weights: weights.view(np.float32).fill(np.inf))
+    return damage_weights(artifact, folder, "model.norm.weight", lambda weights: weights.view(np.float32).fill(np.inf))
 
 
 def with_poisoned_token(artifact: Path, folder: Path, token: int) -> Path:
@@ -81,10 +81,11 @@ def with_poisoned_token(artifact: Path, folder: Path, token: int) -> Path:
     def poison(weights: NDArray[np.uint8]) -> None:
         weights.view(np.uint16).reshape(-1, 128)[token] = 0x7FC0  # bfloat16's NaN
 
-    return _damaged(artifact, folder, "model.embed_tokens.weight", poison)
+    return damage_weights(artifact, folder, "model.embed_tokens.weight", poison)
 
 
-def _damaged(artifact: Path, folder: Path, name: str, damage: Callable[[NDArray[np.uint8]], None]) -> Path:
+def damage_weights(artifact: Path, folder: Path, name: str, damage: Callable[[NDArray[np.uint8]], None]) -> Path:
+    """A copy of an artifact with one initializer changed, given as its bytes; its manifest knows nothing of it."""
     copy = folder / artifact.name
     shutil.copytree(artifact, copy, copy_function=_link)
     data = copy / "model.onnx.data"

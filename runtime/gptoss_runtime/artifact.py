@@ -251,6 +251,9 @@ def check_contents(folder: Path) -> None:
     Raises:
         ArtifactError: as ``Artifact.open``.
     """
+    from gptoss_runtime.reference_logits import ReferenceLogits  # which imports numpy
+
+    ReferenceLogits.read(folder)
     for path in sorted(folder.rglob("*.json")):
         data = strict_json.read_bytes(inside(folder, path.relative_to(folder).as_posix()))
         if path.name == CONFIG:

@@ -193,8 +193,8 @@ class LogitsGeneration(Generation):
         return NumericalError(
             f"{error.message} after {len(self._tokens):,} tokens, {self.new_tokens:,} of them generated: {info.name} "
             f"(target {info.target}) overflowed on {where}, or its weights are damaged",
-            remedy="gptoss doctor ARTIFACT --check verifies the artifact's files. If they are intact, use another "
-            "--provider, or convert the checkpoint again.",
+            remedy="gptoss doctor ARTIFACT --check says whether its files are damaged or the device is to blame. If "
+            "neither is, please report the prompt.",
         )
 
     def _end(self, reason: FinishReason, stop: int | None = None) -> None:

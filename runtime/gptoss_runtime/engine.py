@@ -231,6 +231,25 @@ class Engine(ABC):
             float32 ``[tokens, vocab]``; row i follows token i.
         """
 
+    def rows(self, token_ids: Iterable[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Reads a sequence into an empty KV cache as a generation reads its prompt, to compare its logits.
+
+        Args:
+            token_ids: the sequence, at least one id.
+            steps: of its tokens, the last are fed one by one, as decoding does.
+
+        Yields:
+            After every piece of the prompt and after every step how many tokens were fed, and the logits of the last
+            of them that the graph gives, float32 ``[positions, vocab]``.
+        """
+        tokens = list(token_ids)  # an engine that only has ``logits`` computes the steps at once
+        prompt = len(tokens) - steps
+        if prompt:
+            yield prompt, self.logits(tokens[:prompt])
+        if steps:
+            stepped = self.logits(tokens, stepwise=True)
+            yield from ((end, stepped[end - 1 : end]) for end in range(prompt + 1, len(tokens) + 1))
+
     @abstractmethod
     def close(self) -> None:
         """Gives the model's memory back; the engine cannot be used afterwards."""

@@ -177,16 +177,7 @@ class GenaiEngine(LogitsEngine):
         return result
 
     def rows(self, token_ids: Iterable[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Reads a sequence into an empty KV cache as a generation reads its prompt, for tests of parity.
-
-        Args:
-            token_ids: the sequence, at least one id.
-            steps: of its tokens, the last are fed one by one, as decoding does.
-
-        Yields:
-            After every piece of the prompt and after every step how many tokens were fed, and the logits of the last
-            of them that the graph gives, float32 ``[positions, vocab]``.
-        """
+        """See ``Engine.rows``."""
         tokens = self._checked(token_ids)
         prompt = len(tokens) - steps
         piece = self._chunk if self._appendable else prompt
@@ -194,15 +185,15 @@ class GenaiEngine(LogitsEngine):
         return self._fed(tokens, [*sizes, *[1] * steps])
 
     def _checked(self, token_ids: Iterable[int]) -> list[int]:
-        limit = self.info.context_length
-        return check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit + 1)
+        limit = self.info.context_length + (1 if self._appendable else 0)
+        return check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit)
 
     def _fed(self, tokens: list[int], sizes: list[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         self._require_open()
         sequence, at = None, 0
         for size in sizes:
             with self._lock, native_errors("computing logits"):
-                sequence = sequence or _Sequence(self, len(tokens))
+                sequence = sequence or self._empty(len(tokens) + 1)
                 sequence.append(tokens[at : at + size])
                 at += size
                 rows = sequence.rows(size)
@@ -246,7 +237,7 @@ class GenaiEngine(LogitsEngine):
 
     def _cut(self, sequence: _Sequence, tokens: list[int]) -> bool:
         """Cuts a sequence back to what it shares with ``tokens``; False where that cannot be, or is nothing."""
-        if not self._appendable or len(tokens) > sequence.room:
+        if not self._appendable or len(tokens) >= sequence.room:
             return False
         # One token is always fed again: after a rewind genai's logits are still those of the longer sequence.
         shared = min(common_prefix(sequence.tokens, tokens), len(tokens) - 1)
@@ -265,7 +256,10 @@ class GenaiEngine(LogitsEngine):
 
 
 class _Sequence:
-    """A genai Generator and the tokens in its KV cache."""
+    """A genai Generator and the tokens in its KV cache.
+
+    The cache's last position stays empty: in a static cache it is the attention sink's.
+    """
 
     def __init__(self, engine: GenaiEngine, room: int) -> None:
         genai, model = engine._genai, engine._model
@@ -279,7 +273,7 @@ class _Sequence:
 
     def continues(self, tokens: list[int], owner: object) -> bool:
         """Whether ``tokens`` are this sequence and more: sure by ownership, so nothing is compared."""
-        return self.owner is owner and len(self.tokens) < len(tokens) <= self.room
+        return self.owner is owner and len(self.tokens) < len(tokens) < self.room
 
     def append(self, tokens: list[int]) -> None:
         """Computes ``tokens`` on top of the cache."""

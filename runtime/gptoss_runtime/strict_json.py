@@ -17,28 +17,32 @@ MAX_BYTES = 64 * 2**20  # gpt-oss's tokenizer.json has 27 MB
 _REMEDY = "Convert the checkpoint again, or copy the whole folder again."
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Any]:
     """A JSON object from a file.
+
+    Args:
+        path: the file.
+        limit: bytes that it may have.
 
     Raises:
         ArtifactError: the file is missing, unreadable or too large, or as for :func:`parse`.
     """
-    return parse(read_bytes(path), path)
+    return parse(read_bytes(path, limit=limit), path)
 
 
-def read_bytes(path: Path) -> bytes:
-    """A JSON file's bytes.
+def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
+    """A JSON file's bytes. Args as for :func:`read`.
 
     Raises:
         ArtifactError: the file is missing, unreadable or too large.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(limit + 1)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}", remedy=_REMEDY) from error
-    if len(data) > MAX_BYTES:
-        raise ArtifactError(f"{path} is larger than {MAX_BYTES >> 20} MB", remedy=_REMEDY)
+    if len(data) > limit:
+        raise ArtifactError(f"{path} is larger than {limit >> 20} MB", remedy=_REMEDY)
     return data
 
 

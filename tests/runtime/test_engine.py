@@ -23,7 +23,7 @@ from gptoss_runtime import (
     ResourceError,
 )
 from gptoss_runtime.artifact import Artifact
-from gptoss_runtime.genai import GenaiEngine, _configure, import_genai, native_errors
+from gptoss_runtime.genai import GenaiEngine, _configure, _Sequence, import_genai, native_errors
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
 PROMPT = [int(token) for token in np.random.default_rng(0).integers(0, 199998, 300)]
@@ -102,6 +102,37 @@ def test_a_sequence_outgrows_its_first_room(fresh: GenaiEngine, monkeypatch: pyt
     short = run(fresh, fresh_prompt, GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
     assert len(short) == 40
     assert run(fresh, PROMPT, GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=())) == expected
+
+
+def test_the_last_position_of_a_cache_stays_empty(fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a static cache it is the sink's: a token there is not seen by itself, and its logits are off."""
+    monkeypatch.setattr("gptoss_runtime.genai._FIRST_ROOM", 16)
+    monkeypatch.setattr("gptoss_runtime.genai._ANSWER_ROOM", 4)
+    append, filled = _Sequence.append, list[tuple[int, int]]()
+
+    def spying(self: _Sequence, tokens: list[int]) -> None:
+        append(self, tokens)
+        filled.append((len(self.tokens), self.room))
+
+    monkeypatch.setattr(_Sequence, "append", spying)
+    run(fresh, PROMPT[:10], GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
+    run(fresh, PROMPT[:31], GREEDY)
+    for length in (15, 16, 17, 32):
+        list(fresh.rows(PROMPT[:length], steps=2))
+    assert {room for _, room in filled} >= {16, 32, 64}
+    assert all(length < room for length, room in filled)
+    fresh._appendable = False  # a device whose caches are static has one position less for logits as well
+    with pytest.raises(ContextOverflow):
+        fresh.logits(PROMPT[:1] * fresh.info.context_length)
+
+
+def test_rows_are_the_logits_of_a_prompt_and_of_steps(engine: Engine) -> None:
+    ends, rows = zip(*engine.rows(PROMPT[:140], steps=3), strict=True)
+    assert ends == (128, 137, 138, 139, 140)
+    whole = engine.logits(PROMPT[:140], stepwise=True)
+    most = 5e-3 * float(abs(whole).max())
+    for end, row in zip(ends, rows, strict=True):
+        np.testing.assert_allclose(row[-1], whole[end - 1], rtol=0, atol=most)
 
 
 def test_a_seed_repeats(engine: Engine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gptoss_convert.placement import Placement
     from gptoss_convert.summary import GraphSummary
     from gptoss_runtime.artifact import Artifact
+    from gptoss_runtime.manifest import Manifest, Range
+
+_LOW_HEADROOM = 2.0  # binary orders of magnitude: a prompt of four times the values passes the limit
 
 
 def inspect(
@@ -49,7 +52,7 @@ def inspect(
         described = {name: graph.to_dict() for name, graph in graphs.items()}
         first = next(iter(described.values()))
         report = {"verified": verified, "graph": first, "graphs": described, "manifest": manifest}
-        print_json(console, {**report, "elsewhere": elsewhere})
+        print_json(console, {**report, "range": _range(artifact.manifest), "elsewhere": elsewhere})
         return
     _show(console, artifact, graphs)
     console.print("data: nothing of it is run by gptoss; configuration, graphs and JSON were checked", style="green")
@@ -82,6 +85,8 @@ def _provider(artifact: Artifact, asked: str | None) -> str:
 
 
 def _show(console: Console, artifact: Artifact, graphs: dict[str, GraphSummary]) -> None:
+    from gptoss_runtime.cli.render import range_lines
+
     manifest = artifact.manifest
     console.print(f"{artifact.name}: target {artifact.target}, {artifact.context_length:,} positions", style="bold")
     for name, graph in graphs.items():
@@ -99,12 +104,30 @@ def _show(console: Console, artifact: Artifact, graphs: dict[str, GraphSummary])
         f"({memory.weights / 1e6:,.0f} MB weights, {memory.kv_per_token:,} bytes a position)"
     )
     console.print(f"source: {manifest.source.name} {manifest.source.revision or ''}".rstrip())
+    low = _is_low(manifest.range)
+    for line in range_lines(manifest.range):
+        console.print(line, style="yellow" if low and line.startswith("headroom") else None, markup=False)
     parity = manifest.parity
     console.print(
         f"parity: mean KL {parity.mean_kl:.3g} nats, same top token {parity.top1:.2%} over {parity.tokens} tokens"
         if parity
         else "parity: not recorded; gptoss parity --record does"
     )
+
+
+def _is_low(found: Range | None) -> bool:
+    """Whether another prompt may well leave float16's range."""
+    tightest = None if found is None else found.tightest
+    return tightest is not None and (tightest.headroom or 0.0) < _LOW_HEADROOM
+
+
+def _range(manifest: Manifest | None) -> dict[str, Any] | None:
+    """The summary in JSON; every layer's is in the manifest, which is there too."""
+    found = None if manifest is None else manifest.range
+    if found is None:
+        return None
+    tightest = None if found.tightest is None else found.tightest.model_dump()
+    return {"widest": found.widest.model_dump(), "tightest": tightest, "low": _is_low(found)}
 
 
 def _show_graph(console: Console, name: str, graph: GraphSummary) -> None:

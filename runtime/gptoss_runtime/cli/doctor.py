@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptoss_runtime.cli.options import Json
+from gptoss_runtime.cli.options import ContextLength, Device, Json, Provider
+from gptoss_runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from gptoss_runtime.adapters import Adapter
@@ -20,16 +20,41 @@ _WINDOWS_11 = 22000  # the first build of it; the version says 10 to this day
 
 
 def doctor(
-    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="An artifact: say what of it fits.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A model's name or an artifact folder: show which context lengths fit."),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Run MODEL on the device and compare its logits with those that MODEL carries."),
+    ] = False,
+    verify: Annotated[bool, typer.Option(help="With --check: compare every file with the manifest first.")] = True,
+    provider: Provider = None,
+    device: Device = None,
+    context_length: ContextLength = None,
     json_output: Json = False,
 ) -> None:
-    """Show adapters, memory and installed packages, what would be used and why, and what is wrong."""
+    """Show adapters, memory and installed packages, what would be used and why, and what is wrong.
+
+    With --check: does this device compute the model right? Exit code 0: right, 9: wrong, 10: nothing to compare with.
+    """
     from rich.console import Console
 
     from gptoss_runtime.cli.render import print_json
+    from gptoss_runtime.manifest import Manifest
+    from gptoss_runtime.models import Registry
 
-    report = examine(folder)
     console = Console(highlight=False, soft_wrap=True)
+    if check:
+        from gptoss_runtime.cli.doctor_check import check_model
+
+        if model is None:
+            raise InvalidRequest("there is no model to check", remedy="Name it: gptoss doctor MODEL --check")
+        options = {"device": device, "context_length": context_length}
+        raise typer.Exit(check_model(console, model, provider, verify=verify, json_output=json_output, **options))
+    if not (provider is None and device is None and context_length is None):
+        raise InvalidRequest("--provider, --device and --context-length are --check's", remedy="Add --check.")
+    report = examine(None if model is None else Manifest.read(Registry().resolve(model)))
     if json_output:
         print_json(console, report)
     else:
@@ -38,19 +63,17 @@ def doctor(
         raise typer.Exit(NOTHING_RUNS)
 
 
-def examine(folder: Path | None) -> dict[str, Any]:
+def examine(manifest: Manifest | None) -> dict[str, Any]:
     """Everything that is shown, as JSON has it.
 
-    Raises:
-        ArtifactError: the folder is no artifact.
+    Args:
+        manifest: an artifact's, or None.
     """
     from dataclasses import asdict
 
     from gptoss_runtime import adapters, hardware, installed
     from gptoss_runtime.errors import GptOssError
-    from gptoss_runtime.manifest import Manifest
 
-    manifest = None if folder is None else Manifest.read(folder)
     packages, problems = installed.installed(), []
     found: list[Adapter] = []
     chosen: Adapter | None = None

@@ -20,6 +20,7 @@ from gptoss_runtime.conversation import (
     ToolResult,
 )
 from gptoss_runtime.engine import GenerationResult
+from gptoss_runtime.manifest import Range
 
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -111,6 +112,19 @@ def timing_line(result: GenerationResult) -> str:
         f"{usage.prompt_tokens} prompt tokens{cached}, {usage.new_tokens} new; first token after "
         f"{timings.time_to_first_token:.2f} s, then {timings.decode_rate:.1f} tokens a second"
     )
+
+
+def range_lines(found: Range | None) -> list[str]:
+    """How large a conversion's first run got, a line each: the stream, and what is closest to float16's limit."""
+    if found is None:
+        return ["range: not measured"]
+    widest, count = found.widest, len(found.layers)
+    lines = [f"range: the stream reaches {widest.stream:,.0f} after layer {widest.layer} ({found.tokens} tokens)"]
+    tightest = found.tightest
+    if tightest is not None:
+        where = "the head" if tightest.layer >= count else f"layer {tightest.layer}"
+        lines.append(f"headroom: 2^{tightest.headroom:.1f} to float16's limit at {where} ({tightest.tightest})")
+    return lines
 
 
 def print_json(console: Console, value: object) -> None:
