@@ -4,7 +4,7 @@
 
 Writes a checkpoint of random weights with that many layers of gpt-oss-20b's dimensions (13.8 GB for 24 of them), keeps
 it in DIR, and reads sequences of random ids through it as ``gptoss parity --save-reference`` does. Peak memory is the
-resident set of the whole process, Python, torch and what is saved included.
+resident set of the whole process, Python, torch and what is saved included; processor time is of all its threads.
 """
 
 from __future__ import annotations
@@ -37,20 +37,22 @@ def main() -> None:
     ids = sequences(checkpoint.config.vocab_size, count=options.sequences, length=options.length)
     reference, began = CheckpointReference(checkpoint, ids, "harmony conversations"), time.perf_counter()
     reference.compute()
-    layers = time.perf_counter() - began
-    peak = hardware.peak_memory()
+    layers, peak, cpu = time.perf_counter() - began, hardware.peak_memory(), time.process_time()
     reference.saved()
     head = time.perf_counter() - began - layers
     report = {
         **{"layers": options.layers, "experts": options.experts, "sequences": len(ids), "length": options.length},
-        **{"layer_seconds": layers, "layer_peak": peak, "head_seconds": head, "peak": hardware.peak_memory()},
+        **{"layer_seconds": layers, "layer_cpu_seconds": cpu, "layer_peak": peak},
+        **{"head_seconds": head, "head_cpu_seconds": time.process_time() - cpu, "peak": hardware.peak_memory()},
     }
     if options.json:
         print(json.dumps(report))
         return
     print(f"{len(ids)} sequences of {options.length} tokens, {options.layers} layers, {options.experts} experts:")
-    print(f"  layers   {layers:6.0f} s  peak memory {peak / 1e9:.2f} GB")
-    print(f"  lm_head  {head:6.0f} s  peak memory {hardware.peak_memory() / 1e9:.2f} GB")
+    for part, what in (("layer", "layers"), ("head", "lm_head")):
+        seconds, cpu = report[f"{part}_seconds"], report[f"{part}_cpu_seconds"]
+        print(f"  {what:8} {seconds:6.0f} s, {cpu:.0f} s of processor time")
+    print(f"  peak memory {peak / 1e9:.2f} GB, with lm_head {hardware.peak_memory() / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from gptoss_convert.parity.layers import LayerErrors, layer_errors
 from gptoss_convert.parity.measure import Measurement, measure
 from gptoss_convert.parity.report import render
 from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.session import Session
 from gptoss_convert.workflow import Options, convert
 from gptoss_runtime.artifact import Artifact
-from gptoss_runtime.errors import ArtifactError, BackendUnavailable, ContextOverflow, InvalidRequest
+from gptoss_runtime.errors import ArtifactError, BackendError, BackendUnavailable, ContextOverflow, InvalidRequest
 from tests.convert.conftest import write_tiny
 
 from .conftest import SMALL
@@ -272,6 +273,25 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
         assert reference._states is None
     with pytest.raises(ArtifactError, match="not an artifact"):
         measure(checkpoint, of([[1, 2]]))
+
+
+def test_a_graph_that_does_not_run_on_the_cpu(
+    checkpoint: Path, reference: CheckpointReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What onnxruntime raises names the model; what goes wrong elsewhere is not blamed on it."""
+    convert(checkpoint, tmp_path / "out", target="directml")
+    monkeypatch.setattr(parities, "compare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure(tmp_path / "out", reference)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "rows", lambda *_, **__: iter(lambda: 1 / 0, None))
+        with pytest.raises(BackendError, match=r"running .*model\.onnx on the CPU"):
+            measure(tmp_path / "out", reference)
+    model = ir.load(tmp_path / "out" / "model.onnx")
+    next(iter(model.graph)).op_type = "Nonsense"
+    ir.save(model, tmp_path / "out" / "model.onnx")
+    with pytest.raises(BackendError, match=r"loading .*model\.onnx on the CPU"):
+        measure(tmp_path / "out", reference)
 
 
 def test_the_longest_sequence_fits(lossless: Path, checkpoint: Path) -> None:

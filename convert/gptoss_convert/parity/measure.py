@@ -19,7 +19,7 @@ from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.reference_file import About, Reference
 from gptoss_convert.parity.session import Session, is_available
 from gptoss_runtime.artifact import Artifact
-from gptoss_runtime.errors import BackendError, ContextOverflow, GptOssError, InvalidRequest
+from gptoss_runtime.errors import BackendError, ContextOverflow, InvalidRequest
 from gptoss_runtime.genai import GenaiEngine
 from gptoss_runtime.manifest import MANIFEST, Manifest, Parity
 
@@ -200,19 +200,37 @@ class _Compared:
             self.parts.append(compare(self.reference.rows(where[at : at + ROWS]), rows[at : at + ROWS]))
 
 
+class _OnTheCpu:
+    """A graph for another provider, by onnxruntime alone.
+
+    genai gives every graph on the CPU a cache that is as long as what was fed so far; another provider's may want one
+    of fixed size.
+    """
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+        with _native_errors(f"loading {model} on the CPU"):
+            self._session = Session(model)
+
+    def rows(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See :class:`Decoder`."""
+        with _native_errors(f"running {self._model} on the CPU"):
+            yield from self._session.rows(token_ids, steps=steps)
+
+
 @contextmanager
 def _decoder(artifact: Artifact, provider: str) -> Iterator[Decoder]:
-    """The artifact loaded: as the runtime does, or where genai cannot feed it on the CPU, by onnxruntime alone.
-
-    genai gives a cache that is as long as what was fed so far to every graph on the CPU; those for another provider
-    may want one of fixed size.
-    """
+    """The artifact loaded, as the runtime does where it can."""
     if provider == "cpu" and artifact.provider != "cpu":
-        with _native_errors(f"running {artifact.path} on the CPU"):
-            yield Session(artifact.path / artifact.config["model"]["decoder"]["filename"])
+        yield _OnTheCpu(_model(artifact))
         return
     with GenaiEngine(artifact, provider=provider) as engine:
         yield engine
+
+
+def _model(artifact: Artifact) -> Path:
+    file: str = artifact.config["model"]["decoder"]["filename"]
+    return artifact.path / file
 
 
 def _layers(artifact: Artifact, reference: Reference, provider: str) -> tuple[LayerErrors | None, str | None]:
@@ -222,7 +240,7 @@ def _layers(artifact: Artifact, reference: Reference, provider: str) -> tuple[La
         return None, "the reference has no hidden states: save it with --layers"
     if not is_available(provider):
         return None, f"onnxruntime itself has no {provider} here"
-    model = artifact.path / artifact.config["model"]["decoder"]["filename"]
+    model = _model(artifact)
     with _native_errors(f"running {model} for its hidden states"):
         errors = layer_errors(model, reference.token_ids[0], expected, provider=provider)
     return errors, None if errors else "the graph does not name its hidden states"
@@ -232,8 +250,6 @@ def _layers(artifact: Artifact, reference: Reference, provider: str) -> tuple[La
 def _native_errors(doing: str) -> Iterator[None]:
     try:
         yield
-    except GptOssError:
-        raise
     except Exception as error:  # onnxruntime's exceptions share no base class but this
         raise BackendError(f"{doing}: {error}", remedy="gptoss inspect checks the folder.") from error
 
