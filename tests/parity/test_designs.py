@@ -61,6 +61,17 @@ def test_directmls_designs_agree(variant: str, path: str, tmp_path: Path) -> Non
         assert relative(rows["grouped"], rows[name]) < 1e-5, name
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_pieces_are_the_whole(path: str, tmp_path: Path) -> None:
+    """Of experts and of the head."""
+    source = write_checkpoint(tmp_path / "source", SMALL, seed=1)
+    cut, whole = (
+        run(source, tmp_path / str(limit), of_design("split")(Limit(limit)), PATHS[path])
+        for limit in (LIMIT.nbytes, 1 << 30)
+    )
+    assert relative(whole, cut) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["cpu", "directml"])
 def test_the_last_position_is_the_last_of_all(name: str, tmp_path: Path) -> None:
     """DirectML's head is in pieces."""
