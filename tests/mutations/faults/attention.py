@@ -99,8 +99,14 @@ WINDOWS = (
         (CPU, DIRECTML),
     ),
     Fault(
-        "window_one_narrower",
-        "sliding attention of DirectML's graph sees a token too few",
+        "window_one_narrower_fused",
+        "sliding attention sees a token too few",
+        (Edit(GQA, "config.window(layer) or -1", "(config.window(layer) or 0) - 1"),),
+        (CPU,),
+    ),
+    Fault(
+        "window_one_narrower_composed",
+        "the same in DirectML's graph",
         (Edit(CACHE, "0.5 - window", "1.5 - window"),),
         (DIRECTML,),
     ),
@@ -180,9 +186,21 @@ SCORES = (
 
 CACHES = (
     Fault(
-        "cache_stale_fused",
-        "keys and values of a step are those of the one before",
+        "cache_swapped_fused",
+        "keys are kept as values and values as keys",
         (Edit(GQA, "inputs.present(g, layer, key, value)", "inputs.present(g, layer, value, key)"),),
+        (CPU,),
+    ),
+    Fault(
+        "cache_lost_fused",
+        "keys of earlier pieces are zeros",
+        (
+            Edit(
+                GQA,
+                "inputs.present(g, layer, key, value)",
+                'inputs.present(g, layer, g.op("Mul", key, g.constant(0.0)), value)',
+            ),
+        ),
         (CPU,),
     ),
     Fault(

@@ -99,8 +99,20 @@ STORED = (
 
 TOKENS = (
     Fault(
-        "call_does_not_stop",
-        "<|call|> is no stop token by default: a model goes on with its tool's output",
+        "call_does_not_stop_a_chat",
+        "<|call|> ends no turn: a model goes on with a tool's output of its own",
+        (
+            Edit(
+                "gptoss_runtime/harmony.py",
+                "STOP_TOKENS = (RETURN, CALL, ENDOFTEXT)",
+                "STOP_TOKENS = (RETURN, ENDOFTEXT)",
+            ),
+        ),
+        ("tests/runtime/test_chat.py::test_a_turn_ends_where_harmony_ends_it",),
+    ),
+    Fault(
+        "call_is_no_stop_token_of_an_artifact",
+        "the same in genai_config.json, for other programs",
         (Edit(ARTIFACT, "[_RETURN, _END_OF_TEXT, _CALL]", "[_RETURN, _END_OF_TEXT]"),),
         ("tests/convert/test_genai_config.py::test_harmonys_stop_tokens_by_default[cpu]",),
     ),
