@@ -39,7 +39,6 @@ def logits(
     *,
     max_length: int | None = None,
     provider: str = CPU,
-    fill: float = 0.0,
 ) -> NDArray[np.float32]:
     """Logits [tokens, vocab] of a graph that gives all positions, its cache carried from piece to piece.
 
@@ -49,12 +48,11 @@ def logits(
         pieces: how many of them at a time.
         max_length: positions of a cache of fixed size; ``None``: it grows.
         provider: CPU or DIRECTML.
-        fill: what a cache of fixed size holds before the first token.
     """
     assert sum(pieces) == len(token_ids)
     run = session(model, provider)
     cache: dict[str, NDArray[Any]] = {
-        node.name: np.full((1, node.shape[1], max_length or 0, node.shape[3]), fill, _TYPES[node.type])
+        node.name: np.zeros((1, node.shape[1], max_length or 0, node.shape[3]), _TYPES[node.type])
         for node in run.get_inputs()
         if node.name.startswith("past_key_values.")
     }
