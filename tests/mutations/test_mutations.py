@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from . import remembered
 from .fault import PACKAGES, ROOT, Fault, copy_packages
 from .faults import FAULTS
 
@@ -43,13 +44,27 @@ class Run:
 
 
 def run(tests: Sequence[str], folder: Path, fault: Fault | None) -> Run:
-    """Runs tests of the checkout on a copy of its packages, in a process of its own."""
+    """Runs tests of the checkout on a copy of its packages, in a process of its own.
+
+    Args:
+        tests: their node ids.
+        folder: made for it, and removed; what runs remember of transformers is beside it.
+        fault: what is planted in the copy.
+    """
     try:
         root = copy_packages(folder / "planted")
         for edit in fault.edits if fault else ():
             edit.apply(root)
         report = folder / "report.xml"
-        options = ["-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'temp'}", f"--junitxml={report}"]
+        options = [
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            remembered.__name__,
+            f"--basetemp={folder / 'temp'}",
+            f"--junitxml={report}",
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests],
             cwd=ROOT,
@@ -75,6 +90,7 @@ def environment(root: Path, folder: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([*copies, *filter(None, [kept.get("PYTHONPATH")])]),
         "PYTHONUTF8": "1",
         "OMP_NUM_THREADS": "1",  # torch's
+        remembered.FOLDER: str(folder.parent),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),  # what fails here must not be tried elsewhere
     }
     return kept | more
