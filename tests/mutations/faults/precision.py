@@ -139,7 +139,7 @@ ROWS = (
                 "return taken",
             ),
         ),
-        (f"{EMBEDDINGS}[best-float16-0.003]",),
+        (f"{EMBEDDINGS}[float16]",),
     ),
     Fault(
         "embedding_scales_in_float16",
@@ -157,7 +157,7 @@ ROWS = (
             ),
         ),
         (
-            f"{EMBEDDINGS}[best-int8-0.05]",
+            f"{EMBEDDINGS}[int8]",
             f"{TYPES}test_factors_and_scales_of_embeddings_are_float32[directml-balanced-as shipped]",
         ),
     ),
