@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from gptoss_convert import mxfp4
 from gptoss_convert.quantise import dequantise, quantise
-from gptoss_convert.requantise import histogram, requantise
+from gptoss_convert.requantise import histogram, requantise, widen
 
 BLOCKS = hnp.arrays(np.uint8, (2, 3, 16))
 SCALES = hnp.arrays(np.uint8, (2, 3), elements=st.integers(100, 140))
@@ -65,3 +65,29 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(pieces.packed, whole.packed)
     np.testing.assert_array_equal(pieces.scales, whole.scales)
     assert pieces.max_error == whole.max_error
+
+
+def every_byte_and_scale() -> tuple[np.ndarray, np.ndarray]:
+    """Each packed byte under each finite scale, one row a scale."""
+    blocks = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(16, 16), (253, 16, 16))
+    return blocks, np.broadcast_to(np.arange(253, dtype=np.uint8)[:, None], (253, 16))
+
+
+def test_widening_is_exact_for_every_byte_and_scale() -> None:
+    blocks, scales = every_byte_and_scale()
+    made = widen(blocks, scales)
+    with np.errstate(over="ignore"):  # a step too large is to be a wrong number
+        stored = dequantise(made.packed, made.scales, bits=8, block=32)
+    exact = mxfp4.decode(blocks, scales)
+    np.testing.assert_array_equal(stored, exact)
+    assert (made.squared_error, made.max_error) == (0, 0)
+    assert made.squared_norm == pytest.approx(float(np.square(exact, dtype=np.float64).sum()))
+
+
+def test_requantising_keeps_every_byte_near_and_in_its_place() -> None:
+    blocks, scales = every_byte_and_scale()
+    made = requantise(blocks, scales)
+    exact = mxfp4.decode(blocks, scales).astype(np.float64)
+    error = dequantise(made.packed, made.scales, bits=4, block=32) - exact
+    assert (np.abs(error) <= np.repeat(np.exp2(scales.astype(np.float64) - 127), 32, axis=-1)).all()
+    assert made.squared_error == pytest.approx(float((error**2).sum()), rel=1e-5)

@@ -20,7 +20,7 @@ from gptoss_runtime import (
     ToolCall,
     ToolResult,
 )
-from gptoss_runtime.harmony import Harmony
+from gptoss_runtime.harmony import ENDOFTEXT, STOP_TOKENS, Harmony
 from gptoss_runtime.scripted import ScriptedEngine
 
 GREEDY = GenerationOptions(temperature=0)
@@ -71,6 +71,14 @@ def test_other_tools_are_the_callers(harmony: Harmony) -> None:
     events = list(chat.stream())
     assert ContentDelta("3") in events
     assert ReasoningDelta("Sum") in events
+
+
+def test_a_turn_ends_where_harmony_ends_it(harmony: Harmony) -> None:
+    """A model that goes on after its call would answer from what it made up."""
+    assert set(STOP_TOKENS) == {*harmony._encoding.stop_tokens_for_assistant_actions(), ENDOFTEXT}
+    reply = scripted(harmony, CALL + "<|start|>assistant" + ANSWER, tools=[Tool("add")]).send("1+2?")
+    assert reply.finish.reason == "tool_calls"
+    assert reply.content == ""
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,16 @@ Shape = tuple[int, ...]
 Make = Callable[[Sequence[TensorSpec]], Made]
 
 
-def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
+def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value, router: Layer = router_logits) -> ir.Value:
     """Experts in the checkpoint's own MXFP4, float32 [batch, sequence, hidden] to the same."""
     up, down = (_mxfp4_projection(g, layer, name) for name in ("gate_up_proj", "down_proj"))
-    return mxfp4_node(g, layer, x, [*up, *down], weights_prepacked=1)
+    return mxfp4_node(g, layer, x, [*up, *down], router, weights_prepacked=1)
 
 
-def moe_integer(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
+def moe_integer(g: GraphBuilder, layer: int, x: ir.Value, router: Layer = router_logits) -> ir.Value:
     """Experts in int4 or int8 blocks, float32 [batch, sequence, hidden] to the same."""
     up, down = (_integer_projection(g, layer, name) for name in ("gate_up_proj", "down_proj"))
-    return integer_node(g, layer, x, [*up, *down])
+    return integer_node(g, layer, x, [*up, *down], router)
 
 
 def mxfp4_node(

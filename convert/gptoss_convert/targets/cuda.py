@@ -6,6 +6,7 @@ Which cards run what: docs/conversion.md. Nothing here has run on a card; what w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.graph import attention_gqa, moe_qmoe, moe_qmoe_cuda
 from gptoss_convert.graph.decoder import Layer
+from gptoss_convert.graph.router import router_logits_float32
 from gptoss_convert.schemes import Group, SchemeType
 from gptoss_convert.targets.base import Target, Workspace, composed
 
@@ -21,11 +23,12 @@ _EXPERTS: dict[SchemeType, Layer] = {
     "mxfp4": moe_qmoe_cuda.moe_mxfp4,
     "int8": moe_qmoe_cuda.moe_integer,
 }
-# The same computation from codes as the CPU's kernels read them.
+# The same computation, its router's as well, from codes as the CPU's kernels read them.
+_INTEGER_ON_CPU = partial(moe_qmoe.moe_integer, router=router_logits_float32)
 _ON_CPU: dict[SchemeType, Layer] = {
-    "int4": moe_qmoe.moe_integer,
-    "mxfp4": moe_qmoe.moe_mxfp4,
-    "int8": moe_qmoe.moe_integer,
+    "int4": _INTEGER_ON_CPU,
+    "mxfp4": partial(moe_qmoe.moe_mxfp4, router=router_logits_float32),
+    "int8": _INTEGER_ON_CPU,
 }
 PRESETS: Mapping[str, Mapping[Group, Any]] = {
     "balanced": {"embedding": "int8", "attention": "int8", "router": "float32", "experts": "int4", "lm_head": "int8"},

@@ -1,0 +1,238 @@
+"""Faults of attention: positions, windows, sinks, caches."""
+
+from __future__ import annotations
+
+from tests.mutations.fault import Edit, Fault
+
+# tests/parity: a window of 4 tokens, 300 tokens, as a prompt, step by step and in pieces
+CPU = "tests/parity/test_graphs.py::test_exact_graphs_agree_with_transformers[tiny window-mxfp4]"
+DIRECTML = "tests/parity/test_graphs.py::test_directmls_graphs_agree_with_transformers[tiny window-split]"
+LONG_CPU = "tests/parity/test_long.py::test_the_cpus_graph[in pieces]"
+LONG_DIRECTML = "tests/parity/test_long.py::test_directmls_graph"
+USED_CACHE = "tests/parity/test_cache.py::test_what_the_cache_held_is_not_seen[decode]"
+CONFIG = "gptoss_convert/config.py"
+GQA = "gptoss_convert/graph/attention_gqa.py"
+PRIMITIVE = "gptoss_convert/graph/attention_primitive.py"
+CACHE = "gptoss_convert/graph/cache_static.py"
+ROTARY = "gptoss_convert/graph/rotary.py"
+
+POSITIONS = (
+    Fault(
+        "rope_table_frozen",
+        "positions from 2,048 on are turned as position 2,048 is",
+        (
+            Edit(
+                ROTARY,
+                "angles = np.arange(config.max_position_embeddings, dtype=np.float32)[:, None]",
+                "angles = np.minimum(np.arange(config.max_position_embeddings, dtype=np.float32), 2048)[:, None]",
+            ),
+        ),
+        (LONG_CPU,),
+    ),
+    Fault(
+        "rope_positions_frozen",
+        "DirectML's graph turns positions from 2,048 on as position 2,048",
+        (
+            Edit(
+                PRIMITIVE,
+                '"RotaryEmbedding", turned, slots.position_ids, cos',
+                '"RotaryEmbedding", turned, g.op("Min", slots.position_ids, g.ints(2048)), cos',
+            ),
+        ),
+        (LONG_DIRECTML,),
+    ),
+    Fault(
+        "positions_in_float16",
+        "positions are compared in float16, which is exact to 2,048",
+        (
+            Edit(
+                CACHE,
+                'return g.op("Cast", value, to=FLOAT32)',
+                'return g.op("Cast", g.op("Cast", value, to=ir.DataType.FLOAT16), to=FLOAT32)',
+            ),
+        ),
+        (LONG_DIRECTML,),
+    ),
+    Fault(
+        "rope_interleaved_fused",
+        "pairs that are turned together are neighbours, not halves of a head",
+        (Edit(GQA, "rotary_interleaved=0", "rotary_interleaved=1"),),
+        (CPU,),
+    ),
+    Fault(
+        "rope_interleaved_composed",
+        "the same in DirectML's graph",
+        (Edit(PRIMITIVE, "num_heads=heads + kv_heads\n", "num_heads=heads + kv_heads, interleaved=1\n"),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "yarn_mscale_dropped",
+        "cos and sin are not scaled by YaRN's attention factor",
+        (Edit(ROTARY, "0.1 * math.log(yarn.factor) + 1.0", "1.0"),),
+        (CPU,),
+    ),
+    Fault(
+        "yarn_truncated",
+        "the ramp's bounds are whole dimensions although the config says truncate: false",
+        (Edit(ROTARY, "if yarn.truncate:", "if True:"),),
+        (CPU,),
+    ),
+    Fault(
+        "yarn_betas_swapped",
+        "fast frequencies are interpolated and slow ones kept",
+        (
+            Edit(
+                ROTARY,
+                "dimension(yarn.beta_fast), dimension(yarn.beta_slow)",
+                "dimension(yarn.beta_slow), dimension(yarn.beta_fast)",
+            ),
+        ),
+        (CPU,),
+    ),
+)
+
+WINDOWS = (
+    Fault(
+        "window_one_wider",
+        "sliding attention sees a token too many",
+        (Edit(CONFIG, "return self.sliding_window if", "return self.sliding_window + 1 if"),),
+        (CPU, DIRECTML),
+    ),
+    Fault(
+        "window_one_narrower_fused",
+        "sliding attention sees a token too few",
+        (Edit(GQA, "config.window(layer) or -1", "(config.window(layer) or 0) - 1"),),
+        (CPU,),
+    ),
+    Fault(
+        "window_one_narrower_composed",
+        "the same in DirectML's graph",
+        (Edit(CACHE, "0.5 - window", "1.5 - window"),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "window_on_odd_layers",
+        "layers with full attention have the window, and the others none",
+        (Edit(CONFIG, '[layer] == "sliding_attention"', '[layer] != "sliding_attention"'),),
+        (CPU, DIRECTML),
+    ),
+    Fault(
+        "full_attention_windowed_fused",
+        "full attention ends after 4,096 tokens",
+        (Edit(GQA, "config.window(layer) or -1", "config.window(layer) or 4096"),),
+        (LONG_CPU,),
+    ),
+    Fault(
+        "full_attention_windowed_composed",
+        "the same in DirectML's graph",
+        (
+            Edit(CACHE, "if window is not None:", "if True:"),
+            Edit(CACHE, "0.5 - window", "0.5 - (window or 4096)"),
+        ),
+        (LONG_DIRECTML,),
+    ),
+    Fault(
+        "unseen_slots_shown",
+        "the branches of the mask are swapped: seen slots are hidden, others are not",
+        (
+            Edit(
+                PRIMITIVE,
+                "slots.seen[config.window(layer)], scores, g.constant(_UNSEEN)",
+                "slots.seen[config.window(layer)], g.constant(_UNSEEN), scores",
+            ),
+        ),
+        (DIRECTML,),
+    ),
+)
+
+SCORES = (
+    Fault(
+        "sink_sign_fused",
+        "sinks take the part that was meant to be left",
+        (Edit(GQA, "cos, sin, None, None, sinks)", 'cos, sin, None, None, g.op("Neg", sinks))'),),
+        (CPU,),
+    ),
+    Fault(
+        "sink_sign_composed",
+        "the same in DirectML's graph",
+        (Edit(PRIMITIVE, '"Reshape", sinks, g.ints', '"Reshape", g.op("Neg", sinks), g.ints'),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "query_scale_squared",
+        "queries are divided by the head's size, not by its root",
+        (Edit(GQA, "scale=config.head_dim**-0.5", "scale=config.head_dim**-1.0"),),
+        (CPU,),
+    ),
+    Fault(
+        "query_scale_dropped",
+        "DirectML's graph does not scale queries",
+        (Edit(PRIMITIVE, "g.constant(size**-0.5)", "g.constant(1.0)"),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "query_scale_doubled",
+        "DirectML's graph scales queries twice",
+        (Edit(PRIMITIVE, "g.constant(size**-0.5)", "g.constant(size**-1.0)"),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "heads_of_other_groups",
+        "query heads meet other key-value heads than their own",
+        (Edit(PRIMITIVE, "split, perm=[0, 2, 3, 1, 4]", "split, perm=[0, 3, 2, 1, 4]"),),
+        (DIRECTML,),
+    ),
+)
+
+CACHES = (
+    Fault(
+        "cache_swapped_fused",
+        "keys are kept as values and values as keys",
+        (Edit(GQA, "inputs.present(g, layer, key, value)", "inputs.present(g, layer, value, key)"),),
+        (CPU,),
+    ),
+    Fault(
+        "cache_lost_fused",
+        "keys of earlier pieces are zeros",
+        (
+            Edit(
+                GQA,
+                "inputs.present(g, layer, key, value)",
+                'inputs.present(g, layer, g.op("Mul", key, g.constant(0.0)), value)',
+            ),
+        ),
+        (CPU,),
+    ),
+    Fault(
+        "cache_stale_composed",
+        "the cache that a step gives is the one that it took",
+        (Edit(CACHE, "g.output(present, f", 'g.output(g.op("Identity", past), f'),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "cache_never_written",
+        "every slot keeps what it holds",
+        (Edit(CACHE, '"Less", touched, constant32(g, 0.5)', '"Less", touched, constant32(g, 1.5)'),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "cache_placed_one_later",
+        "a token is put into the slot after its own",
+        (Edit(CACHE, 'g.op("Abs", ahead)', 'g.op("Abs", g.op("Sub", ahead, constant32(g, 1)))'),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "sink_slot_keeps_its_value",
+        "what an earlier use left in the sink's slot is added to every token's values",
+        (
+            Edit(
+                CACHE,
+                'g.op("Add", g.op("ReduceMax", here, g.ints(1), keepdims=0), sink)',
+                'g.op("ReduceMax", here, g.ints(1), keepdims=0)',
+            ),
+        ),
+        (USED_CACHE,),
+    ),
+)
+
+FAULTS: tuple[Fault, ...] = (*POSITIONS, *WINDOWS, *SCORES, *CACHES)

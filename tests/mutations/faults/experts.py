@@ -1,0 +1,197 @@
+"""Faults of the experts: routing, swiglu, biases, ways of composing them."""
+
+from __future__ import annotations
+
+from tests.mutations.fault import Edit, Fault
+
+from .attention import CONFIG, CPU, DIRECTML
+
+DENSE = "tests/parity/test_graphs.py::test_directmls_graphs_agree_with_transformers[tiny window-dense]"
+GATES = "tests/parity/test_activation_sizes.py::test_gates_beyond_their_limit"
+GATES_CPU, GATES_CPU_GIVEN = f"{GATES}[cpu-by default]", f"{GATES}[cpu-given]"
+GATES_SPLIT, GATES_SPLIT_GIVEN = f"{GATES}[split-by default]", f"{GATES}[split-given]"
+INFINITE_GATES = "tests/parity/test_activation_sizes.py::test_gates_beyond_float16"
+DESIGNS = "tests/parity/test_designs.py::test_directmls_designs_agree[many experts-prefill]"
+ROUTER_TYPES = "tests/parity/test_precision.py::test_the_router_computes_in_float32"
+FUSED = "gptoss_convert/graph/experts.py"
+QMOE = "gptoss_convert/graph/moe_qmoe.py"
+PRODUCTS = "gptoss_convert/graph/experts_matmul.py"
+COMPOSED = "gptoss_convert/graph/moe_composed.py"
+ROUTER = "gptoss_convert/graph/router.py"
+
+ROUTING = (
+    Fault(
+        "router_bias_dropped_fused",
+        "experts are chosen without the router's bias",
+        (Edit(ROUTER, '"router", g.quantisation.router)', '"router", g.quantisation.router, bias=False)'),),
+        (CPU,),
+    ),
+    Fault(
+        "router_bias_dropped_composed",
+        "the same in float32 routers, DirectML's and CUDA's",
+        (Edit(ROUTER, 'g.op("Add", g.op("MatMul", x, weight), bias)', 'g.op("MatMul", x, weight)'),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "router_in_float16",
+        "float16 graphs round what the router reads",
+        (
+            Edit(
+                ROUTER,
+                'return g.op("Add", g.op("MatMul", x, weight), bias)',
+                'x = x if g.dtype == FLOAT32 else g.op("Cast", to_graph_type(g, x), to=FLOAT32)\n'
+                '    return g.op("Add", g.op("MatMul", x, weight), bias)',
+            ),
+        ),
+        (f"{ROUTER_TYPES}[directml-balanced-as shipped]", f"{ROUTER_TYPES}[cuda-balanced-as shipped]"),
+    ),
+    Fault(
+        "softmax_over_all_experts_fused",
+        "the chosen experts' weights do not add up to 1",
+        (Edit(FUSED, '"normalize_routing_weights": 1', '"normalize_routing_weights": 0'),),
+        (CPU,),
+    ),
+    Fault(
+        "softmax_over_all_experts_composed",
+        "the same in DirectML's graph",
+        (
+            Edit(
+                COMPOSED,
+                '"TopK", router_float32(g, layer, x),',
+                '"TopK", g.op("Softmax", router_float32(g, layer, x), axis=-1),',
+            ),
+            Edit(COMPOSED, 'Routes(chosen, g.op("Softmax", top, axis=-1))', "Routes(chosen, top)"),
+        ),
+        (DIRECTML,),
+    ),
+    Fault(
+        "one_expert_too_many_fused",
+        "a token goes to k + 1 experts",
+        (Edit(FUSED, "k=g.config.num_experts_per_tok", "k=g.config.num_experts_per_tok + 1"),),
+        (CPU,),
+    ),
+    Fault(
+        "one_expert_too_many_composed",
+        "the same in DirectML's graph",
+        (
+            Edit(
+                COMPOSED,
+                "g.ints(g.config.num_experts_per_tok), outputs=2",
+                "g.ints(g.config.num_experts_per_tok + 1), outputs=2",
+            ),
+        ),
+        (DENSE,),
+    ),
+)
+
+SWIGLU = (
+    Fault(
+        "alpha_fused",
+        "the gate's sigmoid has 1.7 for 1.702",
+        (Edit(FUSED, '"activation_alpha": 1.702', '"activation_alpha": 1.7'),),
+        (GATES_CPU,),
+    ),
+    Fault(
+        "alpha_composed",
+        "the same in DirectML's graph",
+        (Edit(PRODUCTS, "_ALPHA = 1.702", "_ALPHA = 1.7"),),
+        (GATES_SPLIT,),
+    ),
+    Fault(
+        "limit_by_default",
+        "swiglu is limited to 6 where the config says nothing, not to 7",
+        (Edit(CONFIG, 'raw.get("swiglu_limit", 7.0)', 'raw.get("swiglu_limit", 6.0)'),),
+        (GATES_CPU, GATES_SPLIT),
+    ),
+    Fault(
+        "limit_ignored_fused",
+        "swiglu is limited to 7 whatever the config says",
+        (Edit(FUSED, "swiglu_limit=g.config.swiglu_limit", "swiglu_limit=7.0"),),
+        (GATES_CPU_GIVEN,),
+    ),
+    Fault(
+        "limit_ignored_composed",
+        "the same in DirectML's graph",
+        (Edit(PRODUCTS, "limit = config.swiglu_limit", "limit = 7.0"),),
+        (GATES_SPLIT_GIVEN,),
+    ),
+    Fault(
+        "up_without_lower_limit",
+        "what a gate is multiplied with is limited above alone",
+        (Edit(PRODUCTS, "constant32(g, -limit)", "constant32(g, -1000.0)"),),
+        (GATES_SPLIT,),
+    ),
+    Fault(
+        "gate_without_lower_bound",
+        "a gate of minus infinity times its sigmoid of 0 is no number",
+        (
+            Edit(
+                PRODUCTS,
+                'g.op("Clip", gate, constant32(g, _LOWEST_GATE), constant32(g, limit))',
+                'g.op("Min", gate, constant32(g, limit))',
+            ),
+        ),
+        (INFINITE_GATES,),
+    ),
+    Fault(
+        "gate_and_up_swapped_fused",
+        "ups are taken for gates",
+        (
+            Edit(
+                QMOE,
+                'blocks, steps = mxfp4_parts(g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}")',
+                'blocks, steps = mxfp4_parts(g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}")\n'
+                '        if name == "gate_up_proj":\n'
+                "            blocks, steps = (part[:, np.arange(rows) ^ 1] for part in (blocks, steps))",
+            ),
+        ),
+        (CPU,),
+    ),
+    Fault(
+        "gate_and_up_swapped_composed",
+        "the same in DirectML's graph",
+        (
+            Edit(
+                PRODUCTS,
+                "np.arange(0, rows, 2), np.arange(1, rows, 2)",
+                "np.arange(1, rows, 2), np.arange(0, rows, 2)",
+            ),
+        ),
+        (DIRECTML,),
+    ),
+)
+
+WAYS = (
+    Fault(
+        "down_bias_unweighted",
+        "each chosen expert adds its whole bias",
+        (Edit(PRODUCTS, '"MatMul", weights, experts.down[2]', '"MatMul", g.op("Sign", weights), experts.down[2]'),),
+        (DIRECTML,),
+    ),
+    Fault(
+        "biases_of_other_experts",
+        "experts taken some at a time have the first ones' biases",
+        (
+            Edit(
+                COMPOSED,
+                "g.ints(start * width), g.ints(end * width)",
+                "g.ints(0), g.ints((end - start) * width)",
+            ),
+        ),
+        (DESIGNS,),
+    ),
+    Fault(
+        "grouped_is_another",
+        "a conversion's first run takes the first expert's columns of down_proj for all",
+        (
+            Edit(
+                COMPOSED,
+                "codes, scales = (cut(part, config.intermediate_size",
+                "expert = 0\n    codes, scales = (cut(part, config.intermediate_size",
+            ),
+        ),
+        (DESIGNS,),
+    ),
+)
+
+FAULTS: tuple[Fault, ...] = (*ROUTING, *SWIGLU, *WAYS)

@@ -1,0 +1,183 @@
+"""Faults of float16 graphs, of norms and of heads: what overflows, and what brings it back to its size."""
+
+from __future__ import annotations
+
+from tests.mutations.fault import Edit, Fault
+
+from .attention import CONFIG
+
+SIZES = "tests/parity/test_activation_sizes.py::"
+LARGE = SIZES + "test_a_stream_beyond_float16"
+DIRECTML, CUDA = f"{LARGE}[400000-directml]", f"{LARGE}[400000-cuda]"
+CUDA_FITS = f"{LARGE}[80000-cuda]"  # the largest stream whose biases float16 holds as they are
+EPS_BY_DEFAULT, EPS_GIVEN = (
+    f"{SIZES}test_a_stream_so_small_that_eps_counts[{which}]" for which in ("by default", "given")
+)
+EMBEDDINGS = SIZES + "test_embeddings_of_every_size"
+TYPES = "tests/parity/test_precision.py::"
+NORMS = "gptoss_convert/graph/norms.py"
+PRECISION = "gptoss_convert/graph/precision.py"
+LINEAR = "gptoss_convert/graph/linear.py"
+EMBEDDING = "gptoss_convert/graph/embedding.py"
+QMOE = "gptoss_convert/graph/moe_qmoe.py"
+HEAD = "gptoss_convert/graph/head.py"
+
+STREAM = (
+    Fault(
+        "stream_in_float16",
+        "the residual stream passes through float16, which ends at 65,504",
+        (
+            Edit(
+                NORMS,
+                "residual,\n        weight,",
+                'g.op("Cast", g.op("Cast", residual, to=ir.DataType.FLOAT16), to=FLOAT32),\n        weight,',
+            ),
+        ),
+        (
+            DIRECTML,
+            f"{TYPES}test_nothing_of_float16_is_made_wider_on_its_way_into_a_norm[directml-balanced-as shipped]",
+        ),
+    ),
+    Fault(
+        "norm_in_float16",
+        "the first norm squares in the graph's float type",
+        (
+            Edit(
+                NORMS,
+                'return g.op("SimplifiedLayerNormalization", x, weight, axis',
+                'x = x if g.dtype == FLOAT32 else g.op("Cast", x, to=g.dtype)\n'
+                '    return g.op("SimplifiedLayerNormalization", x, weight, axis',
+            ),
+        ),
+        (f"{TYPES}test_what_overflows_or_counts_is_float32[directml-balanced-as shipped]",),
+    ),
+    Fault(
+        "eps_by_default",
+        "eps is 1e-6 where the config says nothing",
+        (Edit(CONFIG, 'raw.get("rms_norm_eps", 1e-5)', 'raw.get("rms_norm_eps", 1e-6)'),),
+        (EPS_BY_DEFAULT,),
+    ),
+    Fault(
+        "eps_of_the_first_norm",
+        "eps of the first norm is 1e-6 whatever the config says",
+        (Edit(NORMS, "epsilon=g.config.rms_norm_eps, stash_type", "epsilon=1e-6, stash_type"),),
+        (EPS_BY_DEFAULT, EPS_GIVEN),
+    ),
+    Fault(
+        "eps_of_the_fused_norms",
+        "the same of all other norms",
+        (Edit(NORMS, "epsilon=g.config.rms_norm_eps,\n", "epsilon=1e-6,\n"),),
+        (EPS_BY_DEFAULT, EPS_GIVEN),
+    ),
+)
+
+ROWS = (
+    Fault(
+        "row_factors_dropped",
+        "products stay at their rows' common size",
+        (Edit(PRECISION, 'return g.op("Mul", to_float32(g, product), factors)', "return to_float32(g, product)"),),
+        (DIRECTML, CUDA),
+    ),
+    Fault(
+        "row_factors_squared",
+        "rows' factors are applied twice",
+        (
+            Edit(
+                PRECISION,
+                'return g.op("Mul", to_float32(g, product), factors)',
+                'return g.op("Mul", g.op("Mul", to_float32(g, product), factors), factors)',
+            ),
+        ),
+        (DIRECTML, CUDA),
+    ),
+    Fault(
+        "row_factors_on_attentions_bias",
+        "o_proj's bias is multiplied by its rows' factors",
+        (
+            Edit(LINEAR, 'g.op("Add", total, g.copied(', 'g.op("Add", total, g.op("Mul", factors, g.copied('),
+            Edit(
+                LINEAR,
+                '{source}.bias", group="biases", dtype=FLOAT32))',
+                '{source}.bias", group="biases", dtype=FLOAT32)))',
+            ),
+        ),
+        (DIRECTML, CUDA),
+    ),
+    Fault(
+        "row_factors_on_experts_bias",
+        "down_proj's bias is multiplied by its rows' factors",
+        (
+            Edit(
+                "gptoss_convert/graph/experts_matmul.py",
+                'if experts.factors is not None:\n        product = g.op("Mul", product, experts.factors)\n'
+                '    return g.op("Add", product, g.op("MatMul", weights, experts.down[2]))',
+                'product = g.op("Add", product, g.op("MatMul", weights, experts.down[2]))\n'
+                '    return product if experts.factors is None else g.op("Mul", product, experts.factors)',
+            ),
+        ),
+        (DIRECTML,),
+    ),
+    Fault(
+        "mxfp4_scales_not_shifted",
+        "MXFP4's scale bytes keep the size that their rows' factors bring back",
+        (Edit(QMOE, "if exponents is not None:", "if False:"),),
+        (CUDA,),
+    ),
+    Fault(
+        "qmoe_bias_not_shifted",
+        "a bias inside the fused experts is multiplied by the factors of rows it was not divided by",
+        (Edit(QMOE, "if exponents is None:", "if True:"),),
+        (CUDA_FITS,),
+    ),
+    Fault(
+        "embedding_factors_dropped",
+        "tokens' rows stay at unit length",
+        (
+            Edit(
+                EMBEDDING,
+                'return g.op("Mul", taken, g.op("Unsqueeze", g.op("Gather", factors, ids, axis=0), g.ints(2)))',
+                "return taken",
+            ),
+        ),
+        (f"{EMBEDDINGS}[float16]",),
+    ),
+    Fault(
+        "embedding_scales_in_float16",
+        "scales of small tokens' rows are 0",
+        (
+            Edit(
+                EMBEDDING,
+                'codes, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme, scales=FLOAT32)',
+                'codes, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme)',
+            ),
+            Edit(
+                EMBEDDING,
+                'factors = g.op("Unsqueeze", g.op("Gather", scales, ids, axis=0), g.ints(3))',
+                'factors = g.op("Unsqueeze", g.op("Cast", g.op("Gather", scales, ids, axis=0), to=FLOAT32), g.ints(3))',
+            ),
+        ),
+        (
+            f"{EMBEDDINGS}[int8]",
+            f"{TYPES}test_factors_and_scales_of_embeddings_are_float32[directml-balanced-as shipped]",
+        ),
+    ),
+)
+
+HEADS = (
+    Fault(
+        "logits_of_the_first_position",
+        "a prompt's next token is chosen after its first",
+        (Edit(HEAD, "x, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1)", "x, g.ints(0), g.ints(1), g.ints(1)"),),
+        tuple(
+            f"tests/parity/test_designs.py::test_the_last_position_is_the_last_of_all[{n}]" for n in ("cpu", "directml")
+        ),
+    ),
+    Fault(
+        "pieces_of_the_head_reversed",
+        "the vocabulary's pieces are in another order",
+        (Edit(HEAD, '"Concat", *parts, axis=2', '"Concat", *parts[::-1], axis=2'),),
+        ("tests/parity/test_designs.py::test_pieces_are_the_whole[prefill]",),
+    ),
+)
+
+FAULTS: tuple[Fault, ...] = (*STREAM, *ROWS, *HEADS)
