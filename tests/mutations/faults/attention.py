@@ -10,7 +10,9 @@ DIRECTML = "tests/parity/test_graphs.py::test_directmls_graphs_agree_with_transf
 LONG_CPU = "tests/parity/test_long.py::test_the_cpus_graph[in pieces]"
 LONG_DIRECTML = "tests/parity/test_long.py::test_directmls_graph"
 USED_CACHE = "tests/parity/test_cache.py::test_what_the_cache_held_is_not_seen[decode]"
+SIZES = "tests/parity/test_range.py::test_sizes_change_no_bit[cuda lossless]"
 CONFIG = "gptoss_convert/config.py"
+GAINS = "gptoss_convert/graph/attention_gains.py"
 GQA = "gptoss_convert/graph/attention_gqa.py"
 PRIMITIVE = "gptoss_convert/graph/attention_primitive.py"
 CACHE = "gptoss_convert/graph/cache_static.py"
@@ -167,14 +169,26 @@ SCORES = (
     Fault(
         "query_scale_dropped",
         "DirectML's graph does not scale queries",
-        (Edit(PRIMITIVE, "g.constant(size**-0.5)", "g.constant(1.0)"),),
+        (Edit(GAINS, "head_dim**-0.5", "head_dim**0.0"),),
         (DIRECTML,),
     ),
     Fault(
         "query_scale_doubled",
         "DirectML's graph scales queries twice",
-        (Edit(PRIMITIVE, "g.constant(size**-0.5)", "g.constant(size**-1.0)"),),
+        (Edit(GAINS, "head_dim**-0.5", "head_dim**-1.0"),),
         (DIRECTML,),
+    ),
+    Fault(
+        "values_size_not_taken_back",
+        "o_proj does not take back what values were divided by",
+        (Edit(GAINS, "np.ldexp(1.0, value_exponent(g.checkpoint, layer))", "1.0"),),
+        (SIZES,),
+    ),
+    Fault(
+        "keys_divided_as_queries_are",
+        "queries and keys are both divided by what brings them to one size",
+        (Edit(GAINS, "[query, -query, value]", "[query, query, value]"),),
+        (SIZES,),
     ),
     Fault(
         "heads_of_other_groups",

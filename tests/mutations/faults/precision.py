@@ -94,11 +94,10 @@ ROWS = (
         "row_factors_on_attentions_bias",
         "o_proj's bias is multiplied by its rows' factors",
         (
-            Edit(LINEAR, 'g.op("Add", total, g.copied(', 'g.op("Add", total, g.op("Mul", factors, g.copied('),
             Edit(
                 LINEAR,
-                '{source}.bias", group="biases", dtype=FLOAT32))',
-                '{source}.bias", group="biases", dtype=FLOAT32)))',
+                'g.op("Add", total, _bias(g, name, sources, FLOAT32, bias_gains))',
+                'g.op("Add", total, g.op("Mul", scaling, _bias(g, name, sources, FLOAT32, bias_gains)))',
             ),
         ),
         (DIRECTML, CUDA),
