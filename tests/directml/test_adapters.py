@@ -132,6 +132,9 @@ def test_doctor_where_nothing_runs(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_missing_artifact_ends_with_its_own_code(lab: Lab, tmp_path: Path) -> None:
-    done = doctor(lab, tmp_path, "nothing")
-    assert done.returncode == 4
-    assert "manifest.json cannot be read" in done.stderr
+    done = doctor(lab, tmp_path, r".\nothing")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "nothing" in done.stderr
+    named = doctor(lab, tmp_path, "nothing")
+    assert named.returncode == 2
+    assert "there is no model 'nothing'" in named.stderr

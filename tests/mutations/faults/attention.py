@@ -185,9 +185,9 @@ SCORES = (
         (SIZES,),
     ),
     Fault(
-        "keys_divided_as_queries_are",
-        "queries and keys are both divided by what brings them to one size",
-        (Edit(GAINS, "[query, -query, value]", "[query, query, value]"),),
+        "keys_keep_their_size",
+        "keys are not multiplied by what queries are divided by",
+        (Edit(GAINS, "[query, -query, value]", "[query, 0, value]"),),
         (SIZES,),
     ),
     Fault(
