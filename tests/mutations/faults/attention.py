@@ -179,6 +179,12 @@ SCORES = (
         (DIRECTML,),
     ),
     Fault(
+        "query_scale_not_on_biases",
+        "biases of DirectML's queries are not scaled",
+        (Edit(PRIMITIVE, "gains=gains, bias_gains=gains", "gains=gains"),),
+        (DIRECTML,),
+    ),
+    Fault(
         "values_size_not_taken_back",
         "o_proj does not take back what values were divided by",
         (Edit(GAINS, "np.ldexp(1.0, value_exponent(g.checkpoint, layer))", "1.0"),),

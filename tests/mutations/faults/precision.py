@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutations.fault import Edit, Fault
+from tests.mutations.faults.attention import SIZES
 
 from .attention import CONFIG
 
@@ -101,6 +102,12 @@ ROWS = (
             ),
         ),
         (DIRECTML, CUDA),
+    ),
+    Fault(
+        "qkv_bias_keeps_its_size",
+        "biases of a fused attention keep the size that its weights' rows lose",
+        (Edit(LINEAR, "g.dtype, exponents and (lambda: factors(-exponents()))", "g.dtype, None"),),
+        (SIZES,),
     ),
     Fault(
         "row_factors_on_experts_bias",
