@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.mutations.fault import Edit, Fault
-from tests.mutations.faults.attention import SIZES
 
 from .attention import CONFIG
+from .attention import SIZES as COMMON_SIZES
 
 SIZES = "tests/parity/test_activation_sizes.py::"
 LARGE = SIZES + "test_a_stream_beyond_float16"
@@ -107,7 +107,7 @@ ROWS = (
         "qkv_bias_keeps_its_size",
         "biases of a fused attention keep the size that its weights' rows lose",
         (Edit(LINEAR, "g.dtype, exponents and (lambda: factors(-exponents()))", "g.dtype, None"),),
-        (SIZES,),
+        (COMMON_SIZES,),
     ),
     Fault(
         "row_factors_on_experts_bias",
