@@ -30,7 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Largest value of the residual stream of gpt-oss-120b, by the share of its 36 layers behind: after layer 0, at layer
 # 6, at layer 34, and after the last addition.
 GPT_OSS_120B: tuple[tuple[float, float], ...] = ((0.0, 35.0), (0.17, 10_500.0), (0.97, 45_344.0), (1.0, 92_580.0))
-_UPDATE = 2.0  # mean square of what attention or experts of random weights add to a channel
+_UPDATE = 0.6  # by how much the other channels grow with each update, in units of what they begin with
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Profile:
             layers: of the model.
         """
         if name == "model.norm.weight":
-            return self._norm(values, self.maximum(layers - 1, layers), 2 * layers)
+            return self._norm(values, self.maximum(layers - 1, layers), layers // 2)
         if not name.startswith("model.layers."):
             return values
         layer, part = int(name.split(".")[2]), name.split(".", 3)[3]
@@ -113,10 +113,12 @@ class Profile:
         return values
 
     def _norm(self, values: Array, maximum: float, updates: int) -> Array:
-        """A norm's weight that reads the other channels at unit size beside channels as large as ``maximum``."""
+        """A norm's weight that reads the other channels at about unit size beside channels as large as ``maximum``."""
         share = self.channels / len(values)
         length = np.sqrt(1 + share * maximum**2)
-        values = values * np.float32(length / np.sqrt(1 + _UPDATE * updates))
+        # Massive channels set the length, so nothing else normalises the rest: read at full size, they would grow by a
+        # factor a layer.
+        values = values * np.float32(length / (1 + _UPDATE * updates))
         values[: self.channels] *= np.float32(np.sqrt(share) / length)  # as trained norms do: massive, and hardly read
         return values
 
