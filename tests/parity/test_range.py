@@ -98,9 +98,12 @@ def test_massive_channels(name: str, profile: str, tmp_path: Path) -> None:
     run, preset = GRAPHS[name]
     checkpoint = write_variant(tmp_path / "checkpoint", profile, DIMENSIONS, seed=3)
     apart = compare(transformers_logits(load_transformers(checkpoint), IDS), run(checkpoint, tmp_path / "g", preset))
-    sharp = profile == "sharp attention"  # scores of 30 are rounded to 1/64, whatever computes them in float16
-    assert np.median(apart.kl) < (3e-4 if sharp else 1e-6)
-    assert apart.kl.mean() < (3e-3 if sharp else 1e-5)
+    if profile == "sharp attention":  # scores of 30 are rounded to 1/64, whatever computes them in float16
+        assert np.median(apart.kl) < 1e-4
+        assert np.quantile(apart.kl, 0.95) < 3e-3  # a near tie in routing moves a whole position
+        return
+    assert np.median(apart.kl) < 1e-6
+    assert apart.kl.mean() < 1e-5
 
 
 def test_an_experts_product_beyond_float16(tmp_path: Path) -> None:
