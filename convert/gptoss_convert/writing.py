@@ -225,7 +225,7 @@ def _require_finite(recipe: Recipe, made: Made) -> None:
         if rounded or not _all_finite(array):
             raise CheckpointError(
                 f"{output.name}: weights that are not finite, or beyond what {recipe.scheme} holds",
-                remedy="Check the checkpoint's weights for NaN and infinities: a shard may be damaged.",
+                remedy="Check the checkpoint's weights for NaN and infinities; where there are none, convert for cpu.",
             )
 
 

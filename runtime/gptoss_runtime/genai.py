@@ -325,6 +325,11 @@ def _check_load_options(**given: int | None) -> None:
 
 
 def _require_readable(artifact: Artifact, provider: str) -> None:
+    if artifact.target == "directml" and provider.lower() == "cpu":
+        raise InvalidRequest(
+            f"{artifact.path}: its graph keeps a cache of fixed size, which onnxruntime-genai does not run on the CPU",
+            remedy="Use --provider directml, or convert the checkpoint for cpu.",
+        )
     if artifact.target in _BOUND and provider.lower() != artifact.target:
         raise InvalidRequest(
             f"{artifact.path}: its weights are laid out for {artifact.target}, which {provider} cannot read",

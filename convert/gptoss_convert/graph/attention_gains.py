@@ -1,9 +1,10 @@
 """How large queries, keys and values are in a float16 graph's attention: as float16 wants them, at no cost.
 
-Values are divided by a power of two of their layer that brings the longest row of v_proj, as its norm feeds it, to
-unit length: a value is then at most the square root of the hidden size, in the cache too, and o_proj's product, whose
-rows have unit length as well, cannot overflow. o_proj's factors take it back. Queries and keys are brought to one size,
-so that neither is large where the other is small. Powers of two are exact, and weights and factors hold them.
+Values are divided by a power of two of their layer that brings the longest row of v_proj to unit length: a value is
+then no larger than what the norm gives is long, in the cache too, and so is o_proj's product, whose rows have unit
+length as well. o_proj's factors take it back. Queries and keys are brought to one size, so that neither is large where
+the other is small. Powers of two are exact, and weights and factors hold them. The norm's weight is not counted in: it
+is large where channels are small, and values would be too small for float16.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ def query_exponent(checkpoint: Checkpoint, layer: int) -> int:
 
 
 def _exponent(checkpoint: Checkpoint, layer: int, name: str) -> int:
-    """Of the longest row of a projection, its bias included, fed by a norm: values are at most √hidden · 2^it."""
-    prefix, hidden = f"model.layers.{layer}", checkpoint.config.hidden_size
-    norm = checkpoint.array(f"{prefix}.input_layernorm.weight").astype(np.float64)
-    weights = checkpoint.array(f"{prefix}.self_attn.{name}_proj.weight").astype(np.float64)
-    bias = checkpoint.array(f"{prefix}.self_attn.{name}_proj.bias").astype(np.float64)
-    lengths = np.linalg.norm(weights * norm, axis=1) + np.abs(bias) / np.sqrt(hidden)
+    """Of the longest row of a projection, its bias included."""
+    module, hidden = f"model.layers.{layer}.self_attn.{name}_proj", checkpoint.config.hidden_size
+    weights = checkpoint.array(f"{module}.weight").astype(np.float64)
+    bias = checkpoint.array(f"{module}.bias").astype(np.float64)
+    lengths = np.linalg.norm(weights, axis=1) + np.abs(bias) / np.sqrt(hidden)
     return int(exponents_of(lengths.max(keepdims=True))[0])
 
 

@@ -19,8 +19,15 @@ def router_logits(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
 
 
 def router_logits_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """As :func:`router_logits`, of :func:`router_float32`: rounded to the graph's type once, at the end."""
-    logits = to_graph_type(g, router_float32(g, layer, x))
+    """As :func:`router_logits`, of :func:`router_float32`: rounded to the graph's type once, at the end.
+
+    Less each token's largest logit, which changes neither who is chosen nor with what weight: what float16 rounds is
+    then how far the others are behind, and not where all of them are.
+    """
+    logits = router_float32(g, layer, x)
+    if g.dtype != FLOAT32:
+        logits = g.op("Sub", logits, g.op("ReduceMax", logits, g.ints(-1), keepdims=1))
+    logits = to_graph_type(g, logits)
     return g.op("Reshape", logits, g.ints(-1, g.config.num_local_experts))
 
 
