@@ -28,7 +28,7 @@ from gptoss_convert.mxfp4 import VALUES
 Observe = Callable[[int, str, Tensor], None]
 
 _ALPHA = 1.702  # of SwiGLU's sigmoid
-_SCORES = 8 << 20  # attention scores held at a time: 32 MB, which caches hold better than more
+_SCORES = 32 << 20  # attention scores held at a time: 128 MB
 _QUERIES = 128  # of them at a time, at most
 _HEAD_ROWS = 16384  # rows of lm_head held at a time: 189 MB at 2,880 columns
 _CODES = torch.arange(256)
