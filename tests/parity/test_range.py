@@ -6,6 +6,7 @@ range, and not what a kernel squares inside.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,23 @@ def test_massive_channels(name: str, profile: str, tmp_path: Path) -> None:
         return
     assert np.median(apart.kl) < 1e-6
     assert apart.kl.mean() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["directml best", "cuda lossless"])
+def test_where_all_of_a_routers_logits_are_changes_nothing(name: str, plain: Path, tmp_path: Path) -> None:
+    """A bias of 1,000 for every expert; float16 has steps of 1/2 there."""
+    run, preset = GRAPHS[name]
+    found = []
+    for bias in (0.0, 1000.0):
+        checkpoint = tmp_path / f"{bias}"
+        shutil.copytree(plain, checkpoint)
+        for layer in range(DIMENSIONS["num_hidden_layers"]):
+            tensor = Checkpoint.open(checkpoint).tensors[f"model.layers.{layer}.mlp.router.bias"]
+            with tensor.file.open("r+b") as file:
+                file.seek(tensor.offset)
+                file.write(np.full_like(tensor.array(), bias).tobytes())
+        found.append(run(checkpoint, tmp_path / f"graph {bias}", preset))
+    assert compare(*found).kl.mean() < 1e-5
 
 
 def test_an_experts_product_beyond_float16(tmp_path: Path) -> None:
