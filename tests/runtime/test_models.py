@@ -101,14 +101,14 @@ def test_the_context_is_what_fits(machine: Machine) -> None:
         <= 15 * GB
         < choice.variant.memory.at(choice.place.context + 1024)
     )
-    assert choice.reason == "directml runs on A Card, 16.1 GB free of which it needs 13.8 at 8,192 positions"
+    assert choice.reason == "directml runs on A Card, 16.1 GB free of which it needs 13.9 at 8,192 positions"
 
 
 def test_nothing_runs(machine: Machine) -> None:
     machine(SMALL_CARD, builds=DIRECTML, memory=8 * GB)
     with pytest.raises(BackendUnavailable, match="no variant of gpt-oss-20b runs here") as raised:
         chosen()
-    assert "directml: it needs 13.1 GB on A Small Card" in raised.value.message
+    assert "directml: it needs 13.2 GB on A Small Card" in raised.value.message
     assert raised.value.remedy
     machine(SMALL_CARD, builds=CPU, memory=8 * GB)
     variants = Registry(Path("nowhere"), search=[]).info("gpt-oss-20b:cpu")
