@@ -17,8 +17,9 @@ layer), kekzl/imp 808 (gpt-oss-20b's o_proj).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,54 +63,52 @@ class Profile:
         factor = largest / self.maxima[-1][1]
         return replace(self, maxima=tuple((share, value * factor) for share, value in self.maxima))
 
-    def adjusts(self, name: str) -> bool:
-        """Whether the tensor of that name is another for the profile."""
-        parts = ("norm.weight", "q_proj.weight", "v_proj.weight", "o_proj.weight", "o_proj.bias")
-        return name.endswith((*parts, "q_proj.bias", "v_proj.bias", "down_proj_scales", "down_proj_bias"))
-
-    def adjust(self, name: str, values: Array, layers: int) -> Array:
-        """A tensor of random weights, as the profile wants it.
+    def adjustment(self, name: str, layers: int) -> Callable[[Array], Array] | None:
+        """What becomes of a tensor of random weights; None: it stays as it is drawn.
 
         Args:
             name: of the tensor in the checkpoint.
-            values: as :mod:`gptoss_convert.synthetic` draws them, float32; MXFP4's scales as bytes.
             layers: of the model.
+
+        Returns:
+            A function of its values as :mod:`gptoss_convert.synthetic` draws them, float32; MXFP4's scales as bytes.
         """
         if name == "model.norm.weight":
-            return self._norm(values, self.maximum(layers - 1, layers), layers // 2)
+            return partial(self._norm, maximum=self.maximum(layers - 1, layers), updates=layers // 2)
         if not name.startswith("model.layers."):
-            return values
+            return None
         layer, part = int(name.split(".")[2]), name.split(".", 3)[3]
         before = self.maximum(layer - 1, layers) if layer else 0.0
         added = self.maximum(layer, layers) - before
         if part == "input_layernorm.weight":
-            return self._norm(values, before, 2 * layer)
+            return partial(self._norm, maximum=before, updates=2 * layer)
         if part == "post_attention_layernorm.weight":
-            return self._norm(values, before + added / 4, 2 * layer + 1)
+            return partial(self._norm, maximum=before + added / 4, updates=2 * layer + 1)
         if part.startswith("self_attn.q_proj"):
-            return values * np.float32(self.query_gain)
+            return lambda values: values * np.float32(self.query_gain)
         if part.startswith("self_attn.v_proj"):
-            return np.ldexp(values, self.value_shift)
+            return lambda values: np.ldexp(values, self.value_shift)
         if part == "self_attn.o_proj.weight":
-            return np.ldexp(self._rows(values, added / 64), -self.value_shift)
-        if part == "self_attn.o_proj.bias":
-            return self._rows(values, 0.0, self._signs() * added / 4)
+            return partial(self._attention_output, gain=added / 64)
         if part == "mlp.experts.down_proj_scales":  # about unit gain as drawn: the rest of the growth, by the token
-            values = values.copy()
-            values[:, : self.channels] += np.uint8(max(0, round(np.log2(max(1.0, added / 128)))))
-            return values
-        if part == "mlp.experts.down_proj_bias":
-            values = values.copy()
-            values[:, : self.channels] = self._signs() * added * 3 / 4
+            return partial(self._down_scales, gain=added / 128)
+        if part in ("self_attn.o_proj.bias", "mlp.experts.down_proj_bias"):
+            return partial(self._bias, size=added / 4 if "o_proj" in part else added * 3 / 4)
+        return None
+
+    def _bias(self, values: Array, size: float) -> Array:
+        values = values.copy()
+        values[..., : self.channels] = np.where(np.arange(self.channels) % 2, -size, size)
         return values
 
-    def _signs(self) -> Array:
-        return np.where(np.arange(self.channels) % 2, np.float32(-1), np.float32(1))
-
-    def _rows(self, values: Array, gain: float, instead: Array | None = None) -> Array:
-        """The rows of the massive channels times a gain, or replaced."""
+    def _attention_output(self, values: Array, gain: float) -> Array:
         values = values.copy()
-        values[: self.channels] = values[: self.channels] * np.float32(gain) if instead is None else instead
+        values[: self.channels] *= np.float32(gain)
+        return np.ldexp(values, -self.value_shift)
+
+    def _down_scales(self, values: Array, gain: float) -> Array:
+        values = values.copy()
+        values[:, : self.channels] += np.uint8(max(0, round(np.log2(max(1.0, gain)))))
         return values
 
     def _norm(self, values: Array, maximum: float, updates: int) -> Array:

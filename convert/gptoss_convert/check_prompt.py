@@ -69,8 +69,8 @@ _REASON = "4 + 9 + 25 + 49 + 121 + 169 + 289 + 361 + 529 + 841 = 2397. So the su
 
 
 def check_prompt(config: GptOssConfig) -> list[int]:
-    """The token ids, at most ``LENGTH``, fewer where the context is shorter."""
-    length = min(LENGTH, config.max_position_embeddings - 1)
+    """The token ids, at most ``LENGTH``, fewer where the context is shorter, and one at least."""
+    length = max(1, min(LENGTH, config.max_position_embeddings - 1))
     if config.vocab_size != SIZE:
         rng = random.Random("check prompt")
         return [rng.randrange(config.vocab_size) for _ in range(length)]

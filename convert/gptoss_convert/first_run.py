@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Parts:
         quantisation: scheme by tensor group.
         folder: where its weights lie.
         extents: where each of them lies.
+        memory: bytes that weights in the making may take, where the CPU needs others; ``None``: not said.
     """
 
     checkpoint: Checkpoint
@@ -66,6 +68,7 @@ class Parts:
     quantisation: Quantisation
     folder: Path
     extents: Mapping[str, Extent]
+    memory: int | None = None
     maxima: dict[str, float] = field(default_factory=dict)  # of the part that ran last
 
     def embed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -104,11 +107,7 @@ class Parts:
         emit(g, pieces(self.quantisation, "all"))
         result = next(name for name in g.output_names if not name.startswith("present."))
         labels = _measure(g)
-        with tempfile.TemporaryDirectory(prefix="gptoss-", ignore_cleanup_errors=True) as scratch:
-            folder, extents = self.folder, self.extents
-            if not self.target.runs_on_cpu:
-                folder = Path(scratch)
-                extents = writing.write(g.recipes, folder, "part.data").extents
+        with self._weights(g) as (folder, extents):
             session = _session(g, self.target, folder, extents, name)
             tokens = next(iter(feeds.values())).shape[1]
             with runtime_errors(name):
@@ -126,6 +125,18 @@ class Parts:
             )
         return values
 
+    @contextmanager
+    def _weights(self, g: GraphBuilder) -> Iterator[tuple[Path, Mapping[str, Extent]]]:
+        """Where a part's weights lie: those that were written, or, if the CPU cannot read them, others made for it."""
+        if self.target.runs_on_cpu:
+            yield self.folder, self.extents
+            return
+        # Beside the conversion, on the disk that has room for it.
+        place = self.folder.parent
+        with tempfile.TemporaryDirectory(prefix="first-run-", dir=place, ignore_cleanup_errors=True) as scratch:
+            settings = writing.Settings(memory=self.memory)
+            yield Path(scratch), writing.write(g.recipes, Path(scratch), "part.data", settings).extents
+
 
 def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) -> FirstRun:
     """Runs the fixed prompt through a model.
@@ -136,6 +147,7 @@ def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) 
 
     Raises:
         RangeError: a layer's values are not finite, or leave no room to float16's limit.
+        MemoryLimit: weights that the CPU needs take more memory than was allowed.
         ConversionError: a part doesn't load or run, or the graph for the device computes something else.
     """
     config, report = parts.checkpoint.config, progress or (lambda done, total: None)

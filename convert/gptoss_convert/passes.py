@@ -155,7 +155,7 @@ def _run_first(
     smoke.loads(model)
     quantisation = Quantisation.model_validate(exported["quantisation"])
     where = extents(checkpoint, target, quantisation, exported["max_file_size"])
-    return first_run(Parts(checkpoint, target, quantisation, folder, where), run.check_progress)
+    return first_run(Parts(checkpoint, target, quantisation, folder, where, run.memory), run.check_progress)
 
 
 def _require_loadable(folder: Path) -> None:

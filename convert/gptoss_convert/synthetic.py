@@ -104,12 +104,13 @@ def write_checkpoint(
     rng, weight_map = np.random.default_rng(seed), {}
 
     def draw(name: str, shape: tuple[int, ...]) -> Iterator[Array]:
-        if profile is None or not profile.adjusts(name):
+        adjust = None if profile is None else profile.adjustment(name, raw["num_hidden_layers"])
+        if adjust is None:
             yield from _random(name, shape, rng)
             return
         whole = np.concatenate(list(_random(name, shape, rng))).reshape(shape)
         floats = whole if whole.dtype == np.uint8 else whole.astype(np.float32)
-        yield profile.adjust(name, floats, raw["num_hidden_layers"]).astype(whole.dtype)
+        yield adjust(floats).astype(whole.dtype)
 
     per_shard = math.ceil(len(entries) / shards)
     for number in range(shards):

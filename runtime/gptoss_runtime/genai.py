@@ -40,8 +40,14 @@ PROVIDERS = {
     "cuda": Provider("cuda"),
     "webgpu": Provider("webgpu"),
 }
-# Targets whose weights only their own provider's kernels read; the CPU's make nonsense of them, without a word.
-_BOUND = frozenset({"cuda"})
+# Targets whose artifacts not every provider runs: those that don't (None: all but the target's own), and why.
+_REFUSED: dict[str, tuple[frozenset[str] | None, str]] = {
+    "cuda": (None, "its weights are laid out for cuda, which {provider} cannot read"),  # and would misread silently
+    "directml": (
+        frozenset({"cpu"}),
+        "its graph keeps a cache of fixed size, which onnxruntime-genai does not run on the CPU",
+    ),
+}
 # Devices on whose KV cache genai appends to a sequence it has begun (generators.cpp, SupportsContinuousDecoding)
 _APPENDABLE = frozenset({"CPU", "CUDA", "WEBGPU"})
 # genai holds the interpreter's lock while it computes, so a prompt is read in pieces: between them others run, and
@@ -325,16 +331,13 @@ def _check_load_options(**given: int | None) -> None:
 
 
 def _require_readable(artifact: Artifact, provider: str) -> None:
-    if artifact.target == "directml" and provider.lower() == "cpu":
-        raise InvalidRequest(
-            f"{artifact.path}: its graph keeps a cache of fixed size, which onnxruntime-genai does not run on the CPU",
-            remedy="Use --provider directml, or convert the checkpoint for cpu.",
-        )
-    if artifact.target in _BOUND and provider.lower() != artifact.target:
-        raise InvalidRequest(
-            f"{artifact.path}: its weights are laid out for {artifact.target}, which {provider} cannot read",
-            remedy=f"Use --provider {artifact.target}, or convert the checkpoint for {provider}.",
-        )
+    refused, why = _REFUSED.get(artifact.target, (frozenset(), ""))
+    if provider.lower() == artifact.target or not (refused is None or provider.lower() in refused):
+        return
+    raise InvalidRequest(
+        f"{artifact.path}: {why.format(provider=provider)}",
+        remedy=f"Use --provider {artifact.target}, or convert the checkpoint for {provider}.",
+    )
 
 
 def _device_index(device: int | str | None) -> int | None:

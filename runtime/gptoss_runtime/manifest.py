@@ -125,7 +125,7 @@ class Range(_Part):
     dtype: Literal["float16", "bfloat16", "float32"]
     tokens: int
     embedding: float
-    layers: list[LayerRange]
+    layers: list[LayerRange] = Field(min_length=1)
     head: LayerRange
 
     @property

@@ -1,13 +1,14 @@
-"""Reads the JSON files of an artifact as every parser reads them, or not at all.
+"""Reads JSON of somebody else's, an artifact's files and a request's body, as every parser reads it, or not at all.
 
-A file of somebody else's may be read by several programs: where an object has a key twice, Python takes the last value
-and others the first or both. What such a file says depends on who reads it, so it is refused. Knows JSON; knows nothing
-of what the files say.
+Several programs may read it: where an object has a key twice, Python takes the last value and others the first or both;
+a number too large is infinite here and an error there. What it says then depends on who reads it, so it is refused.
+Knows JSON; knows nothing of what it says.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,9 +70,25 @@ def value_of(data: bytes, path: Path) -> Any:
         ArtifactError: not JSON; a key is there twice in one object; or a number is NaN or infinite.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return loads(data)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON: {error}", remedy=_REMEDY) from error
+
+
+def loads(data: bytes) -> Any:
+    """Any JSON value.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: not UTF-8 (UnicodeDecodeError), not JSON, a key that is there twice in one object, or a number that
+            is NaN, infinite or beyond a float.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(
+        data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,6 +98,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:100]!r} is there twice")
     return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
 
 
 def _no_constant(text: str) -> NoReturn:

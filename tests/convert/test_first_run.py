@@ -18,7 +18,7 @@ from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.check_prompt import check_positions, check_prompt
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
-from gptoss_convert.errors import CheckpointError, ConversionError, RangeError
+from gptoss_convert.errors import CheckpointError, ConversionError, MemoryLimit, RangeError
 from gptoss_convert.export import export
 from gptoss_convert.first_run import FirstRun, Parts, first_run
 from gptoss_convert.graph import moe_composed
@@ -31,6 +31,7 @@ from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.workflow import convert
 from gptoss_runtime.manifest import Manifest
 from gptoss_runtime.reference_logits import ReferenceLogits
+from tests.parity.checkpoints import overwrite
 from tests.parity.decoding import logits
 
 SMALL: dict[str, Any] = {
@@ -48,16 +49,6 @@ def run(checkpoint: Path, folder: Path, name: str, preset: str | None = None, **
     opened, quantisation = Checkpoint.open(checkpoint), resolve(target.presets, preset or target.default_preset)
     written = export(opened, target, quantisation, folder)
     return first_run(Parts(opened, target, quantisation, folder, written.weights.extents))
-
-
-def rewrite(checkpoint: Path, name: str, index: Any, value: float) -> None:
-    """Puts a value into a tensor on disk."""
-    tensor = Checkpoint.open(checkpoint).tensors[name]
-    values = tensor.array()
-    values[index] = value
-    with tensor.file.open("r+b") as file:
-        file.seek(tensor.offset)
-        file.write(values.tobytes())
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +123,7 @@ def test_a_layer_out_of_range_ends_it_by_name(name: str, plain: Path, tmp_path: 
     """What a norm gives is float16, and nothing makes room for a weight of 100,000."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(plain, checkpoint)
-    rewrite(checkpoint, NORM, slice(None), 1e5)
+    overwrite(checkpoint, NORM, slice(None), 1e5)
     with pytest.raises(RangeError, match=r"layer 1: .*experts_input"):
         run(checkpoint, tmp_path / "graph", name)
     assert np.isfinite(run(checkpoint, tmp_path / "cpu", "cpu").range.widest.stream)  # float32 holds it
@@ -142,12 +133,12 @@ def test_little_room_is_out_of_range_too(plain: Path, tmp_path: Path) -> None:
     """Half of what float16 holds is where it ends: another prompt may reach twice as far."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(plain, checkpoint)
-    rewrite(checkpoint, NORM, slice(None), 1024)
+    overwrite(checkpoint, NORM, slice(None), 1024)
     found = run(checkpoint, tmp_path / "graph", "directml").range.tightest
     assert found is not None
     assert (found.layer, found.tightest) == (1, "experts_input")
     assert found.headroom is not None
-    rewrite(checkpoint, NORM, slice(None), 1024 * 2 ** math.floor(found.headroom))
+    overwrite(checkpoint, NORM, slice(None), 1024 * 2 ** math.floor(found.headroom))
     with pytest.raises(RangeError, match=r"layer 1: experts_input reaches [\d,]+, and float16 ends at 65,504"):
         run(checkpoint, tmp_path / "nearer", "directml")
 
@@ -197,7 +188,22 @@ def test_the_prompt_is_harmony_and_the_same_for_ever(nano_checkpoint: Path) -> N
     assert sum(ids) == 12_684_442  # another prompt would make earlier artifacts' figures mean something else
     assert check_positions(512) == [31, 127, 255, 503, *range(504, 512)]
     assert len(check_prompt(replace(config, max_position_embeddings=100))) == 99
+    assert len(check_prompt(replace(config, max_position_embeddings=1))) == 1
     assert check_positions(3) == [0, 1, 2]
+    assert check_positions(1) == [0]
+
+
+def test_weights_that_only_the_cpu_needs_keep_within_the_memory_allowed(plain: Path, tmp_path: Path) -> None:
+    """CUDA's experts are made once more, in the CPU's order; nothing of them is left."""
+    target, opened = targets.load("cuda"), Checkpoint.open(plain)
+    (tmp_path / "graph").mkdir()
+    quantisation = resolve(target.presets, "balanced")
+    written = export(opened, target, quantisation, tmp_path / "graph")
+    parts = Parts(opened, target, quantisation, tmp_path / "graph", written.weights.extents, memory=1000)
+    with pytest.raises(MemoryLimit):
+        first_run(parts)
+    first_run(replace(parts, memory=None))
+    assert [path.name for path in tmp_path.iterdir()] == ["graph"]
 
 
 BAD = {
@@ -219,7 +225,7 @@ def test_what_is_no_number_is_refused_by_name(bad: str, name: str, plain: Path, 
     tensor, value = BAD[bad]
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(plain, checkpoint)
-    rewrite(checkpoint, tensor, 0, value)
+    overwrite(checkpoint, tensor, 0, value)
     with pytest.raises(CheckpointError, match=r"not finite|no finite scale"):
         run(checkpoint, tmp_path / "graph", name)
 
@@ -236,7 +242,7 @@ def test_tiny_and_zero_weights_are_converted_right(name: str, plain: Path, tmp_p
         ("model.layers.2.self_attn.v_proj.weight", 0.0),
         ("model.layers.2.mlp.experts.down_proj_bias", 1e-40),
     ):
-        rewrite(checkpoint, tensor, slice(None), value)
+        overwrite(checkpoint, tensor, slice(None), value)
     found = run(checkpoint, tmp_path / "graph", name, EXACT[name])
     expected = transformers_logits(load_transformers(checkpoint), found.reference.token_ids)
     assert np.mean([one.divergence(expected[one.position]) for one in found.reference.positions]) < 1e-3

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from gptoss_convert.cli import inspect
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.cli.render import range_lines
-from gptoss_runtime.manifest import MANIFEST, LayerRange, Range
+from gptoss_runtime.errors import ArtifactError
+from gptoss_runtime.manifest import MANIFEST, LayerRange, Manifest, Range
 
 HEAD = LayerRange(layer=2, stream=900.0, headroom=12.0, tightest="head_input")
 LAYERS = [
@@ -64,6 +65,14 @@ def test_an_artifact_of_before(nano_artifact: Path, tmp_path: Path) -> None:
     text, said = show(nano_artifact, tmp_path / "a", None)
     assert "range: not measured" in text
     assert said["range"] is None
+
+
+def test_a_range_without_layers_is_no_range(nano_artifact: Path, tmp_path: Path) -> None:
+    manifest = json.loads((nano_artifact / MANIFEST).read_text("utf-8"))
+    manifest["range"]["layers"] = []
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(ArtifactError, match=r"range\.layers"):
+        Manifest.read(tmp_path)
 
 
 def test_a_conversion_measures(nano_artifact: Path) -> None:

@@ -37,8 +37,3 @@ class Jobs:
     def logits(self, name: str) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = np.load(self.folder / f"{name}.npy")
         return rows
-
-
-def relative(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The difference's norm by the reference's."""
-    return float(np.linalg.norm(other - reference) / np.linalg.norm(reference))

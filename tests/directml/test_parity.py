@@ -18,10 +18,11 @@ from gptoss_convert.parity.metrics import compare
 from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from tests.parity import decoding
+from tests.parity.checkpoints import relative
 from tests.parity.conftest import SMALL, write_variant
 from tests.parity.test_graphs import DENSE32, directml_graph
 
-from .jobs import Jobs, relative
+from .jobs import Jobs
 from .lab.lab import Lab
 
 CHOSEN = ("grouped heads", "many experts", "tiny window", "massive channels")

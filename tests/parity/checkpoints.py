@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.activation_profile import Array, Profile
+from gptoss_convert.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,20 @@ class Changed(Profile):
 
     changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
 
-    def adjusts(self, name: str) -> bool:
-        return any(part in name for part in self.changes)
+    def adjustment(self, name: str, layers: int) -> Callable[[Array], Array] | None:
+        found = [change for part, change in self.changes.items() if part in name]
+        assert len(found) <= 1
+        return found[0] if found else None
 
-    def adjust(self, name: str, values: Array, layers: int) -> Array:
-        (change,) = (change for part, change in self.changes.items() if part in name)
-        return change(values)
+
+def overwrite(checkpoint: Path, name: str, index: Any, value: float) -> None:
+    """Puts a value into a tensor on disk."""
+    tensor = Checkpoint.open(checkpoint).tensors[name]
+    values = tensor.array()
+    values[index] = value
+    with tensor.file.open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(values.tobytes())
 
 
 def relative(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -33,6 +33,7 @@ from gptoss_convert.workflow import Options, convert
 from gptoss_runtime.conversation import ContentDelta, ToolCall
 
 from . import test_cuda
+from .checkpoints import overwrite
 from .conftest import PROFILES, SHIFTS, SMALL, write_variant
 from .decoding import logits
 
@@ -116,10 +117,7 @@ def test_where_all_of_a_routers_logits_are_changes_nothing(name: str, plain: Pat
         checkpoint = tmp_path / f"{bias}"
         shutil.copytree(plain, checkpoint)
         for layer in range(DIMENSIONS["num_hidden_layers"]):
-            tensor = Checkpoint.open(checkpoint).tensors[f"model.layers.{layer}.mlp.router.bias"]
-            with tensor.file.open("r+b") as file:
-                file.seek(tensor.offset)
-                file.write(np.full_like(tensor.array(), bias).tobytes())
+            overwrite(checkpoint, f"model.layers.{layer}.mlp.router.bias", slice(None), bias)
         found.append(run(checkpoint, tmp_path / f"graph {bias}", preset))
     assert compare(*found).kl.mean() < 1e-5
 

@@ -25,6 +25,7 @@ from gptoss_convert.parity.reference_file import About, SavedReference
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.synthetic import write_checkpoint
 
+from .checkpoints import overwrite
 from .conftest import SMALL
 
 VOCAB = 40
@@ -229,9 +230,6 @@ def test_a_checkpoints_reference_is_saved_as_it_is(tmp_path: Path) -> None:
 
 def test_logits_that_are_not_finite_are_the_checkpoints_fault(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, SMALL))
-    damaged = checkpoint.tensors["lm_head.weight"]
-    with damaged.file.open("r+b") as file:
-        file.seek(damaged.offset)
-        file.write(b"\xc0\x7f")  # NaN
+    overwrite(tmp_path, "lm_head.weight", 0, np.nan)
     with pytest.raises(CheckpointError, match="logits are not finite"):
         CheckpointReference(checkpoint, [[1, 2]], "").rows([(0, 0)])

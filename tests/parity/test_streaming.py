@@ -25,6 +25,7 @@ from gptoss_convert.synthetic import write_checkpoint
 from tests.packages import installed
 
 from . import openai_oracle
+from .checkpoints import overwrite
 from .conftest import SMALL
 
 LENGTHS = (300, 1, 37)  # several windows of some, one of none
@@ -233,10 +234,7 @@ def test_it_can_be_interrupted_between_layers(float_checkpoint: Path) -> None:
 
 def test_hidden_states_that_are_not_finite_are_the_checkpoints_fault(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, SMALL))
-    damaged = checkpoint.tensors["model.layers.1.input_layernorm.weight"]
-    with damaged.file.open("r+b") as file:
-        file.seek(damaged.offset)
-        file.write(b"\xc0\x7f")  # NaN
+    overwrite(tmp_path, "model.layers.1.input_layernorm.weight", 0, np.nan)
     with pytest.raises(CheckpointError, match="not finite after layer 1"):
         streaming.final_states(checkpoint, [[1, 2]])
 

@@ -261,6 +261,15 @@ def test_a_number_that_is_none_is_refused(folder: Path, number: str) -> None:
         Engine.load(folder)
 
 
+def test_a_number_beyond_a_float_is_refused(folder: Path) -> None:
+    """Python reads it as infinite."""
+    content = (folder / CONFIG).read_text("utf-8").replace('"do_sample": false', '"temperature": -1e400')
+    assert "1e400" in content
+    replace(folder / CONFIG, content)
+    with pytest.raises(ArtifactError, match="-1e400 is too large a number"):
+        Engine.load(folder)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "tokenizer_config.json", "inference_model.json"])
 def test_every_json_file_is_read_as_strictly(folder: Path, name: str) -> None:
     content = (folder / name).read_text("utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import cast
@@ -247,6 +248,18 @@ def test_a_provider_is_configured_whatever_the_folder_names(provider: str, expec
 
     _configure(cast(ModuleType, SimpleNamespace()), Config(), provider, 1, 3, 201088)
     assert calls == expected
+
+
+def test_a_provider_that_would_fail_or_misread_is_refused(nano_artifact: Path) -> None:
+    """And said so before anything is loaded: for DirectML on the CPU genai's own words name a missing kernel."""
+    artifact = Artifact.open(nano_artifact)
+    for target, provider, words in (
+        ("directml", "CPU", "cache of fixed size"),
+        ("cuda", "directml", "laid out for cuda, which directml cannot read"),
+    ):
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            GenaiEngine(replace(artifact, target=target), provider=provider)
+        assert f"--provider {target}" in str(caught.value.remedy)
 
 
 @pytest.mark.skipif(import_genai().is_dml_available(), reason="this build has DirectML")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptoss_convert.writing import Progress as Report
@@ -73,7 +74,7 @@ def _bar(bars: Progress, text: str, size: bool) -> Report:
     task = bars.add_task(text, total=None, count="", visible=False)
 
     def report(done: int, total: int) -> None:
-        count = f"{done / 1e9:.2f}/{total / 1e9:.2f} GB" if size else f"{done}/{total}"
+        count = f"{decimal(done)} of {decimal(total)}" if size else f"{done}/{total}"
         bars.update(task, completed=done, total=total, count=count, visible=True)
 
     return report

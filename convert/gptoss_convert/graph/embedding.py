@@ -14,7 +14,7 @@ from gptoss_convert import unit_rows
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import FLOAT_TYPES, integer_weights
-from gptoss_convert.graph.precision import FLOAT32, factors_spec
+from gptoss_convert.graph.precision import FLOAT32, constant32, factors_spec
 from gptoss_convert.weights import Made, TensorSpec, cast, cast_rows
 
 _SOURCE = "model.embed_tokens.weight"
@@ -57,7 +57,7 @@ def embedding_by_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
     codes, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme, scales=FLOAT32)
     taken = g.op("Cast", g.op("Gather", codes, ids, axis=0), to=FLOAT32)  # [batch, sequence, blocks, block]
     factors = g.op("Unsqueeze", g.op("Gather", scales, ids, axis=0), g.ints(3))
-    values = g.op("Mul", g.op("Sub", taken, g.constant(128.0, np.float32)), factors)
+    values = g.op("Mul", g.op("Sub", taken, constant32(g, 128.0)), factors)
     return g.op("Reshape", values, g.ints(1, -1, columns))
 
 

@@ -56,17 +56,11 @@ def linear(
     Returns:
         [..., ΣN_i].
     """
-    weights = [f"{source}.weight" for source in sources]
-    rows, columns = stacked_shape(g, weights)
     offset = _bias(g, name, sources, g.dtype, exponents and (lambda: factors(-exponents()))) if bias else None
-    some: RowExponents | None = exponents and (lambda _, at, end: exponents()[at:end])
-    if scheme.is_integer:
-        packed, scales = integer_weights(g, f"{name}.weight", weights, group, scheme, exponents=some)
-        operands = [x, packed, scales] + ([None, None, offset] if offset else [])
-        attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block_size}
-        return g.op("MatMulNBits", *operands, domain=MICROSOFT, accuracy_level=scheme.accuracy_level, **attributes)
-    product = g.op("MatMul", x, _float_weights(g, name, weights, group, scheme, exponents=some)[0])
-    return g.op("Add", product, offset) if offset else product
+    rows: RowExponents | None = exponents and (lambda _, start, end: exponents()[start:end])
+    fused = offset if scheme.is_integer else None
+    product, *_ = _product(g, x, name, sources, group, scheme, exponents=rows, bias=fused)
+    return product if offset is fused else g.op("Add", product, offset)
 
 
 def scaled_linear(
@@ -98,19 +92,36 @@ def scaled_linear(
     Returns:
         float32 [..., ΣN_i].
     """
-    weights = [f"{source}.weight" for source in sources]
-    rows, columns = stacked_shape(g, weights)
-    if scheme.is_integer:
-        packed, scales, scaling = integer_weights(
-            g, f"{name}.weight", weights, group, scheme, exponents=_unit_length, gains=gains
-        )
-        attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block_size}
-        product = g.op("MatMulNBits", x, packed, scales, domain=MICROSOFT, **attributes)
-    else:
-        weight, scaling = _float_weights(g, name, weights, group, scheme, exponents=_unit_length, gains=gains)
-        product = g.op("MatMul", x, weight)
+    product, scaling = _product(g, x, name, sources, group, scheme, exponents=_unit_length, gains=gains)
     total = scale_product(g, g.watch(f"{name.rsplit('.', 1)[-1]}_product", product), scaling)
     return g.op("Add", total, _bias(g, name, sources, FLOAT32, bias_gains))
+
+
+def _product(
+    g: GraphBuilder,
+    x: ir.Value,
+    name: str,
+    sources: Sequence[str],
+    group: Group,
+    scheme: Scheme,
+    *,
+    bias: ir.Value | None = None,
+    exponents: RowExponents | None = None,
+    gains: Gains | None = None,
+) -> Sequence[ir.Value]:
+    """The product, and where gains are given what its rows are scaled by; ``bias`` is for integers, in their node."""
+    weights = [f"{source}.weight" for source in sources]
+    if not scheme.is_integer:
+        weight, *scaling = _float_weights(g, name, weights, group, scheme, exponents=exponents, gains=gains)
+        return [g.op("MatMul", x, weight), *scaling]
+    packed, scales, *scaling = integer_weights(
+        g, f"{name}.weight", weights, group, scheme, exponents=exponents, gains=gains
+    )
+    rows, columns = stacked_shape(g, weights)
+    operands = [x, packed, scales] + ([None, None, bias] if bias else [])
+    attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block_size}
+    product = g.op("MatMulNBits", *operands, domain=MICROSOFT, accuracy_level=scheme.accuracy_level, **attributes)
+    return [product, *scaling]
 
 
 def _unit_length(rows: Array, start: int, end: int) -> Exponents:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from gptoss_convert.parity.session import PIECE, Session
+from gptoss_convert.parity.session import Session, pieces_of
 
 _NAME = re.compile(r"hidden_states\.(\d+)")
 
@@ -74,8 +74,7 @@ def layer_errors(
     changed.graph.outputs.extend(values[name] for name in names if values[name] not in changed.graph.outputs)
     session = Session(model, provider, changed=ir.to_proto(changed).SerializeToString())
     ids = token_ids[: expected.shape[1]]
-    pieces = [min(PIECE, len(ids) - at) for at in range(0, len(ids), PIECE)]
-    parts = zip(*session.run(ids, pieces, names), strict=True)
+    parts = zip(*session.run(ids, pieces_of(len(ids)), names), strict=True)
     errors = np.full((2, len(expected)), np.nan)
     for name, computed in zip(names, parts, strict=True):
         done = int(name.rpartition(".")[2])

@@ -35,6 +35,11 @@ def is_available(provider: str) -> bool:
     return provider in PROVIDERS and PROVIDERS[provider][0] in onnxruntime.get_available_providers()
 
 
+def pieces_of(tokens: int) -> list[int]:
+    """Sizes of the pieces that a prompt is computed in."""
+    return [min(PIECE, tokens - at) for at in range(0, tokens, PIECE)]
+
+
 class Session:
     """A decoder, loaded.
 
@@ -99,7 +104,7 @@ class Session:
             of them that the graph gives, float32 [positions, vocab].
         """
         prompt = len(token_ids) - steps
-        pieces = [*(min(PIECE, prompt - at) for at in range(0, prompt, PIECE)), *[1] * steps]
+        pieces = [*pieces_of(prompt), *[1] * steps]
         for fed, (logits,) in zip(accumulate(pieces), self.run(token_ids, pieces, ["logits"]), strict=True):
             yield fed, logits[0].astype(np.float32)
 

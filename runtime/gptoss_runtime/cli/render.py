@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +21,9 @@ from gptoss_runtime.conversation import (
     ToolResult,
 )
 from gptoss_runtime.engine import GenerationResult
-from gptoss_runtime.manifest import Range
+
+if TYPE_CHECKING:
+    from gptoss_runtime.manifest import Range
 
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 

@@ -7,16 +7,15 @@ surrogate pairs, which JavaScript clients make by cutting strings, become U+FFFD
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import re
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gptoss_runtime import strict_json
 from gptoss_runtime.server.errors import RequestRefused, TooLarge, TooSlow
 from gptoss_runtime.server.settings import Limits
 
@@ -88,12 +87,7 @@ def parse(body: bytes, limits: Limits) -> Any:
     if rb"\ud" in body or rb"\uD" in body:
         body = _SURROGATES.sub(lambda found: rb"\ufffd" if found[1] else found[0], body)
     try:
-        value = json.loads(
-            body.decode("utf-8-sig"),
-            parse_constant=_no_number,
-            parse_float=_finite,
-            object_pairs_hook=_without_duplicates,
-        )
+        value = strict_json.loads(body)
     except UnicodeDecodeError as error:
         raise RequestRefused("the body is not UTF-8", code="invalid_json") from error
     except RecursionError as error:
@@ -148,23 +142,3 @@ def _children(value: Any) -> Any:
 
 def _too_deep(limit: int, what: str = "the body", param: str | None = None) -> RequestRefused:
     return RequestRefused(f"{what} is nested more than {limit} deep", param=param, code="invalid_json")
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is too large a number")
-    return number
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:80]!r} occurs twice in one object")
-    return value
