@@ -16,13 +16,13 @@ from typing import Any
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
+from gptoss_convert.data_files import Written, other_bytes, stamp
 from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
-from gptoss_convert.external_data import Written, other_bytes, stamp
 from gptoss_convert.first_run import FirstRun
 from gptoss_convert.graph.head import Logits
 from gptoss_convert.output import write_json
-from gptoss_convert.provenance import Digests
+from gptoss_convert.provenance import SourceDigests
 from gptoss_convert.targets import Target
 from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
 from gptoss_runtime.reference_logits import REFERENCE_LOGITS
@@ -71,7 +71,7 @@ class Description:
 
 
 def complete(
-    folder: Path, checkpoint: Checkpoint, description: Description, digests: Digests | None = None
+    folder: Path, checkpoint: Checkpoint, description: Description, digests: SourceDigests | None = None
 ) -> Manifest:
     """Adds everything but the model to a folder that holds model.onnx and its external data.
 
@@ -189,7 +189,7 @@ def versions() -> dict[str, str]:
     return {tool: metadata.version(tool) for tool in TOOLS}
 
 
-def source(checkpoint: Checkpoint, digests: Digests | None = None) -> Source:
+def source(checkpoint: Checkpoint, digests: SourceDigests | None = None) -> Source:
     """Name, revision and files of a checkpoint.
 
     Args:
@@ -200,7 +200,7 @@ def source(checkpoint: Checkpoint, digests: Digests | None = None) -> Source:
         CheckpointError: a file is damaged, or changed meanwhile.
     """
     name, revision = source_name(checkpoint.path)
-    return Source(name=name, revision=revision, files=(digests or Digests(checkpoint)).result())
+    return Source(name=name, revision=revision, files=(digests or SourceDigests(checkpoint)).result())
 
 
 def source_name(folder: Path) -> tuple[str, str | None]:

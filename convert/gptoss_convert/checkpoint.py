@@ -125,7 +125,9 @@ class Checkpoint:
         """The named tensor in its stored dtype, whole or some rows of its first axis."""
         return self.tensors[name].array(start, end)
 
-    def stacked(self, names: Sequence[str], start: int = 0, end: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
+    def concatenate(
+        self, names: Sequence[str], start: int = 0, end: int | None = None
+    ) -> np.ndarray[Any, np.dtype[Any]]:
         """Several tensors end to end along their first axis, whole or some rows of the result."""
         parts, before = [], 0
         for name in names:

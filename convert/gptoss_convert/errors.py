@@ -1,18 +1,18 @@
 """The converter's branch of the error tree, whose root and exit codes are in gptoss_runtime.errors.
 
 GptOssError
-└── ConversionError          exit 3    a conversion that cannot go on; nothing half-written is left behind
-    ├── CheckpointError      exit 3    the input: missing or truncated shard, wrong shape or dtype, unsafe index
-    │   └── UnsupportedModel exit 3    a config.json of another architecture, or of dimensions no kernel takes
-    ├── WorkflowError        exit 3    the Olive config or the Olive run
-    ├── MemoryLimit          exit 3    what --max-memory allows is too little
-    ├── RangeError           exit 3    a layer's activations leave the float type of the target
-    ├── ReferenceFileError   exit 3    saved reference logits: damaged, of another version, or without what is asked for
-    ├── ParityError          exit 9    an artifact does not compute what its reference does
-    │   ├── NotFinite        exit 9    a logit of it is infinite or not a number
-    │   └── TooFar           exit 9    its mean divergence is above --max-kl
-    └── OutputError          exit 5    the output folder: not writable, disk full
-        └── OutputExists     exit 5    something is already there and overwriting was not asked for
+└── ConversionError            exit 3    a conversion that cannot go on; nothing half-written is left behind
+    ├── CheckpointError        exit 3    the input: missing or truncated shard, wrong shape or dtype, unsafe index
+    │   └── UnsupportedModel   exit 3    a config.json of another architecture, or with dimensions no kernel accepts
+    ├── WorkflowError          exit 3    the Olive config or the Olive run
+    ├── MemoryLimitTooLow      exit 3    the conversion needs more memory than --max-memory allows
+    ├── RangeError             exit 3    a layer's activations leave the range of the target's float type
+    ├── ReferenceFileError     exit 3    saved reference logits: damaged, of another version, or incomplete
+    ├── ParityError            exit 9    an artifact does not compute what its reference does
+    │   ├── NonFiniteLogits    exit 9    one of its logits is infinite or NaN
+    │   └── DivergenceTooLarge exit 9    its mean divergence is above --max-kl
+    └── OutputError            exit 5    the output folder: not writable, disk full, changed by another program
+        └── OutputExists       exit 5    the output path is in use and --overwrite was not given
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class CheckpointError(ConversionError):
 
 
 class UnsupportedModel(CheckpointError):
-    """Another architecture, or dimensions that no kernel takes."""
+    """Another architecture, or dimensions that no kernel accepts."""
 
 
 class WorkflowError(ConversionError):
     """The Olive configuration is wrong, or Olive failed."""
 
 
-class MemoryLimit(ConversionError):
-    """What the caller allows is too little."""
+class MemoryLimitTooLow(ConversionError):
+    """The conversion needs more memory than the caller allows."""
 
 
 class RangeError(ConversionError):
-    """A layer's activations leave the range of the target's float type, or are not numbers; names the layer."""
+    """A layer's activations leave the range of the target's float type, or are NaN; names the layer."""
 
 
 class ReferenceFileError(ConversionError):
@@ -58,18 +58,18 @@ class ParityError(ConversionError):
     exit_code = 9
 
     def figures(self) -> dict[str, Any]:
-        """For JSON: the error's name, its message and what else it knows."""
+        """The error as JSON values: class name, message, remedy and, in subclasses, details."""
         return {"type": type(self).__name__, "message": self.message, "remedy": self.remedy}
 
 
-class NotFinite(ParityError):
-    """A logit of an artifact is infinite or not a number.
+class NonFiniteLogits(ParityError):
+    """One of an artifact's logits is infinite or NaN.
 
     Args:
         path: "prefill" or "steps".
         sequence: index of the sequence.
-        position: index of the token after which it is.
-        layer: after how many layers hidden states are not finite either; None: they are, or nobody looked.
+        position: index of the token whose logits they are.
+        layer: number of layers after which hidden states are not finite either; None: not measured, or finite.
     """
 
     def __init__(self, *, path: str, sequence: int, position: int, layer: int | None = None) -> None:
@@ -81,16 +81,16 @@ class NotFinite(ParityError):
         self.where = {"path": path, "sequence": sequence, "position": position, "layers": layer}
 
     def figures(self) -> dict[str, Any]:
-        """As every ParityError's, with where it is."""
+        """The error as JSON values, with its position."""
         return super().figures() | self.where
 
 
-class TooFar(ParityError):
+class DivergenceTooLarge(ParityError):
     """The mean divergence from the reference is above what was allowed.
 
     Args:
-        mean_kl: it is.
-        allowed: it may be; nats.
+        mean_kl: measured, in nats.
+        allowed: upper limit, in nats.
     """
 
     def __init__(self, mean_kl: float, allowed: float) -> None:
@@ -110,4 +110,4 @@ class OutputError(ConversionError):
 
 
 class OutputExists(OutputError):
-    """Something is already at the output path."""
+    """The output path is already in use."""

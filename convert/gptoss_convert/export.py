@@ -13,10 +13,10 @@ from gptoss_convert.errors import OutputError
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import decoder
 from gptoss_convert.graph.head import Logits
-from gptoss_convert.output import link
+from gptoss_convert.output import link_or_copy
 from gptoss_convert.schemes import Quantisation
 from gptoss_convert.targets import Target
-from gptoss_convert.weights import Extent, layout
+from gptoss_convert.weights import Extent, plan_layout
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -63,7 +63,7 @@ def export(
     written = writing.write(g.recipes, kept or folder, WEIGHTS_FILE, settings)
     if kept is not None:
         for name in written.files:
-            link(kept / name, folder / name)
+            link_or_copy(kept / name, folder / name)
     return Export(_save(g, target, written, folder / MODEL_FILE), written)
 
 
@@ -71,12 +71,12 @@ def extents(
     checkpoint: Checkpoint, target: Target, quantisation: Quantisation, file_limit: int | None = None
 ) -> dict[str, Extent]:
     """Where :func:`export` puts every initializer; no weight is read."""
-    return layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE, file_limit)[0]
+    return plan_layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE, file_limit)[0]
 
 
 def weights_size(checkpoint: Checkpoint, target: Target, quantisation: Quantisation) -> int:
     """Bytes that the external data would have, of headers and dimensions alone: no weight is read."""
-    return sum(layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE)[1].values())
+    return sum(plan_layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE)[1].values())
 
 
 def _built(checkpoint: Checkpoint, target: Target, quantisation: Quantisation, logits: Logits) -> GraphBuilder:

@@ -147,7 +147,7 @@ def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) 
 
     Raises:
         RangeError: a layer's values are not finite, or leave no room to float16's limit.
-        MemoryLimit: weights that the CPU needs take more memory than was allowed.
+        MemoryLimitTooLow: weights that the CPU needs take more memory than was allowed.
         ConversionError: a part doesn't load or run, or the graph for the device computes something else.
     """
     config, report = parts.checkpoint.config, progress or (lambda done, total: None)

@@ -14,7 +14,7 @@ TILE = 64  # weights of a row that lie together in the integer layout: K is a mu
 _PAIRS = 256  # of rows that are transposed at a time: what is read and what is written both stay in a core's cache
 
 
-def by_columns(codes: Codes) -> Codes:
+def transpose_nibbles(codes: Codes) -> Codes:
     """MXFP4 as ``quant_type="fp4"`` takes it: column after column, the even row of a pair in the low nibble.
 
     Args:
@@ -32,7 +32,7 @@ def by_columns(codes: Codes) -> Codes:
     return laid.reshape(2 * pairs, rows // 2)
 
 
-def interleaved(codes: Codes, bits: int) -> Codes:
+def interleave(codes: Codes, bits: int) -> Codes:
     """Integers as CUTLASS's mixed GEMM takes them, on every card: the layout made for compute capability 8.0.
 
     Within a row, weights are ordered as the tensor cores' registers want them: in 32 weights of 4 bits, word ``w`` is

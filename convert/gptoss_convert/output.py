@@ -48,7 +48,7 @@ def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
 
 
 @contextmanager
-def parents(out: Path) -> Iterator[None]:
+def make_parents(out: Path) -> Iterator[None]:
     """Makes the folders above an output; those that were not there are gone again if nothing is put into them.
 
     Raises:
@@ -69,9 +69,9 @@ def parents(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def aside(out: Path) -> Iterator[Path]:
+def temporary_sibling(out: Path) -> Iterator[Path]:
     """A folder beside the output, on the same disk, that is gone afterwards whatever happens."""
-    with parents(out):
+    with make_parents(out):
         try:
             folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         except OSError as error:
@@ -101,7 +101,7 @@ def publish(made: Path, out: Path) -> None:
         ) from error
 
 
-def link(source: Path, copy: Path) -> None:
+def link_or_copy(source: Path, copy: Path) -> None:
     """The same file under a second name, or a copy where the file system has no hard links.
 
     Raises:

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 WORKERS = min(8, os.cpu_count() or 1)
 
 
-def ordered(
+def map_ordered(
     make: Callable[[Item], Result], items: Iterable[Item], *, workers: int = WORKERS, ahead: int | None = None
 ) -> Iterator[Result]:
     """Yields ``make(item)`` of each item, in the items' order.

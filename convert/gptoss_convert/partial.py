@@ -20,7 +20,7 @@ from gptoss_convert.errors import ConversionError, OutputError
 _LOCK, _WEIGHTS, _JOURNAL = "lock", "weights", "journal.jsonl"
 
 
-class Partial:
+class PartialFolder:
     """A locked folder: ``weights`` outlives a run that is cut short, ``scratch`` does not."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,13 +34,13 @@ class Partial:
         return self.weights / _JOURNAL
 
 
-def place(out: Path) -> Path:
+def locate_partial(out: Path) -> Path:
     """Where ``out`` grows."""
     return out.parent / f".{out.name}.partial"
 
 
 @contextmanager
-def growing(out: Path, *, resume: bool) -> Iterator[Partial]:
+def open_partial(out: Path, *, resume: bool) -> Iterator[PartialFolder]:
     """The partial folder of an output, for as long as it is needed; empty unless something is resumed.
 
     Args:
@@ -50,8 +50,8 @@ def growing(out: Path, *, resume: bool) -> Iterator[Partial]:
     Raises:
         OutputError: the folder cannot be made, or another conversion is at work in it.
     """
-    partial = Partial(place(out))
-    with output.parents(out), _locked(partial.folder, out) as lock:
+    partial = PartialFolder(locate_partial(out))
+    with output.make_parents(out), _locked(partial.folder, out) as lock:
         keep = False
         try:
             _prepare(partial, resume=resume)
@@ -89,7 +89,7 @@ def _locked(folder: Path, out: Path) -> Iterator[FileLock]:
         lock.release()
 
 
-def _prepare(partial: Partial, *, resume: bool) -> None:
+def _prepare(partial: PartialFolder, *, resume: bool) -> None:
     try:
         shutil.rmtree(partial.scratch, ignore_errors=True)
         if not resume:

@@ -20,11 +20,11 @@ from olive.passes.pass_config import PassConfigParam
 
 from gptoss_convert import artifact, smoke, targets
 from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.data_files import Written
 from gptoss_convert.errors import CheckpointError, OutputError, WorkflowError
 from gptoss_convert.export import MODEL_FILE, export, extents
-from gptoss_convert.external_data import Written
 from gptoss_convert.first_run import FirstRun, Parts, first_run
-from gptoss_convert.output import link
+from gptoss_convert.output import link_or_copy
 from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import Quantisation, resolve
 from gptoss_convert.targets import Target
@@ -130,7 +130,7 @@ class GptOssArtifact(Pass):
                 )
             before, folder = Path(model.model_path).parent, _new_folder(output_model_path)
             for name in (MODEL_FILE, *exported["weights"]):
-                link(before / name, folder / name)
+                link_or_copy(before / name, folder / name)
             checkpoint, target = Checkpoint.open(exported["checkpoint"]), targets.load(exported["target"])
             name = config.name or f"{artifact.source_name(checkpoint.path)[0].split('/')[-1]}-{target.name}"
             groups = {group: TensorGroup.model_validate(report) for group, report in exported["groups"].items()}

@@ -14,8 +14,8 @@ import threading
 from pathlib import Path
 
 from gptoss_convert.checkpoint import Checkpoint
+from gptoss_convert.data_files import Stamp, stamp
 from gptoss_convert.errors import CheckpointError
-from gptoss_convert.external_data import Stamp, stamp
 from gptoss_runtime.manifest import FileEntry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -23,19 +23,19 @@ _CHUNK = 4 << 20
 _AGAIN = "Download that file again; then convert without --resume."
 
 
-def files_used(checkpoint: Checkpoint) -> list[Path]:
+def list_source_files(checkpoint: Checkpoint) -> list[Path]:
     """config.json and the shards."""
     return [checkpoint.path / "config.json", *checkpoint.files]
 
 
-def stamps(checkpoint: Checkpoint) -> dict[str, Stamp]:
+def read_stamps(checkpoint: Checkpoint) -> dict[str, Stamp]:
     """Size and time of every file used, by name.
 
     Raises:
         CheckpointError: one has gone.
     """
     result = {}
-    for file in files_used(checkpoint):
+    for file in list_source_files(checkpoint):
         try:
             result[file.name] = stamp(file)
         except OSError as error:
@@ -43,7 +43,7 @@ def stamps(checkpoint: Checkpoint) -> dict[str, Stamp]:
     return result
 
 
-def expected(file: Path) -> str | None:
+def find_expected_sha256(file: Path) -> str | None:
     """The sha256 that a file should have, where a download or its publisher left it beside; None if they did not."""
     target = file.resolve()
     if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
@@ -73,7 +73,7 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
-class Digests:
+class SourceDigests:
     """sha256 of all files used, made in a thread of its own.
 
     Args:
@@ -86,7 +86,7 @@ class Digests:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.path
         self._checkpoint = checkpoint
-        self._stamps = stamps(checkpoint)
+        self._stamps = read_stamps(checkpoint)
         self._entries: dict[str, FileEntry] = {}
         self._error: CheckpointError | None = None
         self._stopped = threading.Event()
@@ -110,7 +110,7 @@ class Digests:
         """
         self._thread.join()
         self.raise_if_failed()
-        now = stamps(self._checkpoint)
+        now = read_stamps(self._checkpoint)
         changed = [name for name, stamp in self._stamps.items() if now[name] != stamp]
         if changed:
             raise CheckpointError(
@@ -126,11 +126,11 @@ class Digests:
 
     def _run(self) -> None:
         try:
-            for file in files_used(self._checkpoint):
+            for file in list_source_files(self._checkpoint):
                 digest = self._hash(file)
                 if digest is None:
                     return
-                wanted = expected(file)
+                wanted = find_expected_sha256(file)
                 if wanted is not None and digest != wanted:
                     raise CheckpointError(f"{file}: damaged: its sha256 is {digest}, not {wanted}", remedy=_AGAIN)
                 self._entries[file.name] = FileEntry(size=self._stamps[file.name][0], sha256=digest)

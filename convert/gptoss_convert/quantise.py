@@ -20,7 +20,7 @@ _PIECE = 1 << 17  # weights at a time: temporaries that stay in a core's cache
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantisedMatrix:
     """One quantised matrix.
 
     Attributes:
@@ -38,7 +38,7 @@ class Quantised:
     max_error: float
 
 
-def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Quantised:
+def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> QuantisedMatrix:
     """Quantises along the last axis, searching each block's scale for the least square error.
 
     Args:
@@ -56,7 +56,7 @@ def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Qu
     step = max(1, _PIECE // columns)
     pieces = [_quantise(rows[at : at + step], bits, block) for at in range(0, len(rows), step)]
     packed, scales = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("packed", "scales"))
-    return Quantised(
+    return QuantisedMatrix(
         packed.reshape(*weights.shape[:-1], columns * bits // 8),
         scales.reshape(*weights.shape[:-1], columns // block),
         sum(piece.squared_error for piece in pieces),
@@ -65,7 +65,7 @@ def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Qu
     )
 
 
-def _quantise(weights: NDArray[np.floating[Any]], bits: int, block: int) -> Quantised:
+def _quantise(weights: NDArray[np.floating[Any]], bits: int, block: int) -> QuantisedMatrix:
     """[N, K] in one piece."""
     grouped = np.asarray(weights, np.float32).reshape(len(weights), -1, block)
     scales = _search(grouped, bits) if bits == 4 else _peak(grouped) / np.float32(127)
@@ -73,7 +73,7 @@ def _quantise(weights: NDArray[np.floating[Any]], bits: int, block: int) -> Quan
     half = 1 << (bits - 1)
     unsigned = (codes + half).astype(np.uint8).reshape(weights.shape)
     packed = unsigned if bits == 8 else unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
-    return Quantised(
+    return QuantisedMatrix(
         packed.astype(np.uint8, copy=False),
         scales,
         float(np.square(error, dtype=np.float64).sum()),

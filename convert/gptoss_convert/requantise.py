@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert.mxfp4 import BLOCK, VALUES
-from gptoss_convert.quantise import Quantised
+from gptoss_convert.quantise import QuantisedMatrix
 
 # Candidate steps, in units of a block's scale: at 0.5 everything up to 3.5 is exact, so nothing smaller is worth
 # having, and at 1.0 every whole number is.
@@ -49,7 +49,7 @@ def _lanes(first: int) -> NDArray[np.uint64]:
 _LOW, _HIGH = _lanes(0), _lanes(8)
 
 
-def requantise(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantised:
+def requantise(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> QuantisedMatrix:
     """The int4 codes of MXFP4 blocks, each block's scale the best of all candidates.
 
     Args:
@@ -75,7 +75,7 @@ def requantise(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantise
         squared_error += float(np.einsum("bc,bc->b", counts, _EXACT_SQUARES[best]) @ square)
         squared_norm += float((counts @ _NORMS) @ square)
         max_error = _larger(max_error, counts, best, exponent)
-    return Quantised(
+    return QuantisedMatrix(
         packed.reshape(*blocks.shape[:-2], -1), steps.reshape(scales.shape), squared_error, squared_norm, max_error
     )
 
@@ -89,7 +89,7 @@ def _larger(
     return max(max_error, float(np.ldexp(worst.astype(np.float64), exponent[possible]).max(initial=0.0)))
 
 
-def widen(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantised:
+def widen(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> QuantisedMatrix:
     """The int8 codes of MXFP4 blocks: exact, since twice an E2M1 value is a whole number of at most 12.
 
     Args:
@@ -103,7 +103,7 @@ def widen(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> Quantised:
     packed = np.take(_WIDE, blocks).view(np.uint8).reshape(*blocks.shape[:-2], -1)
     norms = (histogram(blocks.reshape(-1, BLOCK // 2)) @ _NORMS).astype(np.float64)
     squares = np.ldexp(np.float64(1), 2 * (scales.reshape(-1).astype(np.int32) - 127))
-    return Quantised(packed, steps, 0.0, float(norms @ squares), 0.0)
+    return QuantisedMatrix(packed, steps, 0.0, float(norms @ squares), 0.0)
 
 
 class _Room:

@@ -7,7 +7,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def shipped(in_checkout: str, in_package: str) -> Path:
+def locate_resource(in_checkout: str, in_package: str) -> Path:
     """A folder of a checkout, given from its root, else its copy inside the package."""
     checkout = _PACKAGE.parents[1] / in_checkout
     return checkout if checkout.is_dir() else _PACKAGE / in_package

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from gptoss_convert.partial import Partial
-from gptoss_convert.provenance import Digests
+from gptoss_convert.partial import PartialFolder
+from gptoss_convert.provenance import SourceDigests
 from gptoss_convert.writing import Progress, Settings
 from gptoss_runtime.errors import GptOssError
 
@@ -28,9 +28,9 @@ class Run:
     progress: Progress | None = None
     check_progress: Progress | None = None
     memory: int | None = None
-    partial: Partial | None = None
+    partial: PartialFolder | None = None
     request: str = ""
-    digests: Digests | None = None
+    digests: SourceDigests | None = None
     error: GptOssError | None = None
 
     def settings(self, file_limit: int | None) -> Settings:

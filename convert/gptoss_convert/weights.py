@@ -17,9 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from gptoss_convert.errors import WorkflowError
-from gptoss_convert.parallel import ordered
-from gptoss_convert.quantise import Quantised
-from gptoss_convert.unit_rows import scale_rows
+from gptoss_convert.parallel import map_ordered
+from gptoss_convert.quantise import QuantisedMatrix
+from gptoss_convert.row_scaling import scale_rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
@@ -45,7 +45,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Made:
+class RecipeResult:
     """What running a recipe gave.
 
     Attributes:
@@ -61,7 +61,7 @@ class Made:
     max_error: float = 0.0
 
 
-def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> Made:
+def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> RecipeResult:
     """A float tensor in another float type, with the error of rounding if there was any.
 
     Args:
@@ -70,7 +70,7 @@ def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> Made:
     """
     result = stored.astype(dtype, copy=False)
     if result.dtype in (stored.dtype, np.float32):
-        return Made([result])
+        return RecipeResult([result])
     squared_error = squared_norm = max_error = 0.0
     for at in range(0, len(stored), _CAST_ROWS):
         exact = stored[at : at + _CAST_ROWS].astype(np.float64)
@@ -78,15 +78,15 @@ def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> Made:
         squared_error += float(np.square(error).sum())
         squared_norm += float(np.square(exact).sum())
         max_error = max(max_error, float(np.abs(error).max(initial=0.0)))
-    return Made([result], squared_error, squared_norm, max_error)
+    return RecipeResult([result], squared_error, squared_norm, max_error)
 
 
-def cast_rows(stored: Array, exponents: NDArray[np.int32], dtype: np.dtype[Any] | type[np.generic]) -> Made:
+def cast_rows(stored: Array, exponents: NDArray[np.int32], dtype: np.dtype[Any] | type[np.generic]) -> RecipeResult:
     """A matrix whose rows are brought to a common size before they are cast, with the error of rounding.
 
     Args:
         stored: float [N, K], as the checkpoint has it.
-        exponents: row n is stored times 2^-exponents[n]; see unit_rows.py.
+        exponents: row n is stored times 2^-exponents[n]; see row_scaling.py.
         dtype: of the result.
     """
     result, parts = np.empty(stored.shape, dtype), []
@@ -98,15 +98,15 @@ def cast_rows(stored: Array, exponents: NDArray[np.int32], dtype: np.dtype[Any] 
         exact = stored[rows].astype(np.float64)
         parts.append((np.square(error).sum(), np.square(exact).sum(), np.abs(error).max(initial=0.0)))
     squared_errors, squared_norms, errors = zip(*parts, strict=True)
-    return Made([result], float(sum(squared_errors)), float(sum(squared_norms)), float(max(errors)))
+    return RecipeResult([result], float(sum(squared_errors)), float(sum(squared_norms)), float(max(errors)))
 
 
-def assembled(
+def quantise_parts(
     outputs: Sequence[TensorSpec],
     items: Sequence[Item],
-    make: Callable[[Item], Quantised],
+    make: Callable[[Item], QuantisedMatrix],
     place: Callable[[Array, Item, Array], None],
-) -> Made:
+) -> RecipeResult:
     """Codes and scales of a matrix that is quantised part by part, several parts at a time.
 
     Args:
@@ -118,12 +118,12 @@ def assembled(
     """
     codes, scales = (np.empty(spec.shape, spec.dtype.numpy()) for spec in outputs)
     squared_error = squared_norm = max_error = 0.0
-    for item, part in zip(items, ordered(make, items), strict=True):
+    for item, part in zip(items, map_ordered(make, items), strict=True):
         place(codes, item, part.packed.reshape(*part.scales.shape, -1))
         place(scales, item, part.scales.astype(scales.dtype, copy=False))
         squared_error, squared_norm = squared_error + part.squared_error, squared_norm + part.squared_norm
         max_error = max(max_error, part.max_error)
-    return Made([codes, scales], squared_error, squared_norm, max_error)
+    return RecipeResult([codes, scales], squared_error, squared_norm, max_error)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Recipe:
     """
 
     outputs: tuple[TensorSpec, ...]
-    make: Callable[[], Made]
+    make: Callable[[], RecipeResult]
     group: str
     scheme: str
     read: int = 0
@@ -162,7 +162,7 @@ class GroupReport:
     max_error: float = 0.0
     rounded: bool = False
 
-    def add(self, recipe: Recipe, made: Made) -> None:
+    def add(self, recipe: Recipe, made: RecipeResult) -> None:
         """Counts one recipe's result in."""
         self.tensors += len(recipe.outputs)
         self.nbytes += sum(output.nbytes for output in recipe.outputs)
@@ -188,7 +188,9 @@ class Extent(NamedTuple):
     length: int
 
 
-def layout(recipes: Sequence[Recipe], name: str, limit: int | None = None) -> tuple[dict[str, Extent], dict[str, int]]:
+def plan_layout(
+    recipes: Sequence[Recipe], name: str, limit: int | None = None
+) -> tuple[dict[str, Extent], dict[str, int]]:
     """Where every initializer goes, and the size of every external data file in bytes.
 
     Args:

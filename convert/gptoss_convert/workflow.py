@@ -21,9 +21,9 @@ import psutil  # type: ignore[import-untyped]
 from gptoss_convert import output, partial, provenance, targets
 from gptoss_convert.artifact import require_tokenizer, versions
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.errors import MemoryLimit, WorkflowError
-from gptoss_convert.provenance import Digests
-from gptoss_convert.resources import shipped
+from gptoss_convert.errors import MemoryLimitTooLow, WorkflowError
+from gptoss_convert.provenance import SourceDigests
+from gptoss_convert.resources import locate_resource
 from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import resolve
 from gptoss_convert.writing import Progress
@@ -65,7 +65,7 @@ class Options:
 
 def config_dir() -> Path:
     """olive_configs/ of a checkout, else the copy inside the package."""
-    return shipped("olive_configs", "olive_configs")
+    return locate_resource("olive_configs", "olive_configs")
 
 
 def convert(
@@ -104,9 +104,9 @@ def convert(
     require_tokenizer(opened.path)
     output.require_free(out, overwrite=options.overwrite, marker="manifest.json")
     workflow["input_model"] = {"type": "HfModel", "model_path": str(opened.path.resolve())}
-    with partial.growing(out, resume=options.resume) as place:
+    with partial.open_partial(out, resume=options.resume) as place:
         workflow["cache_dir"], workflow["output_dir"] = str(place.scratch / "cache"), str(place.scratch / "out")
-        digests = Digests(opened)
+        digests = SourceDigests(opened)
         run = Run(progress, check_progress, _left(options.max_memory), place, _request(opened, workflow), digests)
         try:
             made = _run(workflow, run)
@@ -123,7 +123,7 @@ def _left(max_memory: int | None) -> int | None:
         return None
     taken = int(psutil.Process().memory_info().rss) + _OLIVE
     if max_memory <= taken:
-        raise MemoryLimit(
+        raise MemoryLimitTooLow(
             f"{max_memory / 1e9:.1f} GB are allowed, and {taken / 1e9:.1f} GB are taken before the first weight",
             remedy="Allow 2 GB at least (--max-memory 2GB).",
         )
@@ -133,7 +133,7 @@ def _left(max_memory: int | None) -> int | None:
 def _request(checkpoint: Checkpoint, workflow: Mapping[str, Any]) -> str:
     """Digest of all that the weights depend on: a conversion is resumed only by the same one."""
     asked = {
-        "files": provenance.stamps(checkpoint),
+        "files": provenance.read_stamps(checkpoint),
         "config": (checkpoint.path / "config.json").read_text("utf-8"),
         "export": _pass(workflow, "GptOssExport"),
         "tools": versions(),

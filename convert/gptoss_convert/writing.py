@@ -23,9 +23,9 @@ import ml_dtypes
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from gptoss_convert.errors import CheckpointError, MemoryLimit, OutputError
-from gptoss_convert.external_data import Files, Known, Mark, Marks, ReadBack, Written
-from gptoss_convert.weights import Array, Extent, GroupReport, Made, Recipe, TensorSpec, layout
+from gptoss_convert.data_files import Files, Known, Mark, Marks, ReadBack, Written
+from gptoss_convert.errors import CheckpointError, MemoryLimitTooLow, OutputError
+from gptoss_convert.weights import Array, Extent, GroupReport, Recipe, RecipeResult, TensorSpec, plan_layout
 
 Progress = Callable[[int, int], None]
 _FINITE = 1 << 22  # values looked at at a time
@@ -79,10 +79,10 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
     Raises:
         OutputError: the files cannot be written (no space, no permission), or give back other bytes.
         CheckpointError: weights that were to be rounded are infinite or not numbers.
-        MemoryLimit: one recipe alone takes more than was allowed.
+        MemoryLimitTooLow: one recipe alone takes more than was allowed.
     """
     settings = settings or Settings()
-    extents, sizes = layout(recipes, name, settings.file_limit)
+    extents, sizes = plan_layout(recipes, name, settings.file_limit)
     total = sum(sizes.values())
     _check_memory(recipes, settings.memory)
     groups: dict[str, GroupReport] = {}
@@ -112,12 +112,12 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
     return WrittenWeights(written, total, extents, groups)
 
 
-def _put(files: Files, recipe: Recipe, made: Made, extents: Mapping[str, Extent]) -> Iterator[int]:
+def _put(files: Files, recipe: Recipe, made: RecipeResult, extents: Mapping[str, Extent]) -> Iterator[int]:
     for output, array in zip(recipe.outputs, made.arrays, strict=True):
         yield from files.put(extents[output.name], _bytes_of(output, array))
 
 
-def made_ahead(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe, Made]]:
+def made_ahead(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe, RecipeResult]]:
     """Each recipe and what it makes; the next one is being made meanwhile, if both have room in ``memory``."""
     with ThreadPoolExecutor(1, thread_name_prefix="recipe") as pool:
         future = None
@@ -129,7 +129,7 @@ def made_ahead(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe,
             del made  # before the next one is waited for
 
 
-def _make(recipe: Recipe) -> Made:
+def _make(recipe: Recipe) -> RecipeResult:
     with np.errstate(over="ignore", invalid="ignore"):  # refused in our own words
         return recipe.make()
 
@@ -176,7 +176,7 @@ class Journal:
             self._stream.write(b"" if whole else self._head.encode())
             yield
 
-    def add(self, marks: Marks, made: Made) -> None:
+    def add(self, marks: Marks, made: RecipeResult) -> None:
         """Notes that a recipe's bytes are in the files."""
         if self._stream:
             error = [made.squared_error, made.squared_norm, made.max_error]
@@ -190,7 +190,7 @@ def _restore(recipes: Sequence[Recipe], journal: Journal, known: Known, groups: 
         marks = {name: Mark(int(end), str(sha256)) for name, (end, sha256) in entry["files"].items()}
         if not known.advance(marks):
             break
-        _report_of(recipe, groups).add(recipe, Made([], *entry["error"]))
+        _report_of(recipe, groups).add(recipe, RecipeResult([], *entry["error"]))
         done += 1
     known.cut()
     return done
@@ -203,7 +203,7 @@ def _report_of(recipe: Recipe, groups: dict[str, GroupReport]) -> GroupReport:
 def _check_memory(recipes: Sequence[Recipe], memory: int | None) -> None:
     largest = max(recipes, key=lambda recipe: recipe.working_set, default=None)
     if memory is not None and largest is not None and largest.working_set > memory:
-        raise MemoryLimit(
+        raise MemoryLimitTooLow(
             f"making {largest.outputs[0].name} takes {largest.working_set / 1e9:.1f} GB, and {memory / 1e9:.1f} GB "
             "of what is allowed are left for weights",
             remedy="Allow more with --max-memory, or choose a preset that stores that tensor in fewer bits.",
@@ -219,7 +219,7 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _require_finite(recipe: Recipe, made: Made) -> None:
+def _require_finite(recipe: Recipe, made: RecipeResult) -> None:
     rounded = made.squared_error is not None and not math.isfinite(made.squared_error + made.squared_norm)
     for output, array in zip(recipe.outputs, made.arrays, strict=True):
         if rounded or not _all_finite(array):

@@ -55,9 +55,9 @@ def test_tensors_are_read_as_stored(tiny: Path) -> None:
     assert (checkpoint.array("model.layers.1.mlp.experts.down_proj_blocks", 1, 3) == blocks[1:3]).all()
     names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
     whole = np.concatenate([checkpoint.array(name) for name in names])
-    assert (checkpoint.stacked(names) == whole).all()
+    assert (checkpoint.concatenate(names) == whole).all()
     for start, end in ((0, 1), (len(whole) - 1, len(whole)), (3, len(whole) - 3)):
-        assert (checkpoint.stacked(names, start, end) == whole[start:end]).all()
+        assert (checkpoint.concatenate(names, start, end) == whole[start:end]).all()
 
 
 def test_shards_are_one_checkpoint(sharded: Path, tiny: Path) -> None:

@@ -18,7 +18,7 @@ from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.check_prompt import check_positions, check_prompt
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
-from gptoss_convert.errors import CheckpointError, ConversionError, MemoryLimit, RangeError
+from gptoss_convert.errors import CheckpointError, ConversionError, MemoryLimitTooLow, RangeError
 from gptoss_convert.export import export
 from gptoss_convert.first_run import FirstRun, Parts, first_run
 from gptoss_convert.graph import moe_composed
@@ -200,7 +200,7 @@ def test_weights_that_only_the_cpu_needs_keep_within_the_memory_allowed(plain: P
     quantisation = resolve(target.presets, "balanced")
     written = export(opened, target, quantisation, tmp_path / "graph")
     parts = Parts(opened, target, quantisation, tmp_path / "graph", written.weights.extents, memory=1000)
-    with pytest.raises(MemoryLimit):
+    with pytest.raises(MemoryLimitTooLow):
         first_run(parts)
     first_run(replace(parts, memory=None))
     assert [path.name for path in tmp_path.iterdir()] == ["graph"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnxruntime_genai.models.loaders.gptoss import GptOssMXFP4Loader
 from onnxruntime_genai.models.quantization.cuda_quantizer import CudaQuantizer
 
-from gptoss_convert.layout_cuda import by_columns, interleaved
+from gptoss_convert.layout_cuda import interleave, transpose_nibbles
 from tests import cuda_layout as reference
 
 unhurried = settings(deadline=None)
@@ -24,7 +24,7 @@ def random_codes(rows: int, nbytes: int, seed: int) -> np.ndarray:
 @given(PAIRS, st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_mxfp4_comes_back_bit_for_bit(pairs: int, blocks: int, seed: int) -> None:
     codes = random_codes(2 * pairs, 16 * blocks, seed)
-    laid = by_columns(codes)
+    laid = transpose_nibbles(codes)
     assert laid.shape == (32 * blocks, pairs)
     np.testing.assert_array_equal(reference.as_on_the_cpu(laid, 2 * pairs, "mxfp4"), codes)
 
@@ -35,7 +35,7 @@ def test_mxfp4_comes_back_bit_for_bit(pairs: int, blocks: int, seed: int) -> Non
 def test_integers_come_back_bit_for_bit(bits: int, matrix: tuple[int, int, int]) -> None:
     tiles, across, seed = matrix
     codes = random_codes(4 * tiles, 64 * across * bits // 8, seed)
-    laid = interleaved(codes, bits)
+    laid = interleave(codes, bits)
     assert laid.shape == (64 * across, 4 * tiles * bits // 8)
     np.testing.assert_array_equal(reference.as_on_the_cpu(laid, 4 * tiles, f"int{bits}"), codes)
 
@@ -52,8 +52,8 @@ def test_the_bytes_are_those_of_genais_builder(rows: int, columns: int) -> None:
     """By its account its packers are compared with onnxruntime's on a card."""
     blocks = random_codes(rows, columns // 2, 0)
     theirs = GptOssMXFP4Loader.pack_blocks_for_qmoe(None, torch.from_numpy(blocks.reshape(1, rows, -1, 16)))
-    np.testing.assert_array_equal(by_columns(blocks), theirs[0].numpy())
+    np.testing.assert_array_equal(transpose_nibbles(blocks), theirs[0].numpy())
     for bits in (4, 8):
         codes = random_codes(rows, columns * bits // 8, bits)
         packed = CudaQuantizer.prepack_matmulnbits_weight(codes, rows, columns, bits)
-        np.testing.assert_array_equal(interleaved(codes, bits).reshape(-1), packed.reshape(-1))
+        np.testing.assert_array_equal(interleave(codes, bits).reshape(-1), packed.reshape(-1))

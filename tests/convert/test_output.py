@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_convert.errors import OutputError, OutputExists
-from gptoss_convert.output import aside, publish, require_free
+from gptoss_convert.output import publish, require_free, temporary_sibling
 
 
 def build(folder: Path, text: str) -> Path:
@@ -18,14 +18,14 @@ def build(folder: Path, text: str) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """An earlier output."""
-    with aside(tmp_path / "out") as folder:
+    with temporary_sibling(tmp_path / "out") as folder:
         publish(build(folder, "old"), tmp_path / "out")
     return tmp_path / "out"
 
 
 def test_a_finished_folder_appears(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    with aside(out) as folder:
+    with temporary_sibling(out) as folder:
         publish(build(folder, "one"), out)
     assert (out / "marker").read_text(encoding="utf-8") == "one"
     assert list(out.parent.iterdir()) == [out]
@@ -34,7 +34,7 @@ def test_a_finished_folder_appears(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_of_an_interrupted_one(tmp_path: Path, error: type[BaseException]) -> None:
     def interrupted() -> None:
-        with aside(tmp_path / "out") as folder:
+        with temporary_sibling(tmp_path / "out") as folder:
             build(folder, "half")
             raise error
 
@@ -48,7 +48,7 @@ def test_parents_that_were_made_go_with_it_and_others_stay(tmp_path: Path) -> No
     out = tmp_path / "mine" / "deep" / "deeper" / "out"
 
     def failed() -> None:
-        with aside(out):
+        with temporary_sibling(out):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path: Path, monkeypa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("gptoss_convert.output.tempfile.mkdtemp", refuse)
-    with pytest.raises(OutputError, match="Permission denied") as caught, aside(tmp_path / "deep" / "out"):
+    with pytest.raises(OutputError, match="Permission denied") as caught, temporary_sibling(tmp_path / "deep" / "out"):
         pass
     assert caught.value.remedy
     assert list(tmp_path.iterdir()) == []
@@ -81,7 +81,7 @@ def test_a_folder_that_may_not_be_seen(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_new_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for text in ("old", "new"):
-        with aside(out) as folder:
+        with temporary_sibling(out) as folder:
             publish(build(folder, text), out)
     assert (out / "marker").read_text(encoding="utf-8") == "new"
     assert list(tmp_path.iterdir()) == [out]
@@ -97,7 +97,7 @@ def test_the_old_one_survives_an_interrupted_publish(out: Path, monkeypatch: pyt
         return moved
 
     monkeypatch.setattr(Path, "rename", interrupt)
-    with pytest.raises(KeyboardInterrupt), aside(out) as folder:
+    with pytest.raises(KeyboardInterrupt), temporary_sibling(out) as folder:
         publish(build(folder, "new"), out)
     assert (out / "marker").read_text(encoding="utf-8") == "old"
     assert list(out.parent.iterdir()) == [out]
@@ -112,7 +112,7 @@ def test_the_old_one_survives_a_failed_publish(out: Path, monkeypatch: pytest.Mo
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OutputError, match="in use"), aside(out) as folder:
+    with pytest.raises(OutputError, match="in use"), temporary_sibling(out) as folder:
         publish(build(folder, "new"), out)
     assert (out / "marker").read_text(encoding="utf-8") == "old"
     assert list(out.parent.iterdir()) == [out]
@@ -120,7 +120,7 @@ def test_the_old_one_survives_a_failed_publish(out: Path, monkeypatch: pytest.Mo
 
 def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(OutputError) as caught, aside(tmp_path / "file" / "out"):
+    with pytest.raises(OutputError) as caught, temporary_sibling(tmp_path / "file" / "out"):
         pass
     assert caught.value.remedy
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import helper
 
-from gptoss_convert.quantise import Quantised, dequantise, quantise
+from gptoss_convert.quantise import QuantisedMatrix, dequantise, quantise
 
 WEIGHTS = hnp.arrays(np.float32, (3, 64), elements=st.floats(-100, 100, width=32))
 BITS = st.sampled_from((4, 8))
@@ -111,7 +111,7 @@ def test_what_cannot_be_quantised(bits: int, block: int, columns: int) -> None:
         quantise(np.zeros((1, columns), np.float32), bits=bits, block=block)
 
 
-def matmul_nbits(x: np.ndarray, made: Quantised, *, bits: int, block: int, accuracy_level: int) -> np.ndarray:
+def matmul_nbits(x: np.ndarray, made: QuantisedMatrix, *, bits: int, block: int, accuracy_level: int) -> np.ndarray:
     """x · Wᵀ by onnxruntime, in a model of this one node."""
     (rows, blocks), columns = made.scales.shape, x.shape[1]
     initializers: dict[str, Any] = {

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from gptoss_convert.errors import CheckpointError, WorkflowError
 from gptoss_convert.quantise import quantise
-from gptoss_convert.weights import Made, Recipe, TensorSpec, cast, layout
+from gptoss_convert.weights import Recipe, RecipeResult, TensorSpec, cast, plan_layout
 from gptoss_convert.writing import write
 
 unhurried = settings(deadline=None)
 
 
 def recipe(name: str, size: int, group: str = "g", error: float | None = None) -> Recipe:
-    def make() -> Made:
-        return Made([np.full(size, len(name), np.uint8)], error, 4.0)
+    def make() -> RecipeResult:
+        return RecipeResult([np.full(size, len(name), np.uint8)], error, 4.0)
 
     return Recipe((TensorSpec(name, ir.DataType.UINT8, (size,)),), make, group, "plain")
 
@@ -29,7 +29,7 @@ def recipe(name: str, size: int, group: str = "g", error: float | None = None) -
 def test_extents_are_aligned_and_apart(sizes: list[int]) -> None:
     recipes = [recipe(f"w{i}", size) for i, size in enumerate(sizes)]
     for limit in (None, 2 << 20):
-        extents, files = layout(recipes, "data", limit)
+        extents, files = plan_layout(recipes, "data", limit)
         ends = dict.fromkeys(files, 0)
         for file, start, length in extents.values():
             assert start >= ends[file]
@@ -42,7 +42,7 @@ def test_extents_are_aligned_and_apart(sizes: list[int]) -> None:
 
 def test_a_weight_that_no_file_may_hold() -> None:
     with pytest.raises(WorkflowError, match="w alone has 100 bytes"):
-        layout([recipe("w", 100)], "data", 99)
+        plan_layout([recipe("w", 100)], "data", 99)
 
 
 @pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf])
@@ -51,9 +51,9 @@ def test_weights_that_are_not_numbers_are_not_rounded(bits: int, damage: float, 
     weights = np.ones((2, 64), np.float32)
     weights[1, 40] = damage
 
-    def make() -> Made:
+    def make() -> RecipeResult:
         q = quantise(weights, bits=bits, block=32)
-        return Made([q.packed], q.squared_error, q.squared_norm, q.max_error)
+        return RecipeResult([q.packed], q.squared_error, q.squared_norm, q.max_error)
 
     damaged = Recipe((TensorSpec("w", ir.DataType.UINT8, (2, 8 * bits)),), make, "attention", "plain")
     with pytest.raises(CheckpointError, match="w: weights that are not finite") as caught:

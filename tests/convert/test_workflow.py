@@ -17,12 +17,12 @@ from gptoss_convert.checkpoint import Checkpoint, StoredTensor
 from gptoss_convert.errors import (
     CheckpointError,
     ConversionError,
-    MemoryLimit,
+    MemoryLimitTooLow,
     OutputError,
     OutputExists,
     WorkflowError,
 )
-from gptoss_convert.partial import place
+from gptoss_convert.partial import locate_partial
 from gptoss_convert.workflow import Options, config_dir, convert
 from gptoss_runtime.artifact import Artifact
 from gptoss_runtime.errors import GptOssError
@@ -41,11 +41,11 @@ def refused(error: type[GptOssError], checkpoint: Path, out: Path, words: str, *
         convert(checkpoint, out, **arguments)
     assert caught.value.remedy
     after = sorted(out.parent.iterdir()) if out.parent.is_dir() else []
-    assert [path for path in after if path != place(out)] == before
-    if place(out) in after:  # weights, for another try: nothing that could be taken for an artifact
+    assert [path for path in after if path != locate_partial(out)] == before
+    if locate_partial(out) in after:  # weights, for another try: nothing that could be taken for an artifact
         assert issubclass(error, OutputError)
         assert "--resume" in str(caught.value.remedy)
-        kept = {path.name for path in place(out).rglob("*")}
+        kept = {path.name for path in locate_partial(out).rglob("*")}
         assert kept <= {"weights", "journal.jsonl", "model.onnx.data", "lock"}
 
 
@@ -283,11 +283,11 @@ def test_an_interrupt_keeps_what_was_made(share: float, tiny: Path, tmp_path: Pa
 
     with pytest.raises(KeyboardInterrupt):
         convert(tiny, out, progress=interrupt)
-    assert list(tmp_path.iterdir()) == ([place(out)] if share else [])
+    assert list(tmp_path.iterdir()) == ([locate_partial(out)] if share else [])
     convert(tiny, out, options=Options(resume=True), progress=lambda done, total: seen.append(done))
     convert(tiny, tmp_path / "fresh")
     assert files(out) == files(tmp_path / "fresh")
-    assert not place(out).exists()
+    assert not locate_partial(out).exists()
     assert seen[0] >= share * 0.9 * seen[-1]  # what was there is not made again
 
 
@@ -377,7 +377,7 @@ def test_weights_in_several_files(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_too_little_memory(tiny: Path, tmp_path: Path) -> None:
-    refused(MemoryLimit, tiny, tmp_path / "out", "before the first weight", options=Options(max_memory=1 << 20))
+    refused(MemoryLimitTooLow, tiny, tmp_path / "out", "before the first weight", options=Options(max_memory=1 << 20))
 
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "model.onnx.data", "genai_config.json", "manifest.json"])

@@ -18,20 +18,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from gptoss_convert.errors import MemoryLimit, OutputError
-from gptoss_convert.external_data import Files
-from gptoss_convert.weights import Made, Recipe, TensorSpec
+from gptoss_convert.data_files import Files
+from gptoss_convert.errors import MemoryLimitTooLow, OutputError
+from gptoss_convert.weights import Recipe, RecipeResult, TensorSpec
 from gptoss_convert.writing import Settings, write
 
 KILLS = 60
 
 
 def recipe(name: str, size: int, group: str = "g", error: float | None = None, made: list[str] | None = None) -> Recipe:
-    def make() -> Made:
+    def make() -> RecipeResult:
         if made is not None:
             made.append(name)
         values = np.random.default_rng(list(name.encode())).integers(0, 256, size, np.uint8)
-        return Made([values], error, 4.0)
+        return RecipeResult([values], error, 4.0)
 
     return Recipe((TensorSpec(name, ir.DataType.UINT8, (size,)),), make, group, "plain", size)
 
@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_too_little_memory_is_said_before(tmp_path: Path) -> None:
-    with pytest.raises(MemoryLimit, match="making w4 takes"):
+    with pytest.raises(MemoryLimitTooLow, match="making w4 takes"):
         write(recipes(), tmp_path, "data", Settings(memory=1 << 20))
     assert not (tmp_path / "data").exists()
 
@@ -263,6 +263,6 @@ def test_killed_at_any_byte_it_is_resumed_to_the_same_bytes(tmp_path: Path) -> N
 
 def test_exact_bytes_of_every_type(tmp_path: Path) -> None:
     values = np.arange(8, dtype=np.float32).astype(ml_dtypes.bfloat16)
-    one = Recipe((TensorSpec("b", ir.DataType.BFLOAT16, (8,)),), lambda: Made([values]), "g", "bfloat16")
+    one = Recipe((TensorSpec("b", ir.DataType.BFLOAT16, (8,)),), lambda: RecipeResult([values]), "g", "bfloat16")
     write([one], tmp_path, "data")
     assert (tmp_path / "data").read_bytes() == values.tobytes()

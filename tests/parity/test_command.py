@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from gptoss_convert.errors import NotFinite
+from gptoss_convert.errors import NonFiniteLogits
 from gptoss_convert.parity import measure as parities
 from gptoss_convert.parity import streaming
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
@@ -125,7 +125,7 @@ def test_a_limit_on_the_divergence(gptoss: Gptoss, checkpoint: Path, artifact: P
     assert report["error"] is None
     limit = report["mean_kl"] / 10
     failed = reported(gptoss(*common, "--max-kl", limit, "--json"), code=9)
-    assert failed["error"]["type"] == "TooFar"
+    assert failed["error"]["type"] == "DivergenceTooLarge"
     assert figures(failed) == figures(report)
     in_words = gptoss(*common, "--max-kl", limit)
     assert in_words.exit_code == 9
@@ -151,7 +151,7 @@ def test_logits_that_are_not_finite_are_a_failure_in_valid_json(
     common = (artifact, "--reference", checkpoint, "--length", 40, "--record", "--report", tmp_path / "page.html")
     before = (artifact / "manifest.json").read_bytes()
     failed = reported(gptoss(*common, "--json"), code=9)
-    assert failed["error"]["type"] == "NotFinite"
+    assert failed["error"]["type"] == "NonFiniteLogits"
     assert failed["error"]["position"] == 22
     assert failed["error"]["path"] == "steps"
     in_words = gptoss(*common)
@@ -230,6 +230,6 @@ def test_a_reference_that_cannot_be_written(gptoss: Gptoss, checkpoint: Path, tm
 
 
 def test_errors_know_where(capsys: pytest.CaptureFixture[str]) -> None:
-    error = NotFinite(path="prefill", sequence=1, position=7, layer=34)
+    error = NonFiniteLogits(path="prefill", sequence=1, position=7, layer=34)
     assert "after token 7 of sequence 1, prefill; hidden states are not after 34 layers" in str(error)
     assert strict(json.dumps(error.figures()))["layers"] == 34

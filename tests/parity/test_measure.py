@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptoss_convert import targets
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.errors import CheckpointError, NotFinite
+from gptoss_convert.errors import CheckpointError, NonFiniteLogits
 from gptoss_convert.parity import measure as parities
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
 from gptoss_convert.parity.layers import LayerErrors, layer_errors
@@ -162,11 +162,11 @@ def test_logits_that_are_not_finite_are_named(
             rows[-1, :] = value
 
     made.change = break_step
-    with pytest.raises(NotFinite, match="after token 195 of sequence 0, step by step") as step:
+    with pytest.raises(NonFiniteLogits, match="after token 195 of sequence 0, step by step") as step:
         measure(lossless, reference, steps=9)
     assert step.value.where == {"path": "steps", "sequence": 0, "position": 195, "layers": None}
     made.change = break_prompt
-    with pytest.raises(NotFinite, match="after token 199 of sequence 0, prefill"):
+    with pytest.raises(NonFiniteLogits, match="after token 199 of sequence 0, prefill"):
         measure(lossless, reference)
 
 
@@ -226,10 +226,10 @@ def test_where_hidden_states_stop_being_finite(lossless: Path, reference: Checkp
             node.replace_input_with(index, product.outputs[0])
 
     artifact = named(lossless, tmp_path / "named", overflow)
-    with pytest.raises(NotFinite, match="hidden states are not after 1 layers") as failure:
+    with pytest.raises(NonFiniteLogits, match="hidden states are not after 1 layers") as failure:
         measure(artifact, reference, layers=True)
     assert failure.value.where["layers"] == 1
-    assert failure.value.figures()["type"] == "NotFinite"
+    assert failure.value.figures()["type"] == "NonFiniteLogits"
 
 
 def test_layers_that_cannot_be_had_say_why(

@@ -55,7 +55,7 @@ def parity(
     """Compare an artifact's logits with float32 ones of its checkpoint, in prefill and step by step."""
     from rich.console import Console
 
-    from gptoss_convert.errors import ParityError, TooFar
+    from gptoss_convert.errors import DivergenceTooLarge, ParityError
     from gptoss_convert.parity import measure as parities
     from gptoss_runtime.cli.render import print_json
 
@@ -82,7 +82,7 @@ def parity(
         parities.record(folder, measured.summary())
     if report is not None:
         _write(report, measured, folder)
-    failure = TooFar(measured.mean_kl, max_kl) if max_kl is not None and measured.mean_kl > max_kl else None
+    failure = DivergenceTooLarge(measured.mean_kl, max_kl) if max_kl is not None and measured.mean_kl > max_kl else None
     figures = {**measured.figures(), **saved, **cost.figures(), "error": failure and failure.figures()}
     _tell(console, _lines(measured, cost), figures, json_output)
     if failure:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.linear import Gains
-from gptoss_convert.unit_rows import Exponents, exponents_of, factors
+from gptoss_convert.row_scaling import Exponents, compute_exponents, compute_factors
 
 
 @functools.lru_cache(maxsize=2)  # a layer's weights and biases ask one after the other
@@ -38,7 +38,7 @@ def _exponent(checkpoint: Checkpoint, layer: int, name: str) -> int:
     weights = checkpoint.array(f"{module}.weight").astype(np.float64)
     bias = checkpoint.array(f"{module}.bias").astype(np.float64)
     lengths = np.linalg.norm(weights, axis=1) + np.abs(bias) / np.sqrt(hidden)
-    return int(exponents_of(lengths.max(keepdims=True))[0])
+    return int(compute_exponents(lengths.max(keepdims=True))[0])
 
 
 def qkv_exponents(g: GraphBuilder, layer: int) -> Exponents:
@@ -53,7 +53,7 @@ def qkv_gains(g: GraphBuilder, layer: int) -> Gains:
     """The same as factors, and attention's scale on queries: scores are no larger than they have to be."""
 
     def gains() -> NDArray[np.float32]:
-        result = factors(-qkv_exponents(g, layer))
+        result = compute_factors(-qkv_exponents(g, layer))
         result[: g.config.num_attention_heads * g.config.head_dim] *= np.float32(g.config.head_dim**-0.5)
         return result
 

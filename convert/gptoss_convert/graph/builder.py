@@ -17,7 +17,7 @@ import onnx_ir as ir
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.schemes import Quantisation
-from gptoss_convert.weights import Extent, Made, Recipe, TensorSpec, cast
+from gptoss_convert.weights import Extent, Recipe, RecipeResult, TensorSpec, cast
 
 MICROSOFT = "com.microsoft"
 _NUMPY: dict[ir.DataType, Any] = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
@@ -114,7 +114,7 @@ class GraphBuilder:
         group: str,
         scheme: str,
         outputs: Sequence[TensorSpec],
-        make: Callable[[], Made],
+        make: Callable[[], RecipeResult],
         reads: Sequence[str] = (),
     ) -> Sequence[ir.Value]:
         """Declares weights that one recipe makes later, and returns them as values.
@@ -151,8 +151,8 @@ class GraphBuilder:
         rows = sum(tensor.shape[0] for tensor in stored)
         spec = TensorSpec(name, dtype, (rows, *stored[0].shape[1:]))
 
-        def make() -> Made:
-            return cast(self.checkpoint.stacked(sources), _NUMPY[dtype])
+        def make() -> RecipeResult:
+            return cast(self.checkpoint.concatenate(sources), _NUMPY[dtype])
 
         return self.weights(group, dtype.name.lower(), [spec], make, sources)[0]
 
@@ -167,7 +167,7 @@ class GraphBuilder:
         Args:
             opset: ai.onnx opset; com.microsoft is 1.
             ir_version: ONNX IR version.
-            extents: where each weight lies, from :func:`gptoss_convert.weights.layout`.
+            extents: where each weight lies, from :func:`gptoss_convert.weights.plan_layout`.
         """
         for name, value in self._weights.items():
             external, offset, length = extents[name]

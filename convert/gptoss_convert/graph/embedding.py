@@ -1,6 +1,6 @@
 """Token ids to hidden states, float32, by a table in any scheme.
 
-Scales are float32 and float16 rows have a common size (gptoss_convert.unit_rows): a token's row may be of any size.
+Scales are float32 and float16 rows have a common size (gptoss_convert.row_scaling): a token's row may be of any size.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from gptoss_convert import unit_rows
+from gptoss_convert import row_scaling
 from gptoss_convert.errors import WorkflowError
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.linear import FLOAT_TYPES, integer_weights
 from gptoss_convert.graph.precision import FLOAT32, constant32, factors_spec
-from gptoss_convert.weights import Made, TensorSpec, cast, cast_rows
+from gptoss_convert.weights import RecipeResult, TensorSpec, cast, cast_rows
 
 _SOURCE = "model.embed_tokens.weight"
 
@@ -67,11 +67,11 @@ def _float16_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
     rows, columns = stored.shape
     specs = [TensorSpec(_SOURCE, ir.DataType.FLOAT16, (rows, columns)), factors_spec(_SOURCE, rows)]
 
-    def make() -> Made:
+    def make() -> RecipeResult:
         values = stored.array()
-        exponents = unit_rows.exponents_of_lengths(values)
+        exponents = row_scaling.compute_length_exponents(values)
         made = cast_rows(values, exponents, np.float16)
-        return replace(made, arrays=[*made.arrays, unit_rows.factors(exponents)])
+        return replace(made, arrays=[*made.arrays, row_scaling.compute_factors(exponents)])
 
     table, factors = g.weights("embedding", "float16", specs, make, [_SOURCE])
     taken = g.op("Cast", g.op("Gather", table, ids, axis=0), to=FLOAT32)

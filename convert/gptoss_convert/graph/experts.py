@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from gptoss_convert import mxfp4, unit_rows
+from gptoss_convert import mxfp4, row_scaling
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError
@@ -19,10 +19,10 @@ from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.graph.precision import factors_spec, keeps_rows, scale_product, to_graph_type
 from gptoss_convert.graph.router import router_logits
-from gptoss_convert.quantise import Quantised, quantise
+from gptoss_convert.quantise import QuantisedMatrix, quantise
 from gptoss_convert.requantise import requantise, widen
 from gptoss_convert.schemes import Scheme
-from gptoss_convert.weights import Made, TensorSpec, assembled
+from gptoss_convert.weights import RecipeResult, TensorSpec, quantise_parts
 
 Part = NDArray[Any]
 Layout = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # codes of one expert, [N, K·bits/8], in another order
@@ -78,7 +78,7 @@ def moe_node(
 
 
 @functools.lru_cache(maxsize=2)  # codes, biases and factors of a layer ask one after the other
-def down_exponents(checkpoint: Checkpoint, layer: int) -> unit_rows.Exponents:
+def down_exponents(checkpoint: Checkpoint, layer: int) -> row_scaling.Exponents:
     """Exponents of down_proj's rows, int32 [hidden], that keep every expert's product within float16.
 
     What is multiplied with down_proj is bounded, by swiglu's clamp: at most limit · (limit + 1). So is then a product,
@@ -95,20 +95,20 @@ def down_exponents(checkpoint: Checkpoint, layer: int) -> unit_rows.Exponents:
         largest = np.max(each, axis=0).astype(np.float64)
     bias = np.abs(checkpoint.array(f"{module}_bias").astype(np.float64)).max(axis=0)
     active = config.swiglu_limit * (config.swiglu_limit + 1)
-    return unit_rows.exponents_of((config.intermediate_size * active * largest + bias) / _PRODUCT)
+    return row_scaling.compute_exponents((config.intermediate_size * active * largest + bias) / _PRODUCT)
 
 
 def down_factors(g: GraphBuilder, layer: int) -> ir.Value:
     """Declares what down_proj's product is multiplied by in a float16 graph, float32 [hidden]."""
     spec = factors_spec(f"model.layers.{layer}.mlp.experts.down_proj", g.config.hidden_size)
 
-    def make() -> Made:
-        return Made([unit_rows.factors(down_exponents(g.checkpoint, layer))])
+    def make() -> RecipeResult:
+        return RecipeResult([row_scaling.compute_factors(down_exponents(g.checkpoint, layer))])
 
     return g.weights("experts", "float32", [spec], make)[0]
 
 
-def row_exponents(g: GraphBuilder, layer: int, name: str) -> unit_rows.Exponents | None:
+def row_exponents(g: GraphBuilder, layer: int, name: str) -> row_scaling.Exponents | None:
     """Exponents of a projection's rows; None where rows are stored as they are."""
     if keeps_rows(g) or name != "down_proj":
         return None
@@ -159,7 +159,7 @@ def _read(checkpoint: Checkpoint, name: str, expert: int | None) -> NDArray[Any]
     return checkpoint.array(name) if expert is None else checkpoint.array(name, expert, expert + 1)[0]
 
 
-def quantised_expert(checkpoint: Checkpoint, module: str, expert: int, scheme: Scheme) -> Quantised:
+def quantised_expert(checkpoint: Checkpoint, module: str, expert: int, scheme: Scheme) -> QuantisedMatrix:
     """One expert's projection in integer blocks; from MXFP4 without a detour where the blocks are the same.
 
     Args:
@@ -181,7 +181,7 @@ def quantised_experts(
     outputs: Sequence[TensorSpec],
     place: Callable[[Part, int, Part], None],
     layout: Layout | None = None,
-) -> Made:
+) -> RecipeResult:
     """All experts' codes and scales of one projection in integers, several experts at a time.
 
     Args:
@@ -189,19 +189,19 @@ def quantised_experts(
         layer: whose experts.
         name: "gate_up_proj" or "down_proj".
         outputs: codes and scales as they are to be stored.
-        place: puts an expert's where they belong; see :func:`gptoss_convert.weights.assembled`.
+        place: puts an expert's where they belong; see :func:`gptoss_convert.weights.quantise_parts`.
         layout: puts an expert's codes in another order; they stay as they are without one.
     """
 
     module, exponents = f"model.layers.{layer}.mlp.experts.{name}", row_exponents(g, layer, name)
 
-    def make(expert: int) -> Quantised:
+    def make(expert: int) -> QuantisedMatrix:
         made = quantised_expert(g.checkpoint, module, expert, g.quantisation.experts)
         if exponents is not None:
-            made = unit_rows.scale_quantised(made, exponents)
+            made = row_scaling.scale_quantised(made, exponents)
         return replace(made, packed=layout(made.packed)) if layout else made
 
-    return assembled(outputs, range(g.config.num_local_experts), make, place)
+    return quantise_parts(outputs, range(g.config.num_local_experts), make, place)
 
 
 def projection_tensors(checkpoint: Checkpoint, module: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from gptoss_convert.graph.experts import (
 )
 from gptoss_convert.graph.precision import FLOAT32, constant32, keeps_rows, to_float32, to_graph_type
 from gptoss_convert.schemes import require_whole_blocks
-from gptoss_convert.weights import Made, TensorSpec, cast
+from gptoss_convert.weights import RecipeResult, TensorSpec, cast
 
 _ALPHA = 1.702  # of gpt-oss's swiglu; OpenAI's gpt_oss/torch/model.py
 _LOWEST_GATE = -1000.0  # below it, gate · sigmoid(alpha · gate) is 0 in float32 as well
@@ -124,7 +124,7 @@ def _up(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
     def place(whole: Part, expert: int, part: Part) -> None:
         whole[expert * rows : (expert + 1) * rows] = part[order]
 
-    def bias() -> Made:
+    def bias() -> RecipeResult:
         return cast(g.checkpoint.array(f"{module}_bias")[:, order].reshape(-1), np.float32)
 
     codes, scales = _declare(g, layer, "gate_up_proj", (experts * rows, columns), place)
@@ -156,7 +156,7 @@ def _declare(
         TensorSpec(f"{module}.scales", g.dtype, (rows, blocks)),
     ]
 
-    def make() -> Made:
+    def make() -> RecipeResult:
         return quantised_experts(g, layer, name, specs, place)
 
     reads = projection_tensors(g.checkpoint, module)

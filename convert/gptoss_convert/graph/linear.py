@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.precision import FLOAT32, factors_spec, scale_product
-from gptoss_convert.quantise import Quantised, quantise
+from gptoss_convert.quantise import QuantisedMatrix, quantise
+from gptoss_convert.row_scaling import Exponents, compute_factors, compute_length_exponents, scale_quantised
 from gptoss_convert.schemes import Group, Scheme, require_whole_blocks
-from gptoss_convert.unit_rows import Exponents, exponents_of_lengths, factors, scale_quantised
-from gptoss_convert.weights import Array, Made, TensorSpec, assembled, cast, cast_rows
+from gptoss_convert.weights import Array, RecipeResult, TensorSpec, cast, cast_rows, quantise_parts
 
 RowExponents = Callable[[Array, int, int], Exponents]  # of some rows of a matrix, and which: start, end
 Gains = Callable[[], NDArray[np.float32]]
@@ -56,7 +56,7 @@ def linear(
     Returns:
         [..., ΣN_i].
     """
-    offset = _bias(g, name, sources, g.dtype, exponents and (lambda: factors(-exponents()))) if bias else None
+    offset = _bias(g, name, sources, g.dtype, exponents and (lambda: compute_factors(-exponents()))) if bias else None
     rows: RowExponents | None = exponents and (lambda _, start, end: exponents()[start:end])
     fused = offset if scheme.is_integer else None
     product, *_ = _product(g, x, name, sources, group, scheme, exponents=rows, bias=fused)
@@ -125,7 +125,7 @@ def _product(
 
 
 def _unit_length(rows: Array, start: int, end: int) -> Exponents:
-    return exponents_of_lengths(rows)
+    return compute_length_exponents(rows)
 
 
 def _bias(g: GraphBuilder, name: str, sources: Sequence[str], dtype: ir.DataType, gains: Gains | None) -> ir.Value:
@@ -135,8 +135,8 @@ def _bias(g: GraphBuilder, name: str, sources: Sequence[str], dtype: ir.DataType
         return g.stacked(f"{name}.bias", biases, group="biases", dtype=dtype)
     spec = TensorSpec(f"{name}.bias", dtype, (sum(g.checkpoint.tensors[bias].shape[0] for bias in biases),))
 
-    def make() -> Made:
-        return cast(g.checkpoint.stacked(biases).astype(np.float32) * gains(), dtype.numpy())
+    def make() -> RecipeResult:
+        return cast(g.checkpoint.concatenate(biases).astype(np.float32) * gains(), dtype.numpy())
 
     return g.weights("biases", dtype.name.lower(), [spec], make, biases)[0]
 
@@ -156,13 +156,13 @@ def _float_weights(
     onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
     specs = [TensorSpec(f"{name}.weight", onnx_type, (columns, rows))]
 
-    def make() -> Made:
-        stored = g.checkpoint.stacked(sources)
+    def make() -> RecipeResult:
+        stored = g.checkpoint.concatenate(sources)
         if exponents is None:
             return cast(stored.T, numpy_type)
         by_row = exponents(stored, 0, rows)
         made = cast_rows(stored, by_row, numpy_type)
-        scaling = [] if gains is None else [factors(by_row) * gains()]
+        scaling = [] if gains is None else [compute_factors(by_row) * gains()]
         return replace(made, arrays=[made.arrays[0].T, *scaling])
 
     if gains is not None:
@@ -208,8 +208,8 @@ def integer_weights(
     blocks, step = columns // scheme.block_size, max(1, _PIECE // columns)
     by_row = np.zeros(end - start, np.int32)
 
-    def piece(at: int) -> Quantised:
-        some = g.checkpoint.stacked(sources, at, min(at + step, end))
+    def piece(at: int) -> QuantisedMatrix:
+        some = g.checkpoint.concatenate(sources, at, min(at + step, end))
         made = quantise(some, bits=scheme.bits, block=scheme.block_size)
         if exponents is None:
             return made
@@ -225,9 +225,9 @@ def integer_weights(
         TensorSpec(f"{name}_scales", scales or g.dtype, (end - start, blocks)),
     ]
 
-    def make() -> Made:
-        made = assembled(specs[:2], range(start, end, step), piece, place)
-        return made if gains is None else replace(made, arrays=[*made.arrays, factors(by_row) * gains()])
+    def make() -> RecipeResult:
+        made = quantise_parts(specs[:2], range(start, end, step), piece, place)
+        return made if gains is None else replace(made, arrays=[*made.arrays, compute_factors(by_row) * gains()])
 
     if gains is not None:
         specs.append(factors_spec(name, end - start))

@@ -23,7 +23,7 @@ from gptoss_convert.graph.experts_matmul import Experts, all_experts, finish, mi
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.graph.precision import FLOAT32, constant32, to_graph_type
 from gptoss_convert.graph.router import router_float32
-from gptoss_convert.weights import Made, TensorSpec
+from gptoss_convert.weights import RecipeResult, TensorSpec
 
 _TO_THE_END = (1 << 63) - 1
 Operands = tuple[ir.Value, ir.Value]  # codes and scales
@@ -176,4 +176,4 @@ def _numbers(g: GraphBuilder, count: int) -> ir.Value:
     """0, 1, … count - 1, int64; one initializer for all layers."""
     name = f"numbers_{count}"
     spec = TensorSpec(name, ir.DataType.INT64, (count,))
-    return g.shared(name) or g.weights("indices", "int64", [spec], lambda: Made([np.arange(count)]))[0]
+    return g.shared(name) or g.weights("indices", "int64", [spec], lambda: RecipeResult([np.arange(count)]))[0]

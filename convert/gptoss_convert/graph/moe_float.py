@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.experts import expert_values, moe_node, projection_shape, projection_tensors
-from gptoss_convert.weights import Made, TensorSpec, cast
+from gptoss_convert.weights import RecipeResult, TensorSpec, cast
 
 
 def moe_float(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
@@ -21,7 +21,7 @@ def _projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     module, checkpoint = f"model.layers.{layer}.mlp.experts.{name}", g.checkpoint
     spec = TensorSpec(f"{module}.weight", g.dtype, projection_shape(g.config, name))
 
-    def make() -> Made:
+    def make() -> RecipeResult:
         return cast(expert_values(checkpoint, module), g.numpy_dtype)
 
     reads = projection_tensors(checkpoint, module)

@@ -32,14 +32,14 @@ from gptoss_convert.graph.experts import (
     row_exponents,
 )
 from gptoss_convert.graph.router import router_logits
-from gptoss_convert.quantise import Quantised
+from gptoss_convert.quantise import QuantisedMatrix
+from gptoss_convert.row_scaling import Exponents
 from gptoss_convert.schemes import require_whole_blocks
-from gptoss_convert.unit_rows import Exponents
-from gptoss_convert.weights import Made, TensorSpec, assembled, cast, cast_rows
+from gptoss_convert.weights import RecipeResult, TensorSpec, cast, cast_rows, quantise_parts
 
 Shape = tuple[int, ...]
 # Makes codes and scales of one projection, given how both are to be stored.
-Make = Callable[[Sequence[TensorSpec]], Made]
+Make = Callable[[Sequence[TensorSpec]], RecipeResult]
 
 
 def moe_mxfp4(g: GraphBuilder, layer: int, x: ir.Value, router: Layer = router_logits) -> ir.Value:
@@ -97,18 +97,18 @@ def mxfp4_projection(g: GraphBuilder, layer: int, name: str, shape: Shape, make:
     return _projection(g, layer, name, "mxfp4", shape, ir.DataType.FLOAT8E8M0, mxfp4.BLOCK, make)
 
 
-def mxfp4_expert(g: GraphBuilder, layer: int, name: str, expert: int) -> Quantised:
+def mxfp4_expert(g: GraphBuilder, layer: int, name: str, expert: int) -> QuantisedMatrix:
     """One expert's projection in MXFP4: its own, or the nearest to float weights, as fine-tunes have them."""
     checkpoint, module = g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}"
     exponents = row_exponents(g, layer, name)
     if checkpoint.has_mxfp4_experts:
         blocks, steps = mxfp4_parts(checkpoint, module, expert)
-        return Quantised(blocks, _scales(steps, exponents), 0.0, 0.0, 0.0)
+        return QuantisedMatrix(blocks, _scales(steps, exponents), 0.0, 0.0, 0.0)
     exact = expert_values(checkpoint, module, expert)
     blocks, steps = mxfp4.encode(exact)
     error = mxfp4.decode(blocks, steps) - exact
     squared_error, squared_norm = (float(np.square(part, dtype=np.float64).sum()) for part in (error, exact))
-    return Quantised(blocks, _scales(steps, exponents), squared_error, squared_norm, float(np.abs(error).max()))
+    return QuantisedMatrix(blocks, _scales(steps, exponents), squared_error, squared_norm, float(np.abs(error).max()))
 
 
 def _scales(steps: NDArray[np.uint8], exponents: Exponents | None) -> NDArray[Any]:
@@ -134,7 +134,7 @@ def integer_projection(
     scheme = g.quantisation.experts
     require_whole_blocks("experts", scheme, projection_shape(g.config, name)[2])
 
-    def make(specs: Sequence[TensorSpec]) -> Made:
+    def make(specs: Sequence[TensorSpec]) -> RecipeResult:
         return quantised_experts(g, layer, name, specs, place, layout)
 
     return _projection(g, layer, name, str(scheme), shape, g.dtype, scheme.block_size, make)
@@ -159,7 +159,7 @@ def _bias(g: GraphBuilder, layer: int, name: str) -> ir.Value:
     module = f"model.layers.{layer}.mlp.experts.{name}"
     spec = TensorSpec(f"{module}.bias", g.dtype, projection_shape(g.config, name)[:2])
 
-    def make() -> Made:
+    def make() -> RecipeResult:
         stored, exponents = g.checkpoint.array(f"{module}_bias"), row_exponents(g, layer, name)
         if exponents is None:
             return cast(stored, g.numpy_dtype)
@@ -170,19 +170,19 @@ def _bias(g: GraphBuilder, layer: int, name: str) -> ir.Value:
 
 
 def place(whole: Part, expert: int, part: Part) -> None:
-    """Puts an expert's codes or scales where they belong, for :func:`gptoss_convert.weights.assembled`."""
+    """Puts an expert's codes or scales where they belong, for :func:`gptoss_convert.weights.quantise_parts`."""
     whole[expert] = part.reshape(whole.shape[1:])
 
 
 def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     experts, rows, columns = projection_shape(g.config, name)
 
-    def make(specs: Sequence[TensorSpec]) -> Made:
+    def make(specs: Sequence[TensorSpec]) -> RecipeResult:
         if not g.checkpoint.has_mxfp4_experts:
-            return assembled(specs, range(experts), partial(mxfp4_expert, g, layer, name), place)
+            return quantise_parts(specs, range(experts), partial(mxfp4_expert, g, layer, name), place)
         blocks, steps = mxfp4_parts(g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}")
         # a copy: nothing to share between threads
-        return Made([blocks.reshape(specs[0].shape), _scales(steps, row_exponents(g, layer, name))])
+        return RecipeResult([blocks.reshape(specs[0].shape), _scales(steps, row_exponents(g, layer, name))])
 
     return mxfp4_projection(g, layer, name, (experts, rows, columns // 2), make)
 
@@ -195,4 +195,4 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
 def _global_scales(g: GraphBuilder, layer: int) -> ir.Value:
     experts = g.config.num_local_experts
     spec = TensorSpec(f"model.layers.{layer}.mlp.experts.global_scale", ir.DataType.FLOAT, (experts,))
-    return g.weights("experts", "mxfp4", [spec], lambda: Made([np.ones(experts, np.float32)]))[0]
+    return g.weights("experts", "mxfp4", [spec], lambda: RecipeResult([np.ones(experts, np.float32)]))[0]

@@ -24,9 +24,9 @@ from gptoss_convert.graph.moe_qmoe import (
     place,
 )
 from gptoss_convert.graph.router import router_logits_float32
-from gptoss_convert.layout_cuda import TILE, by_columns, interleaved
-from gptoss_convert.quantise import Quantised
-from gptoss_convert.weights import Made, TensorSpec, assembled
+from gptoss_convert.layout_cuda import TILE, interleave, transpose_nibbles
+from gptoss_convert.quantise import QuantisedMatrix
+from gptoss_convert.weights import RecipeResult, TensorSpec, quantise_parts
 
 _BLOCKS = (32, 64, 128)  # that the integer kernels have
 
@@ -64,12 +64,12 @@ def _check(g: GraphBuilder) -> None:
 def _mxfp4_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value]:
     experts, rows, columns = projection_shape(g.config, name)
 
-    def expert(number: int) -> Quantised:
+    def expert(number: int) -> QuantisedMatrix:
         made = mxfp4_expert(g, layer, name, number)
-        return replace(made, packed=by_columns(made.packed.reshape(rows, -1)))
+        return replace(made, packed=transpose_nibbles(made.packed.reshape(rows, -1)))
 
-    def make(specs: Sequence[TensorSpec]) -> Made:
-        return assembled(specs, range(experts), expert, place)
+    def make(specs: Sequence[TensorSpec]) -> RecipeResult:
+        return quantise_parts(specs, range(experts), expert, place)
 
     return mxfp4_projection(g, layer, name, (experts, columns, rows // 2), make)
 
@@ -78,4 +78,4 @@ def _integer_projection(g: GraphBuilder, layer: int, name: str) -> list[ir.Value
     experts, rows, columns = projection_shape(g.config, name)
     bits = g.quantisation.experts.bits
     shape = (experts, columns, rows * bits // 8)
-    return integer_projection(g, layer, name, shape, partial(interleaved, bits=bits))
+    return integer_projection(g, layer, name, shape, partial(interleave, bits=bits))

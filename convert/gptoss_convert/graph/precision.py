@@ -3,7 +3,7 @@
 The residual stream, what is added to it, and the norms are float32 in every graph: gpt-oss's own activations pass
 float16's 65,504, and DirectML's RMSNorm on float16 squares in float16, which ends at an RMS of 256. Matrix products,
 attention and the cache have the graph's float type; what they are fed is normed, and what they give is scaled by rows
-(gptoss_convert.unit_rows) before it joins the stream. In a float32 graph nothing here emits a node.
+(gptoss_convert.row_scaling) before it joins the stream. In a float32 graph nothing here emits a node.
 """
 
 from __future__ import annotations

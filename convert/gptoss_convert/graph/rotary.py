@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gptoss_convert.config import GptOssConfig, Yarn
 from gptoss_convert.graph.builder import GraphBuilder
-from gptoss_convert.weights import Made, TensorSpec
+from gptoss_convert.weights import RecipeResult, TensorSpec
 
 
 def cos_sin(g: GraphBuilder, dtype: ir.DataType | None = None) -> tuple[ir.Value, ir.Value]:
@@ -22,9 +22,9 @@ def cos_sin(g: GraphBuilder, dtype: ir.DataType | None = None) -> tuple[ir.Value
     dtype = dtype or g.dtype
     shape = (g.config.max_position_embeddings, g.config.head_dim // 2)
 
-    def make() -> Made:
+    def make() -> RecipeResult:
         cos, sin = tables(g.config)
-        return Made([cos.astype(dtype.numpy()), sin.astype(dtype.numpy())])
+        return RecipeResult([cos.astype(dtype.numpy()), sin.astype(dtype.numpy())])
 
     specs = [TensorSpec("cos_cache", dtype, shape), TensorSpec("sin_cache", dtype, shape)]
     cos, sin = g.weights("rotary", dtype.name.lower(), specs, make)

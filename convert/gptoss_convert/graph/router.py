@@ -8,7 +8,7 @@ import onnx_ir as ir
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.linear import linear
 from gptoss_convert.graph.precision import FLOAT32, to_graph_type
-from gptoss_convert.weights import Made, TensorSpec
+from gptoss_convert.weights import RecipeResult, TensorSpec
 
 
 def router_logits(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
@@ -43,9 +43,9 @@ def router_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
         TensorSpec(f"{module}.bias", FLOAT32, (stored.shape[0],)),
     ]
 
-    def make() -> Made:
+    def make() -> RecipeResult:
         weight, bias = checkpoint.array(f"{module}.weight"), checkpoint.array(f"{module}.bias")
-        return Made([weight.T.astype(np.float32), bias.astype(np.float32)])
+        return RecipeResult([weight.T.astype(np.float32), bias.astype(np.float32)])
 
     weight, bias = g.weights("router", "float32", specs, make)
     return g.op("Add", g.op("MatMul", x, weight), bias)

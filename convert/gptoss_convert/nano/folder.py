@@ -36,7 +36,7 @@ def materialise(out: Path, *, overwrite: bool = False) -> Path:
     """
     out = Path(out)
     output.require_free(out, overwrite=overwrite, marker="config.json")
-    with output.aside(out) as aside:
+    with output.temporary_sibling(out) as aside:
         made = aside / "checkpoint"
         try:
             made.mkdir()

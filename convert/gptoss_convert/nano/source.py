@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptoss_convert.resources import shipped
+from gptoss_convert.resources import locate_resource
 
 
 def source_dir() -> Path:
     """The folder of the compact source: ``artifacts/nano`` of a checkout, else the copy inside the package."""
-    return shipped("artifacts/nano", "nano/source")
+    return locate_resource("artifacts/nano", "nano/source")

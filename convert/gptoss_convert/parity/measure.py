@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_convert import targets
-from gptoss_convert.errors import CheckpointError, NotFinite, OutputError
+from gptoss_convert.errors import CheckpointError, NonFiniteLogits, OutputError
 from gptoss_convert.parity.checkpoint_reference import ROWS
 from gptoss_convert.parity.layers import LayerErrors, layer_errors
 from gptoss_convert.parity.metrics import Comparison, compare
@@ -123,7 +123,7 @@ def measure(
         InvalidRequest: the provider cannot read it, or a sequence is longer than its context.
         CheckpointError: the reference has another vocabulary, or cannot be read.
         BackendError: the provider is missing, or failed.
-        NotFinite: a logit of the artifact is infinite or not a number.
+        NonFiniteLogits: a logit of the artifact is infinite or not a number.
     """
     opened, ids = require_fitting(artifact, reference.about, provider), reference.token_ids
     errors, reason = _layers(opened, reference, provider) if layers else (None, None)
@@ -180,7 +180,9 @@ class _Compared:
         first = end - len(rows)
         if not finite.all():
             layer = self.layers.first_not_finite if self.layers else None
-            raise NotFinite(path=self.path, sequence=sequence, position=first + int(np.argmin(finite)), layer=layer)
+            raise NonFiniteLogits(
+                path=self.path, sequence=sequence, position=first + int(np.argmin(finite)), layer=layer
+            )
         self.where += [(sequence, position) for position in range(first, end)]
         self.waiting.append(rows)
         if sum(map(len, self.waiting)) >= ROWS:

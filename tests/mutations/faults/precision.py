@@ -106,7 +106,7 @@ ROWS = (
     Fault(
         "qkv_bias_keeps_its_size",
         "biases of a fused attention keep the size that its weights' rows lose",
-        (Edit(LINEAR, "g.dtype, exponents and (lambda: factors(-exponents()))", "g.dtype, None"),),
+        (Edit(LINEAR, "g.dtype, exponents and (lambda: compute_factors(-exponents()))", "g.dtype, None"),),
         (COMMON_SIZES,),
     ),
     Fault(

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_convert.quantise import Quantised
+from gptoss_convert.quantise import QuantisedMatrix
 
 Exponents = NDArray[np.int32]
 _SMALLEST, _LARGEST = -126, 127  # exponents whose power of two is a normal float32
 _ROWS = 1024  # at a time: an embedding has 201,088
 
 
-def exponents_of_lengths(weights: NDArray[Any]) -> Exponents:
+def compute_length_exponents(weights: NDArray[Any]) -> Exponents:
     """Exponents that bring every row to an Euclidean length in (0.5, 1].
 
     A product's row is then no larger than the length of what it is multiplied with.
@@ -33,10 +33,10 @@ def exponents_of_lengths(weights: NDArray[Any]) -> Exponents:
         int32 [N]; 0 for rows of zeros.
     """
     pieces = (weights[at : at + _ROWS].astype(np.float64) for at in range(0, len(weights), _ROWS))
-    return exponents_of(np.concatenate([np.linalg.norm(piece, axis=-1) for piece in pieces]))
+    return compute_exponents(np.concatenate([np.linalg.norm(piece, axis=-1) for piece in pieces]))
 
 
-def exponents_of(sizes: NDArray[np.float64]) -> Exponents:
+def compute_exponents(sizes: NDArray[np.float64]) -> Exponents:
     """The smallest exponents e with size <= 2^e, int32; 0 where a size is 0 or not finite.
 
     Args:
@@ -48,7 +48,7 @@ def exponents_of(sizes: NDArray[np.float64]) -> Exponents:
     return np.clip(np.where(usable, exponents, 0), _SMALLEST, _LARGEST).astype(np.int32)
 
 
-def factors(exponents: Exponents) -> NDArray[np.float32]:
+def compute_factors(exponents: Exponents) -> NDArray[np.float32]:
     """What a product's rows are multiplied by, float32."""
     return np.ldexp(np.float32(1), exponents)
 
@@ -58,7 +58,7 @@ def scale_rows(weights: NDArray[Any], exponents: Exponents) -> NDArray[np.float3
     return np.ldexp(np.asarray(weights, np.float32), -exponents[:, None])
 
 
-def scale_quantised(matrix: Quantised, exponents: Exponents) -> Quantised:
+def scale_quantised(matrix: QuantisedMatrix, exponents: Exponents) -> QuantisedMatrix:
     """The same codes with scales times 2^-e; its errors stay those of the weights themselves.
 
     Args:
