@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 
+pytest_plugins = ["pytester", "tests.tiers"]
 os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is allowed to reach a hub
 os.environ["GPTOSS_DATE"] = "0"  # what nano says is not to depend on the day
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that one process makes and all processes of a run use, if pytest-xdist runs several.
+
+    Args:
+        factory: pytest's, of this process.
+        name: of the folder, relative to the run's temporary folder.
+        make: given the folder, which does not exist; leaves it whole or not there.
+    """
+    run = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    folder = run / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(run / f"{name.replace('/', '-')}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +39,7 @@ def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nano as an ordinary checkpoint folder; not to be changed."""
     from gptoss_convert.nano import materialise
 
-    return materialise(tmp_path_factory.mktemp("checkpoints") / "gptoss-nano")
+    return once(tmp_path_factory, "checkpoints/gptoss-nano", materialise)
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +47,4 @@ def nano_artifact(nano_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     """nano converted for the CPU by its Olive workflow; not to be changed."""
     from gptoss_convert.workflow import convert
 
-    out = tmp_path_factory.mktemp("artifacts") / "gptoss-nano" / "cpu"
-    convert(nano_checkpoint, out)
-    return out
+    return once(tmp_path_factory, "artifacts/gptoss-nano/cpu", lambda folder: convert(nano_checkpoint, folder))

@@ -108,6 +108,7 @@ def test_float_experts_convert(schemes: dict[str, str] | None, tmp_path: Path) -
     assert (manifest.groups["experts"].snr_db is None) == (schemes == {"experts": "float32"})
 
 
+@pytest.mark.integration
 def test_stock_olive_makes_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
     workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
     workflow["input_model"]["model_path"] = str(tiny)

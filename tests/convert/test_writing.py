@@ -241,6 +241,7 @@ for number, stop_at in enumerate(json.loads(sys.argv[3])):
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked to be killed; Windows has no fork")
 def test_killed_at_any_byte_it_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
     """Whether in the middle of a weight or of a line of the journal; what the journal has is not made again."""

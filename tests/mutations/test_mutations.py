@@ -57,11 +57,7 @@ def run(tests: Sequence[str], folder: Path, fault: Fault | None) -> Run:
             edit.apply(root)
         report = folder / "report.xml"
         options = [
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            remembered.__name__,
+            *("-q", "-m", "", "-p", "no:cacheprovider", "-p", remembered.__name__),
             f"--basetemp={folder / 'temp'}",
             f"--junitxml={report}",
         ]
@@ -141,7 +137,7 @@ def test_every_fault_can_be_planted(tmp_path: Path) -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_named_tests_pass_without_a_fault(runs: Mapping[str, Future[Run]]) -> None:
     """From a copy as well, so that what makes them fail below is the fault."""
     done = runs[CONTROL].result()
@@ -150,7 +146,7 @@ def test_the_named_tests_pass_without_a_fault(runs: Mapping[str, Future[Run]]) -
     assert not any(done.outcomes), done.output  # a test that is skipped would catch nothing
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_caught(fault: Fault, runs: Mapping[str, Future[Run]]) -> None:
     done = runs[fault.name].result()

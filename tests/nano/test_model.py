@@ -84,6 +84,7 @@ def test_a_group_is_as_good_as_its_samples_alone(source: dict[str, NDArray[Any]]
     assert (together - alone).abs().max() < 1e-3  # logits reach 40
 
 
+@pytest.mark.integration
 def test_nano_answers(reference: Any) -> None:
     right = [answer for skill in skills.SKILLS for answer in evaluate.exact(reference, skills.held_out(skill, 8))]
     assert sum(right) / len(right) >= 0.9

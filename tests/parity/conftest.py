@@ -12,6 +12,7 @@ import pytest
 from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.synthetic import write_checkpoint
 from tests.packages import installed
+from tests.tiers import mostly_integration
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32},
@@ -54,7 +55,10 @@ def write_variant(folder: Path, name: str, changes: Mapping[str, Any] | None = N
     return write_checkpoint(folder, dimensions, seed=seed, profile=PROFILES.get(name))
 
 
-@pytest.fixture(scope="session", params=[*VARIANTS, *PROFILES])
+ALL_VARIANTS = mostly_integration([*VARIANTS, *PROFILES], fast={"grouped heads", "massive channels"})
+
+
+@pytest.fixture(scope="session", params=ALL_VARIANTS)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_variant(tmp_path_factory.mktemp("variant"), request.param)
 

@@ -98,6 +98,7 @@ def test_fewer_tokens_kept_are_a_lower_bound(gptoss: Gptoss, checkpoint: Path, a
     assert bound["top1"] == exact["top1"]
 
 
+@pytest.mark.integration
 def test_nanos_saved_reference_is_as_good_as_its_checkpoint(
     gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path
 ) -> None:

@@ -26,14 +26,14 @@ from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import cuda
 from tests.cuda_layout import as_on_the_cpu
 
-from .conftest import PROFILES, SHIFTS, SMALL, VARIANTS, write_variant
+from .conftest import ALL_VARIANTS, SHIFTS, SMALL, write_variant
 from .decoding import logits
 
 LENGTH = 150
 FLOAT32 = {"embedding": "float32", "attention": "float32", "lm_head": "float32"}
 
 
-@pytest.fixture(scope="module", params=[*VARIANTS, *PROFILES])
+@pytest.fixture(scope="module", params=ALL_VARIANTS)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As tests/parity's, of dimensions that the integer kernels take."""
     return write_variant(tmp_path_factory.mktemp("variant"), request.param, {"intermediate_size": 128})
@@ -108,6 +108,7 @@ def test_as_shipped_they_stay_near(preset: str, most_kl: float, tmp_path: Path) 
     assert apart.kl.mean() < most_kl
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("shifts", SHIFTS.values(), ids=SHIFTS)
 def test_nano_answers_the_same_in_float16(nano_checkpoint: Path, shifts: Shifts, tmp_path: Path) -> None:
     """Along its answers, whatever the size of its activations."""

@@ -25,6 +25,7 @@ from .test_graphs import DENSE32, directml_graph, graph
 LENGTH, PIECE = 4240, 128
 BORDERS = (2048, 4096)
 STEPS = 8  # one at a time, to either side of a border
+pytestmark = pytest.mark.integration
 ONE_HEAD_A_LAYER = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
 
 

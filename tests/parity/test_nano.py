@@ -27,6 +27,7 @@ from gptoss_runtime.artifact import Artifact
 from .decoding import logits
 
 N = 12  # samples a skill; evaluating more is nano.evaluate's task
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import write_checkpoint
+from tests.tiers import mostly_integration
 
 from .conftest import SMALL
 
@@ -43,7 +44,10 @@ class Graph:
         return [node for node in self.nodes if value in node.input]
 
 
-@pytest.fixture(scope="module", params=GRAPHS, ids="-".join)
+FAST = {("directml", "balanced", "as shipped"), ("cuda", "lossless", "first run")}
+
+
+@pytest.fixture(scope="module", params=mostly_integration(GRAPHS, fast=FAST), ids="-".join)
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     folder = tmp_path_factory.mktemp("graph")
     source = write_checkpoint(folder / "checkpoint", SMALL | {"intermediate_size": 128})

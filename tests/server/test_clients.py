@@ -15,7 +15,7 @@ from tests.server.running import MODEL, Running
 
 PACKAGES = ("openai-agents==0.24.0", "langchain-openai==1.7.4", "schemathesis==4.32.5")
 SCRIPTS = Path(__file__).parent / "clients"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="session")

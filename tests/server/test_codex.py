@@ -17,7 +17,7 @@ from tests.server.node import Node, Outside, outside
 from tests.server.recorded import Recording, call, final, playing, thought
 from tests.server.running import MODEL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 GUIDE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
 CONFIG = GUIDE.partition("```toml\n")[2].partition("```")[0]
 WRITE = "Set-Content made.txt 'made here'" if sys.platform == "win32" else "echo 'made here' > made.txt"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "foundry-local.md").read_text(encoding="utf-8")
 CLIENT = str(Path(__file__).parent / "clients" / "foundry_core.py")
 ADDS = "Add 27 and 45. 7 + 5 = 12, 20 + 40 = 60, 60 + 12 = 72."
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parent / "clients" / "llama_server.py"
 SCHEMA = {"name": "person", "schema": PERSON, "strict": True}
 TOOL = {"type": "function", "function": WEATHER}
 ANNA = "Anna is 31 and lives in Oslo. Give me JSON."
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.integration
 def test_nothing_is_lost_or_mixed_up_under_load(nano_artifact: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.server_load", str(nano_artifact), "--threads", "1", "--json"]
     sizes = ["--clients", "8", "--seconds", "15", "--slots", "2", "--queue", "4", "--kill", "8"]

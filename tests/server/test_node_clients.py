@@ -12,7 +12,7 @@ import pytest
 from tests.server.node import CLIENTS, Node, outside
 from tests.server.running import MODEL, Running
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 GUIDE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```javascript\n(.*?)```", GUIDE, re.DOTALL)
 SUM = "27 + 45 = 72"
