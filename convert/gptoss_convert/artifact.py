@@ -16,7 +16,7 @@ from typing import Any
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.config import GptOssConfig
-from gptoss_convert.data_files import Written, other_bytes, stamp
+from gptoss_convert.data_files import WrittenFile, read_stamp
 from gptoss_convert.errors import CheckpointError, OutputError
 from gptoss_convert.export import MODEL_FILE
 from gptoss_convert.first_run import FirstRun
@@ -66,7 +66,7 @@ class Description:
     preset: str
     logits: Logits
     groups: Mapping[str, TensorGroup]
-    weights: Mapping[str, Written]
+    weights: Mapping[str, WrittenFile]
     first_run: FirstRun | None = None
 
 
@@ -86,7 +86,7 @@ def complete(
 
     Raises:
         CheckpointError: a tokenizer file is missing or unreadable.
-        OutputError: the folder cannot be written, or gives back other bytes than were written to it.
+        OutputError: the folder cannot be written, or a file of weights has changed since it was written.
     """
     try:
         _copy_tokenizer(checkpoint.path, folder)
@@ -118,13 +118,16 @@ def complete(
     return manifest
 
 
-def _entry(file: Path, written: Written | None) -> FileEntry:
-    """A file's entry; weights that nobody touched since they were read back are not read again."""
-    if written is not None and stamp(file) == written.stamp:
+def _entry(file: Path, written: WrittenFile | None) -> FileEntry:
+    """A file's entry; weights with an unchanged stamp are not read again."""
+    if written is not None and read_stamp(file) == written.stamp:
         return FileEntry(size=written.stamp[0], sha256=written.sha256)
     entry = FileEntry.of(file)
     if written is not None and entry.sha256 != written.sha256:
-        raise other_bytes(file)
+        raise OutputError(
+            f"{file}: no longer has the bytes that were written",
+            remedy="Convert again, and let no other program change files in that folder.",
+        )
     return entry
 
 

@@ -1,201 +1,151 @@
-"""External data files as they grow: appended to, and read back to see that the disk has what was written.
+"""External data files: what an interrupted run left is verified, everything after it is appended.
 
-Where a file ends and its checksum up to there are a *mark*. Reading on to a mark is how an interrupted run is taken up,
-and how a running one is followed: in a thread of its own, while the bytes are still in the system's cache. Knows files;
-knows nothing of what is in them.
+Every file has a running SHA-256. A :class:`Prefix` records how far a file has come; the journal in writing.py stores
+prefixes, and ``--resume`` verifies them. Knows files; knows nothing of what is in them.
+
+A freshly written file is not read back: the operating system would answer from its page cache, not from the disk.
+``gptoss inspect`` compares an artifact with its manifest's checksums at any later time.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gptoss_convert.errors import OutputError
 from gptoss_convert.weights import Extent
 
-_CHUNK = 8 << 20
-Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
+_CHUNK = 8 << 20  # bytes hashed and written at a time
+Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 
 
-def stamp(file: Path) -> Stamp:
-    """What changes when a file does."""
+def read_stamp(file: Path) -> Stamp:
+    """A file's size and modification time, to notice a change without reading it."""
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
-def other_bytes(where: Path) -> OutputError:
-    """What to raise where a disk does not keep what it is given."""
-    return OutputError(
-        f"{where}: gives back other bytes than were written",
-        remedy="Check the disk and its cables; then convert again.",
-    )
+class Prefix(NamedTuple):
+    """The first ``length`` bytes of a file and their SHA-256."""
 
-
-class Mark(NamedTuple):
-    """Where a file ends, in bytes, and the sha256 of all before."""
-
-    end: int
+    length: int
     sha256: str
 
 
-class Written(NamedTuple):
-    """A whole file that was read back: its sha256, and its stamp then."""
+class WrittenFile(NamedTuple):
+    """A complete file: its SHA-256, and its stamp when it was closed."""
 
     sha256: str
     stamp: Stamp
 
 
-Marks = Mapping[str, Mark]
-
-
-class Known:
-    """What was read of some files: how far, and the checksum up to there.
+class DataFiles:
+    """Files that are verified up to a prefix, cut there, and then appended to.
 
     Args:
-        folder: where they are.
-        names: of files that may be missing yet.
+        folder: an existing folder.
+        names: of the files, which need not exist yet.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = folder
-        self.digests = {name: hashlib.sha256() for name in names}
-        self.ends = dict.fromkeys(names, 0)
-
-    def copy(self) -> Known:
-        """The same, to go on by itself."""
-        copy = Known(self.folder, list(self.ends))
-        copy.digests, copy.ends = {name: digest.copy() for name, digest in self.digests.items()}, dict(self.ends)
-        return copy
-
-    def advance(self, marks: Marks) -> bool:
-        """Reads on to where the marks say files came to; False, and nothing changed, if what is there is not that."""
-        ahead = {}
-        for name, (end, sha256) in marks.items():
-            if name not in self.digests or end < self.ends[name]:
-                return False
-            digest = self.digests[name].copy()
-            if not self._read(name, end, digest) or digest.hexdigest() != sha256:
-                return False
-            ahead[name] = digest, end
-        for name, (digest, end) in ahead.items():
-            self.digests[name], self.ends[name] = digest, end
-        return True
-
-    def cut(self) -> None:
-        """Drops what lies behind, and makes files that are missing."""
-        for name, end in self.ends.items():
-            with (self.folder / name).open("r+b" if end else "wb") as stream:
-                stream.truncate(end)
-
-    def _read(self, name: str, end: int, digest: Any) -> bool:
-        path, at = self.folder / name, self.ends[name]
-        if not path.is_file():
-            return False
-        buffer = memoryview(bytearray(min(_CHUNK, max(1, end - at))))
-        with path.open("rb", buffering=0) as stream:
-            stream.seek(at)
-            while at < end:
-                count = stream.readinto(buffer[: end - at])
-                if not count:
-                    return False
-                digest.update(buffer[:count])
-                at += count
-        return True
-
-
-class Files:
-    """The files, to be appended to.
-
-    Args:
-        known: of files that end where it says.
-    """
-
-    def __init__(self, known: Known) -> None:
-        self._folder = known.folder
-        copy = known.copy()
-        self._digests, self._ends = copy.digests, copy.ends
+        self._folder = folder
+        self._lengths = dict.fromkeys(names, 0)
+        self._digests = {name: hashlib.sha256() for name in names}
+        self._changed: set[str] = set()
         self._streams: dict[str, BinaryIO] = {}
-        self._touched: set[str] = set()
 
-    def __enter__(self) -> Files:
+    def __enter__(self) -> DataFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._close_streams()
 
     @property
     def written(self) -> int:
         """Bytes in all files."""
-        return sum(self._ends.values())
+        return sum(self._lengths.values())
 
-    def marks(self) -> Marks:
-        """Of the files that were written to since the last call."""
-        marks = {name: Mark(self._ends[name], self._digests[name].copy().hexdigest()) for name in sorted(self._touched)}
-        self._touched.clear()
-        return marks
+    def verify(self, prefixes: Mapping[str, Prefix]) -> bool:
+        """Reads each file on to the end of a prefix and compares checksums.
 
-    def put(self, extent: Extent, data: memoryview) -> Iterator[int]:
-        """Writes an initializer's bytes where they belong, yielding after each chunk how many are in all files."""
+        Args:
+            prefixes: by file name; none shorter than what was verified before.
+
+        Returns:
+            Whether all files match. If one doesn't, nothing counts as verified that wasn't before.
+        """
+        verified = {}
+        for name, (length, sha256) in prefixes.items():
+            if name not in self._digests or length < self._lengths[name]:
+                return False
+            digest = self._digests[name].copy()
+            if not _hash_range(self._folder / name, self._lengths[name], length, digest):
+                return False
+            if digest.hexdigest() != sha256:
+                return False
+            verified[name] = digest, length
+        for name, (digest, length) in verified.items():
+            self._digests[name], self._lengths[name] = digest, length
+        return True
+
+    def truncate(self) -> None:
+        """Cuts every file after what was verified; creates missing files."""
+        for name, length in self._lengths.items():
+            with (self._folder / name).open("r+b" if length else "wb") as stream:
+                stream.truncate(length)
+
+    def append(self, extent: Extent, data: memoryview) -> Iterator[int]:
+        """Writes an initializer's bytes, after padding up to its offset; yields :attr:`written` after each chunk."""
         name = extent.file
-        stream, padding = self._stream(name), extent.offset - self._ends[name]
-        self._touched.add(name)
+        stream, padding = self._stream(name), extent.offset - self._lengths[name]
+        self._changed.add(name)
         for chunk in (memoryview(bytes(padding)), *(data[at : at + _CHUNK] for at in range(0, len(data), _CHUNK))):
             done = 0
             while done < len(chunk):
                 done += stream.write(chunk[done:])
             self._digests[name].update(chunk)
-            self._ends[name] += len(chunk)
+            self._lengths[name] += len(chunk)
             yield self.written
 
-    def close(self) -> dict[str, Written]:
-        """Ends the files; all of them by name."""
-        self._close()
-        return {name: Written(digest.hexdigest(), stamp(self._folder / name)) for name, digest in self._digests.items()}
+    def take_prefixes(self) -> dict[str, Prefix]:
+        """Prefixes of the files that were appended to since the last call."""
+        prefixes = {
+            name: Prefix(self._lengths[name], self._digests[name].hexdigest()) for name in sorted(self._changed)
+        }
+        self._changed.clear()
+        return prefixes
 
-    def _close(self) -> None:
+    def close(self) -> dict[str, WrittenFile]:
+        """Closes the files; all of them by name."""
+        self._close_streams()
+        return {
+            name: WrittenFile(digest.hexdigest(), read_stamp(self._folder / name))
+            for name, digest in self._digests.items()
+        }
+
+    def _close_streams(self) -> None:
         while self._streams:
             self._streams.popitem()[1].close()
 
     def _stream(self, name: str) -> BinaryIO:
         if name not in self._streams:
-            # Unbuffered: what the journal vouches for has left this process.
+            # Unbuffered: what the journal records has left this process.
             self._streams[name] = (self._folder / name).open("ab", buffering=0)
         return self._streams[name]
 
 
-class ReadBack:
-    """Reads growing files back, in a thread of its own.
-
-    Args:
-        known: where they end now.
-    """
-
-    def __init__(self, known: Known) -> None:
-        self._known = known.copy()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="readback")
-        self._reads: list[Future[bool]] = []
-
-    def __enter__(self) -> ReadBack:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=kind is not None)
-        if kind is None:
-            self._check(self._reads)
-
-    def follow(self, marks: Marks) -> None:
-        """Has files read to their marks.
-
-        Raises:
-            OutputError: the disk gave other bytes back, earlier.
-        """
-        self._check([read for read in self._reads if read.done()])
-        self._reads = [read for read in self._reads if not read.done()]
-        self._reads.append(self._pool.submit(self._known.advance, marks))
-
-    def _check(self, reads: Sequence[Future[bool]]) -> None:
-        if not all(read.result() for read in reads):
-            raise other_bytes(self._known.folder)
+def _hash_range(file: Path, start: int, end: int, digest: Any) -> bool:
+    """Updates a digest with a file's bytes from ``start`` to ``end``; False if the file is missing or shorter."""
+    if not file.is_file():
+        return False
+    buffer = memoryview(bytearray(min(_CHUNK, max(1, end - start))))
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        while start < end:
+            count = stream.readinto(buffer[: end - start])
+            if not count:
+                return False
+            digest.update(buffer[:count])
+            start += count
+    return True

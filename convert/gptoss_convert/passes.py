@@ -20,7 +20,7 @@ from olive.passes.pass_config import PassConfigParam
 
 from gptoss_convert import artifact, smoke, targets
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.data_files import Written
+from gptoss_convert.data_files import WrittenFile
 from gptoss_convert.errors import CheckpointError, OutputError, WorkflowError
 from gptoss_convert.export import MODEL_FILE, export, extents
 from gptoss_convert.first_run import FirstRun, Parts, first_run
@@ -134,7 +134,7 @@ class GptOssArtifact(Pass):
             checkpoint, target = Checkpoint.open(exported["checkpoint"]), targets.load(exported["target"])
             name = config.name or f"{artifact.source_name(checkpoint.path)[0].split('/')[-1]}-{target.name}"
             groups = {group: TensorGroup.model_validate(report) for group, report in exported["groups"].items()}
-            weights = {name: Written(sha256, tuple(stamp)) for name, (sha256, stamp) in exported["weights"].items()}
+            weights = {name: WrittenFile(sha256, tuple(stamp)) for name, (sha256, stamp) in exported["weights"].items()}
             first = _run_first(folder, checkpoint, target, exported, run) if config.check else None
             preset, logits = exported["preset"], exported["logits"]
             description = artifact.Description(name, target, preset, logits, groups, weights, first)

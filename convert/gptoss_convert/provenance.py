@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.data_files import Stamp, stamp
+from gptoss_convert.data_files import Stamp, read_stamp
 from gptoss_convert.errors import CheckpointError
 from gptoss_runtime.manifest import FileEntry
 
@@ -37,7 +37,7 @@ def read_stamps(checkpoint: Checkpoint) -> dict[str, Stamp]:
     result = {}
     for file in list_source_files(checkpoint):
         try:
-            result[file.name] = stamp(file)
+            result[file.name] = read_stamp(file)
         except OSError as error:
             raise CheckpointError(f"{file}: {error.strerror or error}", remedy=_AGAIN) from error
     return result

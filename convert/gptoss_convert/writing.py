@@ -1,8 +1,12 @@
-"""Runs recipes and appends what they make to the external data files: in order, in bounded memory, resumable.
+"""Runs recipes and appends their results to the external data files: in order, in bounded memory, resumable.
 
-While one recipe's bytes are hashed and written, the next one is made and those before are read back. A journal says
-after each recipe how far the files have come and with which checksum, so that a conversion that was killed goes on
-after the last whole recipe, and ends with the same bytes. Knows recipes; knows nothing of graphs or checkpoints.
+While one recipe's result is hashed and written, the next recipe runs. After each recipe a journal records how far the
+files have come, with checksums. An interrupted conversion continues after the last complete recipe and ends with the
+same bytes. Knows recipes; knows nothing of graphs or checkpoints.
+
+onnx-ir's ``LazyTensor`` and ``save(external_data=...)`` do part of this (1.1.0) and are not used: a killed save leaves
+nothing to resume, checksums need a second read of the file, a recipe with two outputs runs twice or stays in memory,
+its memory limit ignores what a recipe takes while it runs, and its offsets and shard names differ.
 """
 
 from __future__ import annotations
@@ -23,26 +27,26 @@ import ml_dtypes
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from gptoss_convert.data_files import Files, Known, Mark, Marks, ReadBack, Written
+from gptoss_convert.data_files import DataFiles, Prefix, WrittenFile
 from gptoss_convert.errors import CheckpointError, MemoryLimitTooLow, OutputError
 from gptoss_convert.weights import Array, Extent, GroupReport, Recipe, RecipeResult, TensorSpec, plan_layout
 
 Progress = Callable[[int, int], None]
-_FINITE = 1 << 22  # values looked at at a time
-_EXPONENT = np.uint16(0x7F80)  # of bfloat16: all ones where a value is infinite or not a number
-_MEMORY = 2 << 30  # for two recipes at a time, where nothing else is said
+_DEFAULT_MEMORY = 2 << 30  # bytes; two recipes at a time where they are smaller
+_FINITE_CHUNK = 1 << 22  # values checked at a time
+_BFLOAT16_EXPONENT = np.uint16(0x7F80)  # all ones where a value is infinite or NaN
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to write.
+    """Options for :func:`write`.
 
     Attributes:
-        progress: called with (bytes done, bytes in all).
-        memory: bytes that recipes may take; ``None``: two at a time where they are small.
-        file_limit: bytes that a file may have; ``None``: one file.
-        journal: file of the journal; ``None``: nothing to resume by. What it and the data files hold is continued.
-        request: what is asked for, as a digest: a journal of another request is not continued.
+        progress: called with (bytes written, total bytes).
+        memory: limit in bytes for running recipes; ``None``: two at a time where they are small.
+        file_limit: largest size of a file in bytes; ``None``: one file.
+        journal: the journal's file; if it exists, writing resumes from it. ``None``: not resumable.
+        request: digest of everything the weights depend on; a journal with another one is not resumed.
     """
 
     progress: Progress | None = None
@@ -54,21 +58,28 @@ class Settings:
 
 @dataclass(frozen=True)
 class WrittenWeights:
-    """The external data files by name, where each initializer lies, and the reports."""
+    """What :func:`write` wrote.
 
-    files: dict[str, Written]
+    Attributes:
+        files: external data files by name.
+        nbytes: size of all files.
+        extents: location of each initializer.
+        groups: report by tensor group.
+    """
+
+    files: dict[str, WrittenFile]
     nbytes: int
     extents: dict[str, Extent]
     groups: dict[str, GroupReport] = field(default_factory=dict)
 
     @property
     def checksums(self) -> dict[str, str]:
-        """sha256 of every file."""
+        """SHA-256 of every file, by name."""
         return {name: file.sha256 for name, file in self.files.items()}
 
 
 def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings | None = None) -> WrittenWeights:
-    """Runs every recipe and writes what they make.
+    """Runs every recipe and writes the results.
 
     Args:
         recipes: in file order.
@@ -77,32 +88,30 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
         settings: ``None``: the defaults.
 
     Raises:
-        OutputError: the files cannot be written (no space, no permission), or give back other bytes.
-        CheckpointError: weights that were to be rounded are infinite or not numbers.
-        MemoryLimitTooLow: one recipe alone takes more than was allowed.
+        OutputError: the files cannot be written (no space, no permission).
+        CheckpointError: weights that were to be rounded are infinite or NaN.
+        MemoryLimitTooLow: a single recipe needs more memory than was allowed.
     """
     settings = settings or Settings()
     extents, sizes = plan_layout(recipes, name, settings.file_limit)
     total = sum(sizes.values())
     _check_memory(recipes, settings.memory)
-    groups: dict[str, GroupReport] = {}
     journal = Journal(settings.journal, settings.request)
+    groups: dict[str, GroupReport] = {}
     try:
-        # Our own threads keep the cores busy; BLAS's, beside them, wait for each other: three times the work.
-        known = Known(folder, list(sizes))
-        kept = _restore(recipes, journal, known, groups)
-        with Files(known) as files, journal.appending(kept), threadpool_limits(1, user_api="blas"):
-            _check_room(folder, total - files.written)
-            with ReadBack(known) as back:
-                for recipe, made in made_ahead(recipes[kept:], settings.memory or _MEMORY):
-                    _require_finite(recipe, made)
-                    _report_of(recipe, groups).add(recipe, made)
-                    for done in _put(files, recipe, made, extents):
+        # Our own threads keep the cores busy. BLAS's threads beside them wait for each other and triple the time.
+        with DataFiles(folder, list(sizes)) as files, threadpool_limits(1, user_api="blas"):
+            kept = _resume(recipes, journal, files, groups)
+            _check_free_space(folder, total - files.written)
+            with journal.appending(kept):
+                for recipe, result in run_recipes(recipes[kept:], settings.memory or _DEFAULT_MEMORY):
+                    _check_finite(recipe, result)
+                    _group_report(recipe, groups).add(recipe, result)
+                    for done in _append(files, recipe, result, extents):
                         if settings.progress:
                             settings.progress(done, total)
-                    back.follow(marks := files.marks())
-                    journal.add(marks, made)
-                    del made  # before the next one is waited for
+                    journal.add(files.take_prefixes(), result)
+                    del result  # frees its memory before waiting for the next one
             written = files.close()
     except OSError as error:
         raise OutputError(
@@ -112,30 +121,35 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
     return WrittenWeights(written, total, extents, groups)
 
 
-def _put(files: Files, recipe: Recipe, made: RecipeResult, extents: Mapping[str, Extent]) -> Iterator[int]:
-    for output, array in zip(recipe.outputs, made.arrays, strict=True):
-        yield from files.put(extents[output.name], _bytes_of(output, array))
+def _append(files: DataFiles, recipe: Recipe, result: RecipeResult, extents: Mapping[str, Extent]) -> Iterator[int]:
+    for output, array in zip(recipe.outputs, result.arrays, strict=True):
+        yield from files.append(extents[output.name], _to_bytes(output, array))
 
 
-def made_ahead(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe, RecipeResult]]:
-    """Each recipe and what it makes; the next one is being made meanwhile, if both have room in ``memory``."""
+def run_recipes(recipes: Sequence[Recipe], memory: int) -> Iterator[tuple[Recipe, RecipeResult]]:
+    """Yields each recipe and its result; the next recipe runs meanwhile if ``memory`` bytes suffice for both."""
     with ThreadPoolExecutor(1, thread_name_prefix="recipe") as pool:
         future = None
         for recipe, following in zip_longest(recipes, recipes[1:]):
-            made = (future or pool.submit(_make, recipe)).result()
+            result = (future or pool.submit(_run, recipe)).result()
             together = recipe.working_set + following.working_set if following else 0
-            future = pool.submit(_make, following) if following and together <= memory else None
-            yield recipe, made
-            del made  # before the next one is waited for
+            future = pool.submit(_run, following) if following and together <= memory else None
+            yield recipe, result
+            del result  # frees its memory before waiting for the next one
 
 
-def _make(recipe: Recipe) -> RecipeResult:
-    with np.errstate(over="ignore", invalid="ignore"):  # refused in our own words
+def _run(recipe: Recipe) -> RecipeResult:
+    with np.errstate(over="ignore", invalid="ignore"):  # _check_finite raises our own error
         return recipe.make()
 
 
 class Journal:
-    """One line of JSON for the request, then one for each recipe that was written."""
+    """A file with one line of JSON for the request, then one for each recipe that was written.
+
+    Args:
+        file: the file; ``None``: nothing is recorded.
+        request: see :class:`Settings`.
+    """
 
     def __init__(self, file: Path | None, request: str) -> None:
         self._file = file
@@ -143,8 +157,8 @@ class Journal:
         self._stream: BinaryIO | None = None
         self._lines: list[str] = []
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What was written under the same request, oldest first; a torn last line does not count."""
+    def read_entries(self) -> list[dict[str, Any]]:
+        """Entries of the same request, oldest first; an incomplete last line is ignored."""
         try:
             lines = self._file.read_text("utf-8").splitlines(keepends=True) if self._file else []
         except (FileNotFoundError, UnicodeDecodeError):
@@ -165,7 +179,7 @@ class Journal:
 
     @contextmanager
     def appending(self, kept: int) -> Iterator[None]:
-        """Open for ``add``: cut to the first ``kept`` entries, or begun anew if there were none."""
+        """Opens the file for :meth:`add`, cut to the first ``kept`` entries, or started anew if there are none."""
         if self._file is None:
             yield
             return
@@ -176,27 +190,27 @@ class Journal:
             self._stream.write(b"" if whole else self._head.encode())
             yield
 
-    def add(self, marks: Marks, made: RecipeResult) -> None:
-        """Notes that a recipe's bytes are in the files."""
+    def add(self, prefixes: Mapping[str, Prefix], result: RecipeResult) -> None:
+        """Records that a recipe's result is in the files."""
         if self._stream:
-            error = [made.squared_error, made.squared_norm, made.max_error]
-            self._stream.write((json.dumps({"files": marks, "error": error}) + "\n").encode())
+            error = [result.squared_error, result.squared_norm, result.max_error]
+            self._stream.write((json.dumps({"files": prefixes, "error": error}) + "\n").encode())
 
 
-def _restore(recipes: Sequence[Recipe], journal: Journal, known: Known, groups: dict[str, GroupReport]) -> int:
-    """Takes up what an earlier run left, as far as it is whole, and drops the rest; how many recipes that is."""
+def _resume(recipes: Sequence[Recipe], journal: Journal, files: DataFiles, groups: dict[str, GroupReport]) -> int:
+    """Verifies what an earlier run wrote and drops the rest; returns the number of recipes that are complete."""
     done = 0
-    for recipe, entry in zip(recipes, journal.entries(), strict=False):
-        marks = {name: Mark(int(end), str(sha256)) for name, (end, sha256) in entry["files"].items()}
-        if not known.advance(marks):
+    for recipe, entry in zip(recipes, journal.read_entries(), strict=False):
+        prefixes = {name: Prefix(int(length), str(sha256)) for name, (length, sha256) in entry["files"].items()}
+        if not files.verify(prefixes):
             break
-        _report_of(recipe, groups).add(recipe, RecipeResult([], *entry["error"]))
+        _group_report(recipe, groups).add(recipe, RecipeResult([], *entry["error"]))
         done += 1
-    known.cut()
+    files.truncate()
     return done
 
 
-def _report_of(recipe: Recipe, groups: dict[str, GroupReport]) -> GroupReport:
+def _group_report(recipe: Recipe, groups: dict[str, GroupReport]) -> GroupReport:
     return groups.setdefault(recipe.group, GroupReport(recipe.scheme))
 
 
@@ -204,45 +218,46 @@ def _check_memory(recipes: Sequence[Recipe], memory: int | None) -> None:
     largest = max(recipes, key=lambda recipe: recipe.working_set, default=None)
     if memory is not None and largest is not None and largest.working_set > memory:
         raise MemoryLimitTooLow(
-            f"making {largest.outputs[0].name} takes {largest.working_set / 1e9:.1f} GB, and {memory / 1e9:.1f} GB "
-            "of what is allowed are left for weights",
-            remedy="Allow more with --max-memory, or choose a preset that stores that tensor in fewer bits.",
+            f"making {largest.outputs[0].name} takes {largest.working_set / 1e9:.1f} GB, but --max-memory leaves "
+            f"{memory / 1e9:.1f} GB for weights",
+            remedy="Raise --max-memory, or choose a preset that stores that tensor in fewer bits.",
         )
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_free_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
-            f"{folder}: {free / 1e9:.2f} GB are free, and {needed / 1e9:.2f} GB of weights are still to be written",
-            remedy="Free some room, or give a folder on another disk.",
+            f"{folder}: {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB of weights are still to be written",
+            remedy="Free some space, or give a folder on another disk.",
         )
 
 
-def _require_finite(recipe: Recipe, made: RecipeResult) -> None:
-    rounded = made.squared_error is not None and not math.isfinite(made.squared_error + made.squared_norm)
-    for output, array in zip(recipe.outputs, made.arrays, strict=True):
-        if rounded or not _all_finite(array):
+def _check_finite(recipe: Recipe, result: RecipeResult) -> None:
+    error = result.squared_error
+    overflow = error is not None and not math.isfinite(error + result.squared_norm)
+    for output, array in zip(recipe.outputs, result.arrays, strict=True):
+        if overflow or not _all_finite(array):
             raise CheckpointError(
-                f"{output.name}: weights that are not finite, or beyond what {recipe.scheme} holds",
-                remedy="Check the checkpoint's weights for NaN and infinities; where there are none, convert for cpu.",
+                f"{output.name}: has weights that are not finite, or beyond the range of {recipe.scheme}",
+                remedy="Check the checkpoint's weights for NaN and infinities; if there are none, convert for cpu.",
             )
 
 
 def _all_finite(array: Array) -> bool:
-    """Whether no value is infinite or not a number; a copy of a gigabyte of bfloat16 is looked at in pieces."""
+    """Whether no value is infinite or NaN; large arrays are checked in pieces, to bound the temporaries."""
     if array.dtype.kind in "iub":
         return True
     flat = array.reshape(-1)
-    if array.dtype == ml_dtypes.bfloat16:  # by its bits, in a fifth of the time
+    if array.dtype == ml_dtypes.bfloat16:  # by its bits: five times as fast as isfinite
         return not any(
-            bool((flat[at : at + _FINITE].view(np.uint16) & _EXPONENT == _EXPONENT).any())
-            for at in range(0, flat.size, _FINITE)
+            bool((flat[at : at + _FINITE_CHUNK].view(np.uint16) & _BFLOAT16_EXPONENT == _BFLOAT16_EXPONENT).any())
+            for at in range(0, flat.size, _FINITE_CHUNK)
         )
-    return all(bool(np.isfinite(flat[at : at + _FINITE]).all()) for at in range(0, flat.size, _FINITE))
+    return all(bool(np.isfinite(flat[at : at + _FINITE_CHUNK]).all()) for at in range(0, flat.size, _FINITE_CHUNK))
 
 
-def _bytes_of(output: TensorSpec, array: Array) -> memoryview:
+def _to_bytes(output: TensorSpec, array: Array) -> memoryview:
     if array.nbytes != output.nbytes:
         raise AssertionError(
             f"{output.name}: {array.dtype}{list(array.shape)} is not {output.dtype}{list(output.shape)}"

@@ -423,7 +423,7 @@ def test_a_file_system_without_hard_links(tiny: Path, tmp_path: Path, monkeypatc
     assert files(tmp_path / "linked") == files(tmp_path / "copied")
 
 
-def test_a_disk_that_gives_back_other_bytes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_another_program_changes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = smoke.loads
 
     def flip(model: Path) -> None:
@@ -432,7 +432,7 @@ def test_a_disk_that_gives_back_other_bytes(tiny: Path, tmp_path: Path, monkeypa
             file.write(b"other")
 
     monkeypatch.setattr(smoke, "loads", flip)
-    refused(OutputError, tiny, tmp_path / "out", "other bytes than were written")
+    refused(OutputError, tiny, tmp_path / "out", "no longer has the bytes that were written")
 
 
 def test_an_output_that_cannot_be(tiny: Path, tmp_path: Path) -> None:
