@@ -27,8 +27,8 @@ from gptoss_convert.export import weights_size
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import GPT_OSS_20B, write_checkpoint
 from gptoss_convert.targets.directml import TARGET
-from gptoss_runtime.manifest import MemoryBudget
-from gptoss_runtime.preflight import CONTEXTS, RESERVE
+from gptoss_runtime.artifact.manifest import MemoryBudget
+from gptoss_runtime.machine.preflight import CONTEXTS, RESERVE
 
 BANDWIDTH = {"RTX 4090": 1008, "RTX 4080": 717, "RTX 4060 Ti": 288, "RX 7900 XTX": 960, "RX 9070 XT": 640}  # GB/s
 # llama.cpp's published decode rates for gpt-oss-20b, tok/s; two cards have none

@@ -17,11 +17,11 @@ from typing import Any
 
 from gptoss_convert.nano import materialise
 from gptoss_convert.workflow import convert
-from gptoss_runtime import Engine, GenerationOptions, Message, Tool
-from gptoss_runtime.conversation import ResponseFormat
-from gptoss_runtime.formats import turn_grammar
-from gptoss_runtime.grammar import Constraint
-from gptoss_runtime.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime import Engine, GenerationOptions, Message, Tool, load_engine
+from gptoss_runtime.chat.conversation import ResponseFormat
+from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.engine.grammar import Constraint
 
 PERSON = {
     "type": "object",
@@ -64,7 +64,7 @@ def main() -> None:
         print(f"the tokenizer, once a process: {time.perf_counter() - started:.2f} s\n")
         print("| case | with (ms/token) | without | adds | compiled in (ms) |")
         print("|---|---|---|---|---|")
-        with Engine.load(artifact, threads=1) as engine:
+        with load_engine(artifact, threads=1) as engine:
             for name, case in CASES.items():
                 given, plain, compiled = [], [], []
                 for seed in range(rounds):

@@ -29,7 +29,7 @@ from gptoss_convert.parity.reference import load_transformers, transformers_logi
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.smoke import first_inputs
-from gptoss_runtime import Engine
+from gptoss_runtime import load_engine
 
 Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 Texts = Sequence[tuple[Sequence[int], NDArray[np.float32]]]  # token ids, and the checkpoint's logits
@@ -91,7 +91,7 @@ def main() -> None:
                 print(f"| `{target.name}` | {preset} | {row}", flush=True)
         rival = builder.build(checkpoint.path, Path(temporary) / "builder")
         nbytes, noise = builder.weights(rival).stat().st_size, dict(builder.signal_to_noise(checkpoint, rival))
-        with Engine.load(rival.parent) as engine:  # its sliding layers' cache is genai's affair
+        with load_engine(rival.parent) as engine:  # its sliding layers' cache is genai's affair
             row = cells(engine.logits, nbytes, noise, expected, samples)
         print(f"| genai's builder | int4 | {row}", flush=True)
 

@@ -18,7 +18,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.synthetic import write_convertible
-from gptoss_runtime import hardware
+from gptoss_runtime.machine import hardware
 
 
 def main() -> None:

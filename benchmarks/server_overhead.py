@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.served import Served, served
 
-from gptoss_runtime import Engine, GenerationOptions, Message
-from gptoss_runtime.artifact import TOKENIZER
-from gptoss_runtime.harmony import STOP_TOKENS, Harmony
-from gptoss_runtime.process import ProcessEngine
+from gptoss_runtime import Engine, GenerationOptions, Message, load_engine
+from gptoss_runtime.artifact.folder import TOKENIZER
+from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.server.turn import TurnRequest, prepare
 
 _WORDS = ("river", "stone", "winter", "garden", "letter", "window", "coffee", "market", "silver", "engine", "planet")
@@ -169,7 +169,7 @@ def main() -> None:
     harmony = Harmony.load(arguments.artifact / TOKENIZER)
     words = random.Random(0)
     with (
-        Engine.load(arguments.artifact, threads=threads, slots=slots) as bare,
+        load_engine(arguments.artifact, threads=threads, slots=slots) as bare,
         ProcessEngine.load(arguments.artifact, threads=threads, slots=slots) as process,
         served(arguments.artifact, "--threads", str(threads), "--slots", str(slots)) as server,
     ):

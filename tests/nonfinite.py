@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from gptoss_runtime.scripted import ScriptedEngine
+from gptoss_runtime.engine.scripted import ScriptedEngine
 
 Logits = NDArray[np.float32]
 

@@ -24,8 +24,8 @@ from gptoss_convert.graph.head import Logits
 from gptoss_convert.output import write_json
 from gptoss_convert.provenance import SourceDigests
 from gptoss_convert.targets import Target
-from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
-from gptoss_runtime.reference_logits import REFERENCE_LOGITS
+from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
+from gptoss_runtime.artifact.reference_logits import REFERENCE_LOGITS
 
 # Copied as they are; those marked True must be there. A chat template may also lie inside tokenizer_config.json.
 TOKENIZER_FILES = {

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptoss_runtime import Chat, Tool
-from gptoss_runtime.conversation import Effort
-from gptoss_runtime.options import GenerationOptions
+from gptoss_runtime.chat.conversation import Effort
+from gptoss_runtime.engine.options import GenerationOptions
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ QUESTIONS: tuple[Question, ...] = (
 @contextmanager
 def chats(artifact: Path) -> Iterator[list[tuple[Question, Chat]]]:
     """Every question with a fresh conversation to ask it in, all on one loaded model; answers are greedy."""
-    from gptoss_runtime.artifact import TOKENIZER
-    from gptoss_runtime.engine import Engine
-    from gptoss_runtime.harmony import Harmony
+    from gptoss_runtime.artifact.folder import TOKENIZER
+    from gptoss_runtime.chat.harmony import Harmony
+    from gptoss_runtime.engine.loading import load_engine
 
     harmony = Harmony.load(artifact / TOKENIZER)
     options = GenerationOptions(temperature=0.0, max_new_tokens=200)
-    with Engine.load(artifact) as engine:
+    with load_engine(artifact) as engine:
         yield [
             (question, Chat(engine, harmony, tools=question.tools, effort=question.effort, options=options))
             for question in QUESTIONS

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptoss_runtime import strict_json
-from gptoss_runtime.manifest import MANIFEST, Manifest
+from gptoss_runtime.artifact import strict_json
+from gptoss_runtime.artifact.manifest import MANIFEST, Manifest
 from gptoss_runtime.models.pulling import RECORD
 
 _PROGRAMS = frozenset(

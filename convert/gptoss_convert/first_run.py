@@ -32,8 +32,8 @@ from gptoss_convert.schemes import Quantisation
 from gptoss_convert.smoke import feed, runtime_errors
 from gptoss_convert.targets import Target
 from gptoss_convert.weights import Extent
-from gptoss_runtime.manifest import LayerRange, Range
-from gptoss_runtime.reference_logits import ReferenceLogits, TopLogits
+from gptoss_runtime.artifact.manifest import LayerRange, Range
+from gptoss_runtime.artifact.reference_logits import ReferenceLogits, TopLogits
 
 _LIMIT = 65504.0  # float16's largest value
 _ROOM = 1.0  # binary orders of magnitude that must be left: another prompt may well reach twice as far

@@ -28,9 +28,9 @@ from gptoss_convert.output import link_or_copy
 from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import Quantisation, resolve
 from gptoss_convert.targets import Target
-from gptoss_runtime.artifact import Artifact, check_contents
+from gptoss_runtime.artifact.folder import Artifact, check_contents
+from gptoss_runtime.artifact.manifest import FileEntry, TensorGroup
 from gptoss_runtime.errors import ArtifactError, GptOssError
-from gptoss_runtime.manifest import FileEntry, TensorGroup
 
 _ATTRIBUTES = "gptoss"  # where the first pass describes its export to the second, in Olive's model attributes
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.data_files import Stamp, read_stamp
 from gptoss_convert.errors import CheckpointError
-from gptoss_runtime.manifest import FileEntry
+from gptoss_runtime.artifact.manifest import FileEntry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 4 << 20

@@ -27,7 +27,7 @@ from gptoss_convert.resources import locate_resource
 from gptoss_convert.run import CURRENT, Run
 from gptoss_convert.schemes import resolve
 from gptoss_convert.writing import Progress
-from gptoss_runtime.manifest import Manifest
+from gptoss_runtime.artifact.manifest import Manifest
 
 PACKAGE_CONFIG = "package.json"
 _PASS_KEYS = {

@@ -1,11 +1,11 @@
 """gpt-oss on onnxruntime-genai: load an artifact, generate token ids, or hold a conversation.
 
-``Engine`` takes and gives token ids; ``Chat`` puts text, tools and reasoning on top. Importing this package is cheap:
-onnxruntime-genai and openai-harmony are imported when something is loaded.
+``load_engine`` gives an ``Engine``, which takes and gives token ids; ``Chat`` adds text, tools and reasoning. This
+import is cheap: onnxruntime-genai and openai-harmony are imported when something is loaded.
 """
 
-from gptoss_runtime.chat import Chat, Reply
-from gptoss_runtime.conversation import (
+from gptoss_runtime.chat.chat import Chat, Reply
+from gptoss_runtime.chat.conversation import (
     JSON_OBJECT,
     ContentDelta,
     Event,
@@ -19,16 +19,13 @@ from gptoss_runtime.conversation import (
     ToolCallDelta,
     ToolResult,
 )
-from gptoss_runtime.engine import (
-    Engine,
-    FinishReason,
-    Generation,
-    GenerationResult,
-    ModelInfo,
-    Timings,
-    TokenLogprobs,
-    Usage,
-)
+from gptoss_runtime.chat.stops import StopStrings
+from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.engine.base import Engine, Generation
+from gptoss_runtime.engine.loading import load_engine
+from gptoss_runtime.engine.options import GenerationOptions
+from gptoss_runtime.engine.results import FinishReason, GenerationResult, ModelInfo, Timings, TokenLogprobs, Usage
+from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.errors import (
     ArtifactError,
     BackendError,
@@ -47,9 +44,6 @@ from gptoss_runtime.errors import (
     Overloaded,
     ResourceError,
 )
-from gptoss_runtime.formats import turn_grammar
-from gptoss_runtime.options import GenerationOptions
-from gptoss_runtime.stops import StopStrings
 
 __all__ = [
     "JSON_OBJECT",
@@ -80,6 +74,7 @@ __all__ = [
     "NoAdapter",
     "NumericalError",
     "Overloaded",
+    "ProcessEngine",
     "ReasoningDelta",
     "Reply",
     "ResourceError",
@@ -92,5 +87,6 @@ __all__ = [
     "ToolCallDelta",
     "ToolResult",
     "Usage",
+    "load_engine",
     "turn_grammar",
 ]

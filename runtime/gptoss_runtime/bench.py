@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_runtime import hardware
-from gptoss_runtime.engine import Engine, GenerationResult
+from gptoss_runtime.engine.base import Engine
+from gptoss_runtime.engine.loading import load_engine
+from gptoss_runtime.engine.options import GenerationOptions
+from gptoss_runtime.engine.results import GenerationResult
 from gptoss_runtime.errors import InvalidRequest
-from gptoss_runtime.options import GenerationOptions
+from gptoss_runtime.machine import hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def bench(
         prompt_tokens: length of the prompt, random ids.
         new_tokens: greedy tokens generated, at least 2; stop tokens do not stop it.
         repeat: repetitions, after one that is not counted.
-        load: options of ``Engine.load``.
+        load: options of ``load_engine``.
 
     Raises:
         InvalidRequest: a count that makes no sense.
@@ -63,7 +65,7 @@ def bench(
         if value < low:
             raise InvalidRequest(f"{name} is {value}", remedy=f"Set it to {low} or more.")
     started = time.perf_counter()
-    with Engine.load(path, **load) as engine:
+    with load_engine(path, **load) as engine:
         load_seconds = time.perf_counter() - started
         random = np.random.default_rng(0)
         runs = [_run(engine, random, prompt_tokens, new_tokens) for _ in range(repeat + 1)][1:]

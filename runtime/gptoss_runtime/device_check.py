@@ -35,9 +35,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_runtime.engine import Engine
+from gptoss_runtime.artifact.reference_logits import ReferenceLogits, TopLogits
+from gptoss_runtime.engine.base import Engine
 from gptoss_runtime.errors import ArtifactError, InvalidRequest
-from gptoss_runtime.reference_logits import ReferenceLogits, TopLogits
 
 # Largest median of the logits' distances, of prompts and of steps alone. float16: four times what eight positions ever
 # had, since real models have six to nine times nano's layers and GPUs may add up in float16; half of the least fault.

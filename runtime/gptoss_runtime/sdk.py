@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from gptoss_runtime import hardware
 from gptoss_runtime.errors import (
     ArtifactError,
     BackendError,
@@ -35,6 +34,7 @@ from gptoss_runtime.errors import (
     ResourceError,
     ServerUnavailable,
 )
+from gptoss_runtime.machine import hardware
 from gptoss_runtime.models import Registry
 from gptoss_runtime.models.registry import is_path
 from gptoss_runtime.server.settings import DEFAULT_HOST, DEFAULT_PORT

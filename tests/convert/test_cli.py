@@ -12,8 +12,8 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
+from gptoss_runtime.artifact.manifest import FileEntry, Manifest
 from gptoss_runtime.cli.main import app
-from gptoss_runtime.manifest import FileEntry, Manifest
 
 Gptoss = Callable[..., Result]
 

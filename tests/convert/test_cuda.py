@@ -10,9 +10,9 @@ import pytest
 
 from gptoss_convert.errors import UnsupportedModel, WorkflowError
 from gptoss_convert.workflow import Options, convert
-from gptoss_runtime import Engine
+from gptoss_runtime import load_engine
+from gptoss_runtime.engine.genai import import_genai
 from gptoss_runtime.errors import BackendUnavailable, GptOssError, InvalidRequest
-from gptoss_runtime.genai import import_genai
 
 from .conftest import write_tiny
 
@@ -39,7 +39,7 @@ def test_another_provider_is_refused(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "out", target="cuda")
     for provider in ("cpu", "webgpu"):
         with pytest.raises(InvalidRequest, match="laid out for cuda") as caught:
-            Engine.load(tmp_path / "out", provider=provider)
+            load_engine(tmp_path / "out", provider=provider)
         assert "--provider cuda" in str(caught.value.remedy)
 
 
@@ -47,7 +47,7 @@ def test_another_provider_is_refused(tiny: Path, tmp_path: Path) -> None:
 def test_a_build_without_cuda_says_which_has_it(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "out", target="cuda")
     with pytest.raises(BackendUnavailable, match=r"gptoss-windows\[cuda\]"):
-        Engine.load(tmp_path / "out", provider="cuda")
+        load_engine(tmp_path / "out", provider="cuda")
 
 
 @pytest.mark.parametrize(

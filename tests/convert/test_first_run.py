@@ -29,8 +29,8 @@ from gptoss_convert.parity.reference import load_transformers, transformers_logi
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.workflow import convert
-from gptoss_runtime.manifest import Manifest
-from gptoss_runtime.reference_logits import ReferenceLogits
+from gptoss_runtime.artifact.manifest import Manifest
+from gptoss_runtime.artifact.reference_logits import ReferenceLogits
 from tests.parity.checkpoints import overwrite
 from tests.parity.decoding import logits
 

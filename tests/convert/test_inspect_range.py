@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from gptoss_convert.cli import inspect
+from gptoss_runtime.artifact.manifest import MANIFEST, LayerRange, Manifest, Range
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.cli.render import range_lines
 from gptoss_runtime.errors import ArtifactError
-from gptoss_runtime.manifest import MANIFEST, LayerRange, Manifest, Range
 
 HEAD = LayerRange(layer=2, stream=900.0, headroom=12.0, tightest="head_input")
 LAYERS = [

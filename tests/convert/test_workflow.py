@@ -24,7 +24,7 @@ from gptoss_convert.errors import (
 )
 from gptoss_convert.partial import locate_partial
 from gptoss_convert.workflow import Options, config_dir, convert
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.artifact.folder import Artifact
 from gptoss_runtime.errors import GptOssError
 
 from .conftest import write_tiny

@@ -12,7 +12,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.schemes import resolve
 from gptoss_convert.targets import Target
-from gptoss_runtime.manifest import MemoryBudget
+from gptoss_runtime.artifact.manifest import MemoryBudget
 
 from .lab.lab import Lab
 

@@ -15,13 +15,14 @@ NAME = "WineD3D DirectDraw Emulation"
 LIST = """
 import json
 from dataclasses import asdict
-from gptoss_runtime import adapters, dxgi
+from gptoss_runtime.machine import adapters, dxgi
 for _ in range(20):  # what is released too often or too little would show
     found = adapters.adapters()
 print(json.dumps([[asdict(one) for one in found], asdict(adapters.choose(found, "wined3d"))]))
 """
 CHOOSE = """
-from gptoss_runtime import GptOssError, adapters
+from gptoss_runtime import GptOssError
+from gptoss_runtime.machine import adapters
 try:
     print(adapters.choose(adapters.adapters(), {wanted!r}).index)
 except GptOssError as error:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from gptoss_convert.activation_profile import Shifts
 from gptoss_convert.synthetic import amplify
 from gptoss_convert.workflow import Options, convert
-from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest
-from gptoss_runtime.reference_logits import ReferenceLogits
+from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
+from gptoss_runtime.artifact.reference_logits import ReferenceLogits
 from tests.parity import decoding
 
 from .lab.lab import Lab

@@ -18,7 +18,7 @@ from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify
 from gptoss_convert.targets import directml
 from gptoss_convert.workflow import Options, convert
-from gptoss_runtime.manifest import Manifest
+from gptoss_runtime.artifact.manifest import Manifest
 from tests.parity import decoding
 from tests.parity.conftest import SHIFTS
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gptoss_convert.workflow import Options, convert
-from gptoss_runtime.manifest import Manifest
+from gptoss_runtime.artifact.manifest import Manifest
 
 from .lab.lab import Lab
 

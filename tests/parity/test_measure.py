@@ -26,7 +26,7 @@ from gptoss_convert.parity.report import render
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.parity.session import Session
 from gptoss_convert.workflow import Options, convert
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.artifact.folder import Artifact
 from gptoss_runtime.errors import ArtifactError, BackendError, BackendUnavailable, ContextOverflow, InvalidRequest
 from tests.convert.conftest import write_tiny
 

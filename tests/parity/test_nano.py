@@ -21,8 +21,8 @@ from gptoss_convert.parity.reference import load_transformers, transformers_logi
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.workflow import Options, convert
-from gptoss_runtime import Engine, GenerationOptions
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime import Engine, GenerationOptions, load_engine
+from gptoss_runtime.artifact.folder import Artifact
 
 from .decoding import logits
 
@@ -48,7 +48,7 @@ def exact_graph(nano_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def lossless(nano_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     out = tmp_path_factory.mktemp("lossless") / "gptoss-nano"
     convert(nano_checkpoint, out, options=Options(preset="lossless"))
-    with Engine.load(out, threads=1) as engine:
+    with load_engine(out, threads=1) as engine:
         yield engine
 
 
@@ -75,7 +75,7 @@ def test_logits_along_an_answer(skill: str, exact_graph: Path, reference: Any) -
 
 def test_the_default_artifact_keeps_the_skills(nano_artifact: Path, record_property: Any) -> None:
     shares = {}
-    with Engine.load(nano_artifact, threads=1) as engine:
+    with load_engine(nano_artifact, threads=1) as engine:
         for skill in SKILLS:
             samples = held_out(skill, N)
             right = [answer(engine, s.prompt_ids, len(s.answer_ids) + 4) == s.answer_ids for s in samples]

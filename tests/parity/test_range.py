@@ -30,7 +30,7 @@ from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import directml
 from gptoss_convert.workflow import Options, convert
-from gptoss_runtime.conversation import ContentDelta, ToolCall
+from gptoss_runtime.chat.conversation import ContentDelta, ToolCall
 
 from . import test_cuda
 from .checkpoints import overwrite

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_runtime.engine import Engine
-from gptoss_runtime.harmony import Harmony
+from gptoss_runtime.chat.harmony import Harmony
+from gptoss_runtime.engine.base import Engine
+from gptoss_runtime.engine.loading import load_engine
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +24,5 @@ def harmony(nano_artifact: Path, cache: Path) -> Harmony:
 
 @pytest.fixture(scope="session")
 def engine(nano_artifact: Path) -> Iterator[Engine]:
-    with Engine.load(nano_artifact, threads=1) as engine:
+    with load_engine(nano_artifact, threads=1) as engine:
         yield engine

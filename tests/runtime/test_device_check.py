@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_runtime.artifact import check_contents
+from gptoss_runtime.artifact.folder import check_contents
+from gptoss_runtime.artifact.reference_logits import MAX_POSITIONS, REFERENCE_LOGITS, ReferenceLogits, TopLogits
 from gptoss_runtime.device_check import Outcome, PositionCheck, check_device
-from gptoss_runtime.engine import Engine
+from gptoss_runtime.engine.base import Engine
+from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.errors import ArtifactError, InvalidRequest
-from gptoss_runtime.reference_logits import MAX_POSITIONS, REFERENCE_LOGITS, ReferenceLogits, TopLogits
-from gptoss_runtime.scripted import ScriptedEngine
 
 VOCABULARY = 1000
 PROMPT = [(7 * i) % VOCABULARY for i in range(512)]

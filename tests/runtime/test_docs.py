@@ -19,15 +19,15 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE + README, re.DOTALL)
 def test_an_example(
     example: str, nano_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gptoss_runtime.vocabulary.platformdirs.user_cache_dir", lambda *_, **__: str(cache))
-    monkeypatch.setattr("gptoss_runtime.options.GenerationOptions.__init__.__defaults__", _bounded())
+    monkeypatch.setattr("gptoss_runtime.artifact.vocabulary.platformdirs.user_cache_dir", lambda *_, **__: str(cache))
+    monkeypatch.setattr("gptoss_runtime.engine.options.GenerationOptions.__init__.__defaults__", _bounded())
     exec(compile(example.replace("artifacts/gptoss-nano/cpu", nano_artifact.as_posix()), "example", "exec"), {})
     assert capsys.readouterr().out
 
 
 def _bounded() -> tuple[object, ...]:
     """The options' defaults with a bound, so that a model that rambles does not slow the tests."""
-    from gptoss_runtime.options import GenerationOptions
+    from gptoss_runtime.engine.options import GenerationOptions
 
     return (64, *GenerationOptions.__init__.__defaults__[1:])  # type: ignore[misc]
 

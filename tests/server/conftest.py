@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 
-from gptoss_runtime.server.catalog import Catalog
 from gptoss_runtime.server.engines import EngineOptions
 from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.server.node import Node
 from tests.server.running import MODEL, Running, serving
@@ -30,7 +30,7 @@ def serve(nano_artifact: Path, vocabulary: Path) -> Callable[..., AbstractContex
 
     def start(*, engine: dict[str, Any] | None = None, host: dict[str, Any] | None = None, **settings: Any) -> Any:
         options = EngineOptions(threads=1, **(engine or {"slots": 2}))
-        models = ModelHost(Catalog({MODEL: nano_artifact}), options.make, cache=vocabulary, **(host or {}))
+        models = ModelHost(ServedModels({MODEL: nano_artifact}), options.make, cache=vocabulary, **(host or {}))
         return serving(Settings(port=0, **{"tell_date": False, **settings}), models)
 
     return start

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss_runtime.artifact import TOKENIZER
-from gptoss_runtime.harmony import Harmony
-from gptoss_runtime.scripted import ScriptedEngine
-from gptoss_runtime.server.catalog import Catalog
+from gptoss_runtime.artifact.folder import TOKENIZER
+from gptoss_runtime.chat.harmony import Harmony
+from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.server.running import MODEL, serving
 
@@ -88,6 +88,6 @@ def playing(
     harmony = Harmony.load(artifact / TOKENIZER, cache=vocabulary)
     scripts = [[], *(ids_of(harmony, answer) for answer in answers)]  # loading a model generates once
     engine = player(scripts, context_length=_CONTEXT, tokenizer=artifact / TOKENIZER)
-    host = ModelHost(Catalog({MODEL: artifact}), lambda _: engine, cache=vocabulary)
+    host = ModelHost(ServedModels({MODEL: artifact}), lambda _: engine, cache=vocabulary)
     with serving(Settings(port=0, tell_date=tell_date), host) as running:
         yield Recording(running.url, engine, harmony)

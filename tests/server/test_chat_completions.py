@@ -13,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from gptoss_runtime.harmony import Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from tests.server.recorded import final, playing
 from tests.server.running import MODEL, PERSON, WEATHER, ask
 

@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from gptoss_runtime.artifact import Artifact
-from gptoss_runtime.engine import Engine
+from gptoss_runtime.artifact.folder import Artifact
+from gptoss_runtime.engine.base import Engine
+from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.errors import ArtifactError, ModelNotFound, Overloaded, ResourceError
 from gptoss_runtime.models import Registry
-from gptoss_runtime.scripted import ScriptedEngine
-from gptoss_runtime.server.catalog import Catalog, Entry
 from gptoss_runtime.server.errors import Busy, NotThere, RequestRefused
 from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.served_models import ServedModel, ServedModels
 from tests.server.running import ENDLESS, MODEL, Running, ask, until
 
 
@@ -32,7 +32,7 @@ class Factory:
         self.open = 0
         self.fails: Exception | None = None
 
-    def __call__(self, entry: Entry) -> Engine:
+    def __call__(self, entry: ServedModel) -> Engine:
         if self.fails is not None:
             raise self.fails
         self.made.append(entry.id)
@@ -67,7 +67,7 @@ def hosted(
     factory = Factory()
 
     async def run() -> None:
-        host = ModelHost(Catalog(folders), factory, cache=vocabulary, **options)
+        host = ModelHost(ServedModels(folders), factory, cache=vocabulary, **options)
         await host.start()
         try:
             await work(host, factory)
@@ -179,7 +179,7 @@ def test_names(folders: dict[str, Path], vocabulary: Path) -> None:
 
 def test_a_damaged_folder_is_not_listed(folders: dict[str, Path]) -> None:
     (folders["two"] / "genai_config.json").write_text("{", encoding="utf-8")
-    catalog = Catalog(folders)
+    catalog = ServedModels(folders)
     assert [entry.id for entry in catalog.entries()] == ["one"]
     with pytest.raises(ArtifactError):
         catalog.find("two")
@@ -187,14 +187,14 @@ def test_a_damaged_folder_is_not_listed(folders: dict[str, Path]) -> None:
 
 def test_the_registry_adds_its_models(nano_artifact: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path, search=[nano_artifact.parents[1]])
-    catalog = Catalog.of(None, registry)
+    catalog = ServedModels.of(None, registry)
     assert f"{MODEL}:cpu" in [entry.id for entry in catalog.entries()]
     assert catalog.find(f"{MODEL}:cpu").path == nano_artifact.resolve()
     with pytest.raises(ModelNotFound) as raised:
         catalog.find(str(nano_artifact))
     assert raised.value.remedy is not None
     assert raised.value.remedy.endswith("GET /v1/models lists those on this machine.")
-    named = Catalog.of(str(nano_artifact), registry)
+    named = ServedModels.of(str(nano_artifact), registry)
     assert named.default == Artifact.open(nano_artifact).name
     assert [entry.path for entry in named.entries()].count(nano_artifact.resolve()) == 1
 

@@ -14,11 +14,11 @@ import httpx
 import openai
 import pytest
 
-from gptoss_runtime.artifact import TOKENIZER
-from gptoss_runtime.harmony import Harmony
-from gptoss_runtime.server.catalog import Catalog
+from gptoss_runtime.artifact.folder import TOKENIZER
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.server.engines import EngineOptions
 from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.nonfinite import FAULTS, FaultyEngine, with_infinite_norm, with_poisoned_token
 from tests.server.recorded import Recording, final, ids_of, playing, thought
@@ -176,7 +176,7 @@ def test_responses_fail_with_what_they_have(nano_artifact: Path, vocabulary: Pat
 @contextlib.contextmanager
 def over(artifact: Path, vocabulary: Path) -> Iterator[tuple[Running, httpx.Client]]:
     """A real server over a damaged artifact, its engine in a process of its own."""
-    host = ModelHost(Catalog({MODEL: artifact}), EngineOptions(threads=1, slots=2).make, cache=vocabulary)
+    host = ModelHost(ServedModels({MODEL: artifact}), EngineOptions(threads=1, slots=2).make, cache=vocabulary)
     with (
         serving(Settings(port=0, tell_date=False), host) as running,
         httpx.Client(base_url=running.url, timeout=60) as http,

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from gptoss_runtime.conversation import MessageEnd, ReasoningDelta, ToolCall, ToolCallDelta
-from gptoss_runtime.engine import FinishReason, GenerationResult, Timings, Usage
-from gptoss_runtime.harmony import STOP_TOKENS, Harmony
-from gptoss_runtime.options import GenerationOptions
-from gptoss_runtime.scripted import ScriptedEngine
+from gptoss_runtime.chat.conversation import MessageEnd, ReasoningDelta, ToolCall, ToolCallDelta
+from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.engine.options import GenerationOptions
+from gptoss_runtime.engine.results import FinishReason, GenerationResult, Timings, Usage
+from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.server.errors import Problem
 from gptoss_runtime.server.reading import End, Reader, Text, TurnEvent
-from gptoss_runtime.server.response_writer import ResponseWriter
+from gptoss_runtime.server.responses.writer import ResponseWriter
 from gptoss_runtime.server.settings import Limits
 from gptoss_runtime.server.toolbox import Toolbox, offers
 from tests.server.recorded import ids_of

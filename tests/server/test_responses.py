@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from gptoss_runtime.server.response_store import ResponseStore, Stored
+from gptoss_runtime.server.responses.store import ResponseStore, Stored
 from gptoss_runtime.server.settings import Limits
 from tests.server.running import ENDLESS_RESPONSE, MODEL, WEATHER, Running, until
 

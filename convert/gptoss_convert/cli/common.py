@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptoss_convert.writing import Progress as Report
-from gptoss_runtime import hardware
+from gptoss_runtime.machine import hardware
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output, once the new one is whole.")]
 

@@ -47,8 +47,8 @@ def demo(
 
 def _ask(console: Any, artifact: Path) -> list[dict[str, Any]]:
     from gptoss_convert.demo import chats
+    from gptoss_runtime.chat.conversation import ContentDelta, Finish, ToolCall
     from gptoss_runtime.cli.render import EventPrinter, timing_line
-    from gptoss_runtime.conversation import ContentDelta, Finish, ToolCall
 
     answers = []
     with chats(artifact) as asked:

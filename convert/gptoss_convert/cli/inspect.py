@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from gptoss_convert.placement import Placement
     from gptoss_convert.summary import GraphSummary
-    from gptoss_runtime.artifact import Artifact
-    from gptoss_runtime.manifest import Manifest, Range
+    from gptoss_runtime.artifact.folder import Artifact
+    from gptoss_runtime.artifact.manifest import Manifest, Range
 
 _LOW_HEADROOM = 2.0  # binary orders of magnitude: a prompt of four times the values passes the limit
 
@@ -35,7 +35,7 @@ def inspect(
 
     from gptoss_convert.elsewhere import remarks
     from gptoss_convert.summary import summarise
-    from gptoss_runtime.artifact import Artifact, check_contents
+    from gptoss_runtime.artifact.folder import Artifact, check_contents
     from gptoss_runtime.cli.render import print_json
 
     artifact = Artifact.open(folder)

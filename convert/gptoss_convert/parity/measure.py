@@ -18,10 +18,10 @@ from gptoss_convert.parity.layers import LayerErrors, layer_errors
 from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.reference_file import About, Reference
 from gptoss_convert.parity.session import Session, is_available
-from gptoss_runtime.artifact import Artifact
+from gptoss_runtime.artifact.folder import Artifact
+from gptoss_runtime.artifact.manifest import MANIFEST, Manifest, Parity
+from gptoss_runtime.engine.genai import GenaiEngine
 from gptoss_runtime.errors import BackendError, ContextOverflow, InvalidRequest
-from gptoss_runtime.genai import GenaiEngine
-from gptoss_runtime.manifest import MANIFEST, Manifest, Parity
 
 PathName = Literal["prefill", "steps"]
 

@@ -29,7 +29,7 @@ from gptoss_runtime.errors import ContextOverflow, InvalidRequest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptoss_runtime.chat import Chat
+    from gptoss_runtime.chat.chat import Chat
 
 HELP = """/help            this list
 /effort LEVEL    reason low, medium or high
@@ -56,8 +56,8 @@ def chat(
     """Talk with a model; /help lists the commands."""
     from rich.console import Console
 
-    from gptoss_runtime.chat import Chat
-    from gptoss_runtime.options import GenerationOptions
+    from gptoss_runtime.chat.chat import Chat
+    from gptoss_runtime.engine.options import GenerationOptions
 
     options = GenerationOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed

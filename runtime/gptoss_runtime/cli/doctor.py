@@ -12,8 +12,8 @@ from gptoss_runtime.cli.options import ContextLength, Device, Json, Provider
 from gptoss_runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from gptoss_runtime.adapters import Adapter
-    from gptoss_runtime.manifest import Manifest
+    from gptoss_runtime.artifact.manifest import Manifest
+    from gptoss_runtime.machine.adapters import Adapter
 
 NOTHING_RUNS = 6
 _WINDOWS_11 = 22000  # the first build of it; the version says 10 to this day
@@ -40,8 +40,8 @@ def doctor(
     """
     from rich.console import Console
 
+    from gptoss_runtime.artifact.manifest import Manifest
     from gptoss_runtime.cli.render import print_json
-    from gptoss_runtime.manifest import Manifest
     from gptoss_runtime.models import Registry
 
     console = Console(highlight=False, soft_wrap=True)
@@ -71,8 +71,8 @@ def examine(manifest: Manifest | None) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from gptoss_runtime import adapters, hardware, installed
     from gptoss_runtime.errors import GptOssError
+    from gptoss_runtime.machine import adapters, hardware, installed
 
     packages, problems = installed.installed(), []
     found: list[Adapter] = []
@@ -134,7 +134,7 @@ def _why(runs_on: Sequence[str], found: Sequence[Adapter], chosen: Adapter | Non
 
 
 def _artifact(manifest: Manifest, packages: Mapping[str, str]) -> dict[str, Any]:
-    from gptoss_runtime import installed
+    from gptoss_runtime.machine import installed
 
     return {
         "name": manifest.name,
@@ -145,7 +145,7 @@ def _artifact(manifest: Manifest, packages: Mapping[str, str]) -> dict[str, Any]
 
 def _needs(manifest: Manifest | None, found: Sequence[Adapter], memory: int) -> dict[str, Any]:
     """What an artifact needs at each context length, and where that much is."""
-    from gptoss_runtime import preflight
+    from gptoss_runtime.machine import preflight
 
     if manifest is None:
         return {"needs": {}, "fits": []}

@@ -18,10 +18,10 @@ from gptoss_runtime.errors import ArtifactError, GptOssError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptoss_runtime.artifact import Artifact
+    from gptoss_runtime.artifact.folder import Artifact
+    from gptoss_runtime.artifact.reference_logits import ReferenceLogits
     from gptoss_runtime.device_check import DeviceReport, Progress
-    from gptoss_runtime.engine import ModelInfo
-    from gptoss_runtime.reference_logits import ReferenceLogits
+    from gptoss_runtime.engine.results import ModelInfo
 
 RIGHT, WRONG, UNKNOWN = 0, 9, 10
 
@@ -37,7 +37,7 @@ def check_model(
         provider: None: the artifact's own.
         verify: compare the files with the manifest first, so that damage is not blamed on the device.
         json_output: one JSON object instead of text, also where an error is raised.
-        options: of ``Engine.load``.
+        options: of ``load_engine``.
 
     Returns:
         The exit code.
@@ -45,7 +45,7 @@ def check_model(
     Raises:
         GptOssError: the model could not be loaded or run, or its files are damaged.
     """
-    from gptoss_runtime.artifact import Artifact
+    from gptoss_runtime.artifact.folder import Artifact
     from gptoss_runtime.cli.render import print_json
 
     folder, provider = located(model, provider)
@@ -82,11 +82,11 @@ def _measure(
     artifact: Artifact, provider: str, progress: Progress, **options: Any
 ) -> tuple[dict[str, Any], DeviceReport]:
     from gptoss_runtime.device_check import check_device
-    from gptoss_runtime.engine import Engine
+    from gptoss_runtime.engine.loading import load_engine
 
     reference, found = _reference(artifact), artifact.manifest.range if artifact.manifest else None
     started = time.perf_counter()
-    with Engine.load(artifact.path, provider=provider, **options) as engine:
+    with load_engine(artifact.path, provider=provider, **options) as engine:
         loaded = time.perf_counter() - started
         report = check_device(engine, reference, dtype=found.dtype if found else "float16", progress=progress)
         info = engine.info
@@ -106,9 +106,9 @@ def _reference(artifact: Artifact) -> ReferenceLogits | None:
     Raises:
         ArtifactError: it is missing though listed, another file than listed, or malformed.
     """
-    from gptoss_runtime.artifact import inside
-    from gptoss_runtime.manifest import FileEntry
-    from gptoss_runtime.reference_logits import REFERENCE_LOGITS, ReferenceLogits
+    from gptoss_runtime.artifact.folder import inside
+    from gptoss_runtime.artifact.manifest import FileEntry
+    from gptoss_runtime.artifact.reference_logits import REFERENCE_LOGITS, ReferenceLogits
 
     listed = artifact.manifest.files.get(REFERENCE_LOGITS) if artifact.manifest else None
     if listed is None and not (artifact.path / REFERENCE_LOGITS).exists():
@@ -127,7 +127,7 @@ def _verify(artifact: Artifact, say: Callable[[str], None]) -> str:
     Raises:
         ArtifactError: one is missing or different.
     """
-    from gptoss_runtime.artifact import verify_checksums
+    from gptoss_runtime.artifact.folder import verify_checksums
 
     if artifact.manifest is None:
         return "no manifest to compare them with"

@@ -29,9 +29,10 @@ from gptoss_runtime.cli.options import (
 from gptoss_runtime.errors import GptOssError, InvalidRequest
 
 if TYPE_CHECKING:
-    from gptoss_runtime.conversation import Effort
-    from gptoss_runtime.engine import Engine, GenerationResult
-    from gptoss_runtime.options import GenerationOptions
+    from gptoss_runtime.chat.conversation import Effort
+    from gptoss_runtime.engine.base import Engine
+    from gptoss_runtime.engine.options import GenerationOptions
+    from gptoss_runtime.engine.results import GenerationResult
 
 
 def generate(
@@ -52,8 +53,8 @@ def generate(
     json_output: Json = False,
 ) -> None:
     """Answer one prompt, or continue text or token ids."""
-    from gptoss_runtime.engine import Engine
-    from gptoss_runtime.options import GenerationOptions
+    from gptoss_runtime.engine.loading import load_engine
+    from gptoss_runtime.engine.options import GenerationOptions
 
     if (prompt is None) == (ids is None):
         raise InvalidRequest("there is no prompt, or two", remedy="Pass either --prompt TEXT or --ids 1,2,3.")
@@ -63,7 +64,7 @@ def generate(
     )
     level = effort_of(effort)
     folder, provider = located(model, provider)
-    with Engine.load(
+    with load_engine(
         folder, provider=provider, device=device, threads=threads, context_length=context_length
     ) as engine:
         if token_ids is not None:
@@ -103,9 +104,9 @@ def _continue_ids(engine: Engine, ids: list[int], options: GenerationOptions, js
 
 
 def _continue_text(engine: Engine, folder: Path, prompt: str, options: GenerationOptions, json_output: bool) -> None:
-    from gptoss_runtime.artifact import TOKENIZER
+    from gptoss_runtime.artifact.folder import TOKENIZER
+    from gptoss_runtime.chat.harmony import Harmony
     from gptoss_runtime.cli.render import visible
-    from gptoss_runtime.harmony import Harmony
 
     harmony = Harmony.load(folder / TOKENIZER)
     ids = harmony.encode(prompt)
@@ -133,10 +134,10 @@ def _answer(
 ) -> None:
     from rich.console import Console
 
-    from gptoss_runtime.artifact import TOKENIZER
+    from gptoss_runtime.artifact.folder import TOKENIZER
+    from gptoss_runtime.chat.conversation import ContentDelta, Event, Finish, Message, ReasoningDelta
+    from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
     from gptoss_runtime.cli.render import print_events
-    from gptoss_runtime.conversation import ContentDelta, Event, Finish, Message, ReasoningDelta
-    from gptoss_runtime.harmony import STOP_TOKENS, Harmony
 
     harmony = Harmony.load(folder / TOKENIZER)
     ids = harmony.render([Message("user", prompt)], effort=effort)

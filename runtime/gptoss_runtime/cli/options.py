@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptoss_runtime.conversation import EFFORTS, Effort
+from gptoss_runtime.chat.conversation import EFFORTS, Effort
 from gptoss_runtime.errors import InvalidRequest
 
 Model = Annotated[
@@ -52,7 +52,7 @@ def located(model: str, provider: str | None) -> tuple[Path, str]:
         ModelNotFound: there is none of that name, or it is not on this machine.
         ArtifactError: its folder is damaged, or does not exist.
     """
-    from gptoss_runtime.artifact import Artifact
+    from gptoss_runtime.artifact.folder import Artifact
     from gptoss_runtime.models import Registry
 
     folder = Registry().resolve(model)

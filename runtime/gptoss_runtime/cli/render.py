@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gptoss_runtime.conversation import (
+from gptoss_runtime.chat.conversation import (
     ContentDelta,
     Event,
     Finish,
@@ -20,10 +20,10 @@ from gptoss_runtime.conversation import (
     ToolCallDelta,
     ToolResult,
 )
-from gptoss_runtime.engine import GenerationResult
+from gptoss_runtime.engine.results import GenerationResult
 
 if TYPE_CHECKING:
-    from gptoss_runtime.manifest import Range
+    from gptoss_runtime.artifact.manifest import Range
 
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 

@@ -14,9 +14,9 @@ from typing import Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from gptoss_runtime.artifact.manifest import MemoryBudget
+from gptoss_runtime.artifact.safe_names import check_name, is_safe_path
 from gptoss_runtime.errors import InvalidRequest
-from gptoss_runtime.manifest import MemoryBudget
-from gptoss_runtime.names import check_name, is_safe_path
 
 PACKAGED = "catalogue.json"
 ENVIRONMENT = "GPTOSS_CATALOGUE"

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from gptoss_runtime import adapters, hardware, installed, preflight
-from gptoss_runtime.artifact import provider_of
+from gptoss_runtime.artifact.folder import provider_of
+from gptoss_runtime.artifact.manifest import MemoryBudget
 from gptoss_runtime.errors import BackendUnavailable, GptOssError, InvalidRequest, ModelNotFound, ResourceError
-from gptoss_runtime.manifest import MemoryBudget
+from gptoss_runtime.machine import adapters, hardware, installed, preflight
 
 ORDER = ("directml", "cuda", "webgpu", "cpu", "cpu-int4")
 _LEAST_CONTEXT = 1024  # positions below which a model is of no use
@@ -44,7 +44,7 @@ class Place:
     """Where a variant would run.
 
     Attributes:
-        provider: the execution provider, as ``Engine.load`` takes it.
+        provider: the execution provider, as ``load_engine`` takes it.
         device: the adapter's index, or None where there is nothing to choose.
         context: positions that fit at most; None: unknown.
         text: the place in words.
@@ -84,7 +84,7 @@ def choose(
         model: its name, for messages.
         variants: what there is.
         target: use this one, whatever the machine.
-        device: use this adapter, as :func:`gptoss_runtime.adapters.choose` takes it.
+        device: use this adapter, as :func:`gptoss_runtime.machine.adapters.choose` takes it.
 
     Raises:
         ModelNotFound: there is no variant for that target, or none at all.

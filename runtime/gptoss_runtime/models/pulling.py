@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptoss_runtime.artifact import Artifact, check_contents
+from gptoss_runtime.artifact.folder import Artifact, check_contents
+from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
+from gptoss_runtime.artifact.safe_names import check_files
 from gptoss_runtime.errors import ArtifactError, BackendUnavailable, ResourceError
-from gptoss_runtime.manifest import MANIFEST, FileEntry, Manifest
 from gptoss_runtime.models.catalogue import Published
 from gptoss_runtime.models.hub import Hub, Listing
-from gptoss_runtime.names import check_files
 
 RESERVE = 256 << 20  # bytes of disk that a pull leaves free
 RECORD = ".pulled.json"

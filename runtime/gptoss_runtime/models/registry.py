@@ -18,14 +18,14 @@ from typing import Literal
 
 import platformdirs
 
-from gptoss_runtime.artifact import CONFIG
+from gptoss_runtime.artifact.folder import CONFIG
+from gptoss_runtime.artifact.manifest import MANIFEST, Manifest, MemoryBudget
+from gptoss_runtime.artifact.safe_names import is_name
 from gptoss_runtime.errors import ArtifactError, InvalidRequest, ModelNotFound
-from gptoss_runtime.manifest import MANIFEST, Manifest, MemoryBudget
 from gptoss_runtime.models.catalogue import Catalogue, Published
 from gptoss_runtime.models.choosing import Choice, choose
 from gptoss_runtime.models.hub import Hub
 from gptoss_runtime.models.pulling import OnProgress, Progress, Record, in_use, locked, pull, staging
-from gptoss_runtime.names import is_name
 
 CACHE = "GPTOSS_CACHE"
 SEARCH = "GPTOSS_ARTIFACTS"

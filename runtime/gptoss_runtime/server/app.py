@@ -11,14 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
-from gptoss_runtime import installed
 from gptoss_runtime.errors import GptOssError
-from gptoss_runtime.server import chat_completions, foundry, health, models, page_files, responses
+from gptoss_runtime.machine import installed
+from gptoss_runtime.server import chat_completions, foundry, health, model_list, page, responses
 from gptoss_runtime.server.bodies import refusal
 from gptoss_runtime.server.errors import MethodRefused, NotThere, RequestRefused, problem
 from gptoss_runtime.server.host import ModelHost
 from gptoss_runtime.server.metrics import CountRequests, Metrics
-from gptoss_runtime.server.response_store import ResponseStore
+from gptoss_runtime.server.responses.store import ResponseStore
 from gptoss_runtime.server.security import Guard
 from gptoss_runtime.server.services import Services
 from gptoss_runtime.server.settings import Settings
@@ -58,8 +58,15 @@ def create_app(settings: Settings, host: ModelHost) -> FastAPI:
     )
     app.state.settings = settings
     app.state.services = services
-    for room in (chat_completions, responses, models, foundry, health, page_files):
-        app.include_router(room.router)
+    for router in (
+        chat_completions.router,
+        responses.router,
+        model_list.router,
+        foundry.router,
+        health.router,
+        page.router,
+    ):
+        app.include_router(router)
     app.add_exception_handler(GptOssError, _project_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gptoss_runtime import strict_json
+from gptoss_runtime.artifact import strict_json
 from gptoss_runtime.server.errors import RequestRefused, TooLarge, TooSlow
 from gptoss_runtime.server.settings import Limits
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss_runtime.engine import Engine
-from gptoss_runtime.process import ProcessEngine
-from gptoss_runtime.server.catalog import Entry
+from gptoss_runtime.engine.base import Engine
+from gptoss_runtime.engine_process.engine import ProcessEngine
+from gptoss_runtime.server.served_models import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class EngineOptions:
     slots: int = 4
     queue: int = 64
 
-    def make(self, entry: Entry) -> Engine:
-        """An engine of a model. Raises as ``Engine.load``."""
+    def make(self, entry: ServedModel) -> Engine:
+        """An engine of a model. Raises as ``load_engine``."""
         return ProcessEngine.load(
             entry.path,
             provider=self.provider or entry.provider,

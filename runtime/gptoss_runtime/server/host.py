@@ -14,15 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptoss_runtime.artifact import TOKENIZER
-from gptoss_runtime.engine import Engine
+from gptoss_runtime.artifact.folder import TOKENIZER
+from gptoss_runtime.chat.harmony import Harmony
+from gptoss_runtime.engine.base import Engine
 from gptoss_runtime.errors import Overloaded
-from gptoss_runtime.harmony import Harmony
-from gptoss_runtime.server.catalog import Catalog, Entry
 from gptoss_runtime.server.errors import Busy, NotThere, RequestRefused
+from gptoss_runtime.server.served_models import ServedModel, ServedModels
 from gptoss_runtime.server.turn import warm_up
 
-EngineFactory = Callable[[Entry], Engine]
+EngineFactory = Callable[[ServedModel], Engine]
 log = logging.getLogger("gptoss.server")
 
 
@@ -30,7 +30,7 @@ log = logging.getLogger("gptoss.server")
 class Loaded:
     """A model in memory."""
 
-    entry: Entry
+    entry: ServedModel
     engine: Engine
     harmony: Harmony
     ttl: float | None
@@ -80,7 +80,7 @@ class ModelHost:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: ServedModels,
         factory: EngineFactory,
         *,
         max_loaded: int = 1,
@@ -119,7 +119,7 @@ class ModelHost:
         """The models in memory."""
         return list(self._loaded.values())
 
-    def context_length(self, entry: Entry) -> int:
+    def context_length(self, entry: ServedModel) -> int:
         """Positions that a model has here: fewer in memory than its artifact's where memory is short."""
         loaded = self._loaded.get(entry.path)
         return entry.context_length if loaded is None else loaded.engine.info.context_length
@@ -195,7 +195,7 @@ class ModelHost:
         self._names[name] = entry.path
         return loaded
 
-    async def _load(self, entry: Entry, ttl: float | None) -> Loaded:
+    async def _load(self, entry: ServedModel, ttl: float | None) -> Loaded:
         async with self._lock:
             if entry.path in self._loaded:
                 return self._loaded[entry.path]
@@ -207,7 +207,7 @@ class ModelHost:
             log.info("loaded %s on %s", entry.id, engine.info.provider)
             return loaded
 
-    def _open(self, entry: Entry) -> tuple[Harmony, Engine]:
+    def _open(self, entry: ServedModel) -> tuple[Harmony, Engine]:
         harmony = Harmony.load(entry.path / TOKENIZER, cache=self._cache)  # first: it fails fast
         engine = self._factory(entry)
         try:

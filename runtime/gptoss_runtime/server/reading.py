@@ -10,11 +10,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gptoss_runtime.conversation import ContentDelta, Event, Finish, MessageEnd, ReasoningDelta, ToolCall, ToolCallDelta
-from gptoss_runtime.engine import Generation, GenerationResult, TokenLogprobs
+from gptoss_runtime.chat.conversation import (
+    ContentDelta,
+    Event,
+    Finish,
+    MessageEnd,
+    ReasoningDelta,
+    ToolCall,
+    ToolCallDelta,
+)
+from gptoss_runtime.chat.harmony import HarmonyParser
+from gptoss_runtime.chat.stops import StopStrings
+from gptoss_runtime.engine.base import Generation
+from gptoss_runtime.engine.results import GenerationResult, TokenLogprobs
 from gptoss_runtime.errors import GptOssError
-from gptoss_runtime.harmony import HarmonyParser
-from gptoss_runtime.stops import StopStrings
 
 _FIRST_SPECIAL = 199998  # ids from here on are harmony's own tokens, not text
 EndReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]

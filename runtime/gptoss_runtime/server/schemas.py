@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gptoss_runtime.conversation import Effort
-from gptoss_runtime.options import MAX_SEED, GenerationOptions
+from gptoss_runtime.chat.conversation import Effort
+from gptoss_runtime.engine.options import MAX_SEED, GenerationOptions
 from gptoss_runtime.server.errors import RequestRefused
 from gptoss_runtime.server.settings import Limits
 from gptoss_runtime.server.toolbox import Toolbox, offers

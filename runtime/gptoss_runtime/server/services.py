@@ -17,7 +17,7 @@ from gptoss_runtime.server.streams import while_connected
 from gptoss_runtime.server.turn import Turn, TurnRequest, prompt
 
 if TYPE_CHECKING:
-    from gptoss_runtime.server.response_store import ResponseStore
+    from gptoss_runtime.server.responses.store import ResponseStore
 
 
 @dataclass(frozen=True, slots=True)

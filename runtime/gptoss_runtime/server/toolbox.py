@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gptoss_runtime.conversation import JSON_OBJECT, ResponseFormat, Tool
+from gptoss_runtime.chat.conversation import JSON_OBJECT, ResponseFormat, Tool
 from gptoss_runtime.server.bodies import check_depth
 from gptoss_runtime.server.errors import RequestRefused, about
 from gptoss_runtime.server.settings import Limits

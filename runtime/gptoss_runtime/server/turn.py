@@ -18,15 +18,15 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from gptoss_runtime.conversation import Effort, Message, ResponseFormat, Tool
-from gptoss_runtime.engine import Engine, Generation
+from gptoss_runtime.chat.conversation import Effort, Message, ResponseFormat, Tool
+from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.engine.base import Engine, Generation
+from gptoss_runtime.engine.options import MAX_SEED, GenerationOptions
 from gptoss_runtime.errors import ContextOverflow, NumericalError
-from gptoss_runtime.formats import turn_grammar
-from gptoss_runtime.options import MAX_SEED, GenerationOptions
 from gptoss_runtime.server.reading import End, Reader, TurnEvent
 
 if TYPE_CHECKING:
-    from gptoss_runtime.harmony import Harmony
+    from gptoss_runtime.chat.harmony import Harmony
 
 log = logging.getLogger("gptoss.server")
 _GRACE = 1.0  # seconds in which an error still gets a status of its own; then the stream begins, and carries it
@@ -222,7 +222,7 @@ def prepare(engine: Engine, harmony: Harmony, request: TurnRequest) -> tuple[lis
         InvalidRequest: it cannot be rendered, or its formats cannot be enforced.
         ContextOverflow: the prompt leaves no room for an answer.
     """
-    from gptoss_runtime.harmony import STOP_TOKENS
+    from gptoss_runtime.chat.harmony import STOP_TOKENS
 
     grammar = turn_grammar(
         tools=request.tools,

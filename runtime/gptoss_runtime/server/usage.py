@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gptoss_runtime.engine import TokenLogprobs
-from gptoss_runtime.harmony import Harmony
+from gptoss_runtime.chat.harmony import Harmony
+from gptoss_runtime.engine.results import TokenLogprobs
 from gptoss_runtime.server.reading import End
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_runtime import Engine, GenerationOptions, GptOssError
+from gptoss_runtime import Engine, GenerationOptions, GptOssError, load_engine
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         write()
 
     try:
-        with Engine.load(folder, provider="directml") as engine:
+        with load_engine(folder, provider="directml") as engine:
             answers.append({"context_length": engine.info.context_length, "memory": memory()})
             try:
                 answer(engine, json.loads(Path(asked).read_text(encoding="utf-8")), answers)

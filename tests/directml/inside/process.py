@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from gptoss_runtime import Engine, EngineDied, GenerationOptions, GptOssError
-from gptoss_runtime.process import ProcessEngine
+from gptoss_runtime.engine_process.engine import ProcessEngine
 
 PROMPT = [200006, 1428, 200008, 24912, 200007, 200006, 173781]
 GREEDY = GenerationOptions(temperature=0.0, max_new_tokens=6, stop_token_ids=())

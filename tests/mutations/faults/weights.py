@@ -103,12 +103,12 @@ TOKENS = (
         "<|call|> ends no turn: a model goes on with a tool's output of its own",
         (
             Edit(
-                "gptoss_runtime/harmony.py",
+                "gptoss_runtime/chat/harmony.py",
                 "STOP_TOKENS = (RETURN, CALL, ENDOFTEXT)",
                 "STOP_TOKENS = (RETURN, ENDOFTEXT)",
             ),
         ),
-        ("tests/runtime/test_chat.py::test_a_turn_ends_where_harmony_ends_it",),
+        ("tests/runtime/chat/test_chat.py::test_a_turn_ends_where_harmony_ends_it",),
     ),
     Fault(
         "call_is_no_stop_token_of_an_artifact",

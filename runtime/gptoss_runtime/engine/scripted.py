@@ -1,0 +1,63 @@
+"""An engine that says what it was told to: for testing applications without a model. Knows nothing of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_runtime.engine.decoding import LogitsEngine
+from gptoss_runtime.engine.options import check_token_ids
+from gptoss_runtime.engine.results import ModelInfo
+
+EOS = 200002
+
+
+class ScriptedEngine(LogitsEngine):
+    """Answers the first generation with the first script, and so on; after a script, and after the last, stop tokens.
+
+    Args:
+        scripts: token ids of each answer.
+        context_length: positions, prompt and answer together.
+        vocab_size: ids are below this.
+        tokenizer: a tokenizer.json, for grammars.
+
+    ``prompts`` records what each generation was asked.
+    """
+
+    def __init__(
+        self,
+        scripts: Iterable[Sequence[int]],
+        *,
+        context_length: int = 4096,
+        vocab_size: int = 201088,
+        tokenizer: Path | None = None,
+    ) -> None:
+        super().__init__(tokenizer)
+        self.info = ModelInfo("scripted", "none", "none", context_length, vocab_size, (min(EOS, vocab_size - 1),))
+        self.prompts: list[list[int]] = []
+        self._scripts = iter(scripts)
+        self._script: Sequence[int] = ()
+        self._owner: object = None
+
+    def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
+        """Zeros: a script has no opinion on other tokens."""
+        limit = self.info.context_length + 1
+        tokens = check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit)
+        return np.zeros((len(tokens), self.info.vocab_size), np.float32)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32], int]:
+        if owner is not self._owner:
+            self._owner = owner
+            self._script = next(self._scripts, ())
+            self.prompts.append(list(tokens))
+        at = len(tokens) - len(self.prompts[-1])
+        token = self._script[at] if at < len(self._script) else self.info.eos_token_ids[0]
+        logits = np.zeros(self.info.vocab_size, np.float32)
+        logits[token] = 1000.0
+        return logits, 0

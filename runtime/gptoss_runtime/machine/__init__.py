@@ -1,0 +1,1 @@
+"""The machine: processor, graphics adapters, installed packages, and whether a model fits."""

@@ -1,0 +1,305 @@
+"""The engine in a process of its own: the same tokens, many at once, cancel, and queues."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from gptoss_runtime import (
+    ContextOverflow,
+    Engine,
+    FinishReason,
+    GenerationOptions,
+    InvalidRequest,
+    Overloaded,
+    ResourceError,
+)
+from gptoss_runtime.engine_process.engine import ProcessEngine, ProcessGeneration
+from gptoss_runtime.engine_process.messages import Outbox
+
+GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
+ENDLESS = GenerationOptions(temperature=0, stop_token_ids=())
+PROMPT = [int(token) for token in np.random.default_rng(2).integers(0, 199998, 3600)]
+SLOTS = 3
+
+EVERY_OPTION: dict[str, object] = {
+    "max_new_tokens": 7,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.01,
+    "repetition_penalty": 1.1,
+    "frequency_penalty": 0.1,
+    "presence_penalty": -0.1,
+    "seed": 2**63 - 1,
+    "stop_token_ids": (3, 4),
+    "logprobs": 2,
+    "logit_bias": {5: -1.5},
+    "grammar": 'start: "a"',
+}
+
+
+@pytest.fixture(scope="module")
+def process(nano_artifact: Path) -> Iterator[ProcessEngine]:
+    with ProcessEngine.load(nano_artifact, threads=1, slots=SLOTS, queue=20) as engine:
+        yield engine
+    assert not engine.alive
+    assert engine.memory() == 0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running(process: ProcessEngine) -> Iterator[None]:
+    yield
+    until(lambda: process.running == 0)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_same_tokens_as_in_this_process(process: ProcessEngine, engine: Engine) -> None:
+    assert process.info == engine.info
+    assert process.slots == SLOTS
+    assert process.memory() > 2**20
+    for options in (GREEDY, GenerationOptions(seed=4, max_new_tokens=20)):
+        theirs, ours = engine.generate(PROMPT[:50], options), process.generate(PROMPT[:50], options)
+        assert list(ours) == list(theirs)
+        assert ours.result.usage.new_tokens == theirs.result.usage.new_tokens
+        assert ours.result.finish_reason == theirs.result.finish_reason
+        assert ours.result.stop_token == theirs.result.stop_token
+        assert ours.result.timings.time_to_first_token >= ours.result.timings.prefill_seconds > 0
+        assert list(ours) == []
+
+
+def test_log_probabilities_come_along(process: ProcessEngine, engine: Engine) -> None:
+    options = GenerationOptions(temperature=0, max_new_tokens=5, logprobs=2)
+    theirs, ours = engine.generate(PROMPT[:50], options), process.generate(PROMPT[:50], options)
+    for count, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
+        assert one == other == ours.logprobs[-1].token
+        assert len(ours.logprobs) == count
+    assert [entry.token for entry in ours.logprobs] == [entry.token for entry in theirs.logprobs]
+    assert all(len(entry.top) == 2 for entry in ours.logprobs)
+    np.testing.assert_allclose(
+        [entry.logprob for entry in ours.logprobs], [entry.logprob for entry in theirs.logprobs], atol=1e-3
+    )
+
+
+def test_a_grammar_is_kept_to_and_a_bad_one_is_raised_here(process: ProcessEngine, engine: Engine) -> None:
+    options = GenerationOptions(temperature=0, max_new_tokens=20, grammar='start: "yes" | "no"')
+    assert list(process.generate(PROMPT[:50], options)) == list(engine.generate(PROMPT[:50], options))
+    with pytest.raises(InvalidRequest):
+        next(process.generate(PROMPT[:50], GenerationOptions(grammar="start: (")))
+
+
+def test_logits_are_the_same(process: ProcessEngine, engine: Engine) -> None:
+    np.testing.assert_array_equal(process.logits(PROMPT[:9]), engine.logits(PROMPT[:9]))
+    assert process.logits(PROMPT[:2], stepwise=True).shape == (2, engine.info.vocab_size)
+
+
+def test_many_at_once_are_not_mixed_up(process: ProcessEngine, engine: Engine) -> None:
+    requests = [
+        (PROMPT[at * 40 : at * 40 + 20 + at * 30], GenerationOptions(seed=at, max_new_tokens=15, stop_token_ids=()))
+        for at in range(9)
+    ]
+    expected = [list(engine.generate(prompt, options)) for prompt, options in requests]
+    found: dict[int, list[int]] = {}
+
+    def ask(at: int) -> None:
+        found[at] = list(process.generate(*requests[at]))
+
+    threads = [threading.Thread(target=ask, args=(at,)) for at in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[at] for at in range(len(requests))] == expected
+
+
+def test_streams_advance_side_by_side(process: ProcessEngine) -> None:
+    streams = [process.generate(PROMPT[at:20], ENDLESS) for at in range(SLOTS)]
+    for stream in streams:
+        next(stream)
+    assert process.running == SLOTS  # the first has not run to its end before the last began
+    waiting = process.generate(PROMPT[:30], GREEDY)
+    assert process.waiting == 1
+    streams[0].close()
+    assert len(list(waiting)) == 8
+    for stream in streams[1:]:
+        stream.close()
+
+
+def test_a_long_prompt_does_not_stop_a_stream(process: ProcessEngine) -> None:
+    with process.generate(PROMPT[:10], ENDLESS) as stream:
+        next(stream)
+        with process.generate(PROMPT, GREEDY) as long:
+            before = stream._stream.heard.qsize()
+            next(long)
+            pieces = (len(PROMPT) - long._cached) // 128
+            assert stream._stream.heard.qsize() - before >= pieces - 1
+
+
+def test_conversations_keep_their_caches(process: ProcessEngine) -> None:
+    histories = [PROMPT[start : start + 90] for start in (100, 300, 500)]
+    for turn in range(3):
+        for history in histories:
+            generation = process.generate(history, GREEDY)
+            history += list(generation)
+            assert generation.result.usage.cached_tokens >= (len(history) - 17 if turn else 0)
+
+
+def test_cancel_in_the_prompt(process: ProcessEngine, engine: Engine) -> None:
+    with process.generate(PROMPT[:10], ENDLESS) as stream:
+        next(stream)
+        generation = process.generate([7, *PROMPT[:3500]], GREEDY)
+        before = stream._stream.heard.qsize()
+        until(lambda: stream._stream.heard.qsize() > before + 2)  # so a piece or more has been read
+        generation.cancel()
+        until(lambda: process.running == 1)
+        assert list(generation) == []
+        next(stream)
+    assert generation.result.finish_reason is FinishReason.CANCELLED
+    assert generation.result.usage.new_tokens == 0
+    until(lambda: process.running == 0)
+    assert list(process.generate([7, *PROMPT[:200]], GREEDY)) == list(engine.generate([7, *PROMPT[:200]], GREEDY))
+
+
+def test_cancel_in_the_stream(process: ProcessEngine) -> None:
+    generation = process.generate(PROMPT[:10], ENDLESS)
+    seen = []
+    for token in generation:
+        seen.append(token)
+        if len(seen) == 3:
+            generation.cancel()
+    assert len(seen) == 3
+    assert generation.result.finish_reason is FinishReason.CANCELLED
+    assert generation.result.usage.new_tokens == 3
+    assert generation.result.timings.decode_rate > 0
+
+
+def test_cancel_from_another_thread_wakes_the_reader(process: ProcessEngine) -> None:
+    running = [process.generate(PROMPT[:10], ENDLESS) for _ in range(SLOTS)]
+    waiting = process.generate(PROMPT[:10], ENDLESS)
+    timer = threading.Timer(0.05, waiting.cancel)
+    timer.start()
+    assert list(waiting) == []
+    timer.join()
+    assert waiting.result.finish_reason is FinishReason.CANCELLED
+    for generation in running:
+        generation.close()
+
+
+def test_close_before_during_and_after(process: ProcessEngine) -> None:
+    unread = process.generate(PROMPT[:10], GREEDY)
+    with pytest.raises(RuntimeError, match="not ended"):
+        _ = unread.result
+    unread.close()
+    unread.close()
+    assert unread.result.finish_reason is FinishReason.CANCELLED
+    assert list(unread) == []
+    with process.generate(PROMPT[:10], ENDLESS) as running:
+        next(running)
+    assert running.result.finish_reason is FinishReason.CANCELLED
+    with process.generate(PROMPT[:10], GREEDY) as ended:
+        list(ended)
+    assert ended.result.finish_reason is FinishReason.LENGTH
+
+
+def test_a_forgotten_generation_frees_its_slot(process: ProcessEngine) -> None:
+    for _ in range(2 * SLOTS):
+        generation = process.generate(PROMPT[:10], ENDLESS)
+        next(generation)
+        del generation
+        gc.collect()
+    until(lambda: process.running == 0)
+
+
+def test_bad_requests_start_nothing(process: ProcessEngine) -> None:
+    with pytest.raises(InvalidRequest):
+        process.generate([])
+    with pytest.raises(InvalidRequest):
+        process.generate([process.info.vocab_size])
+    with pytest.raises(ContextOverflow):
+        process.generate([1] * process.info.context_length)
+    with pytest.raises(InvalidRequest):
+        process.logits([-1])
+    with pytest.raises(InvalidRequest):
+        process.generate([1], GenerationOptions(logit_bias={process.info.vocab_size: 1.0}))
+    assert process.running == 0
+
+
+def test_the_queue_is_bounded(nano_artifact: Path) -> None:
+    with ProcessEngine.load(nano_artifact, threads=1, slots=1, queue=1) as engine:
+        running, waiting = engine.generate(PROMPT[:10], ENDLESS), engine.generate(PROMPT[:10], GREEDY)
+        with pytest.raises(Overloaded) as caught:
+            engine.generate(PROMPT[:10], GREEDY)
+        assert isinstance(caught.value, ResourceError)
+        assert caught.value.retry_after >= 1
+        assert caught.value.remedy
+        assert (engine.running, engine.waiting) == (1, 1)
+        running.close()
+        assert len(list(waiting)) == 8
+        assert len(list(engine.generate(PROMPT[:10], GREEDY))) == 8
+
+
+def test_options_travel() -> None:
+    names = GenerationOptions.names()
+    assert set(names) <= EVERY_OPTION.keys()
+    options = GenerationOptions(**{name: EVERY_OPTION[name] for name in names})  # type: ignore[arg-type]
+    assert pickle.loads(pickle.dumps(options)) == options
+    error = Overloaded("full", remedy="wait", retry_after=2.5)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.remedy, copy.retry_after) == (str(error), "wait", 2.5)
+
+
+def test_many_may_write_one_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    with path.open("wb", buffering=0) as file:
+        outbox = Outbox(file)
+        threads = [
+            threading.Thread(target=lambda name=name: [outbox.put((name, number)) for number in range(200)])
+            for name in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    outbox.put("after the end")
+    assert outbox.broken
+    with path.open("rb") as file:
+        messages = [pickle.load(file) for _ in range(1600)]
+        assert file.read() == b""
+    for name in range(8):
+        assert [number for sender, number in messages if sender == name] == list(range(200))
+
+
+def test_a_generation_holds_its_engine(nano_artifact: Path) -> None:
+    generation = ProcessEngine.load(nano_artifact, threads=1).generate(PROMPT[:10], GREEDY)
+    assert isinstance(generation, ProcessGeneration)
+    child = psutil.Process(generation._engine.pid)
+    assert len(list(generation)) == 8
+    assert child.is_running()
+    del generation
+    gc.collect()
+    until(lambda: not child.is_running())
+
+
+def test_a_quiet_child_reads_what_grammars_need(nano_artifact: Path) -> None:
+    """Seen by its memory: before any grammar was asked for."""
+    with ProcessEngine.load(nano_artifact, threads=1) as engine:
+        list(engine.generate([1], GREEDY))
+        before, end = engine.memory(), time.monotonic() + 60
+        while engine.memory() < before + 20 * 2**20:
+            assert time.monotonic() < end, "nothing was read"
+            time.sleep(0.02)
+        assert list(engine.generate([1], GenerationOptions(stop_token_ids=(), grammar='start: "a"'))) == [64]

@@ -1,0 +1,329 @@
+"""What goes wrong with the engine's process: it is killed, it cannot load, its parent dies, it talks too much."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptoss_runtime import (
+    ArtifactError,
+    BackendError,
+    BackendUnavailable,
+    DeviceLost,
+    Engine,
+    EngineDied,
+    FinishReason,
+    GenerationOptions,
+    GptOssError,
+    InvalidRequest,
+    ResourceError,
+    load_engine,
+)
+from gptoss_runtime.engine_process.engine import ProcessEngine
+
+GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
+ENDLESS = GenerationOptions(temperature=0, stop_token_ids=())
+PROMPT = list(range(1000, 1020))
+
+SHIM = """
+import os, sys
+sys.path.remove(os.path.dirname(__file__))
+del sys.modules[__name__]
+import onnxruntime_genai as real
+sys.modules[__name__] = real
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends, or has; a container may have nobody to bury it."""
+    try:
+        child = psutil.Process(pid)
+        _, alive = psutil.wait_procs([child], timeout=15)
+        return not alive or child.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def instead_of_genai(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Makes the child run ``code`` when it imports onnxruntime-genai, and then import the real one."""
+    (folder / "onnxruntime_genai.py").write_text(f"{code}\n{SHIM}", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_killed_in_mid_stream(nano_artifact: Path, engine: Engine) -> None:
+    with ProcessEngine.load(nano_artifact, threads=1, slots=2) as process:
+        streams = [process.generate(PROMPT[at:], ENDLESS) for at in range(2)]
+        for stream in streams:
+            next(stream)
+        first = process.pid
+        psutil.Process(first).kill()
+        for stream in streams:
+            with pytest.raises(EngineDied, match="exit code" if os.name == "nt" else "SIGKILL") as caught:
+                list(stream)
+            assert caught.value.remedy
+            assert list(stream) == []
+            assert stream.result.finish_reason is FinishReason.ERROR
+            assert min(stream.result.usage.prompt_tokens, stream.result.usage.new_tokens) > 0
+        assert not process.alive
+        assert (process.running, process.waiting, process.memory()) == (0, 0, 0)
+        assert list(process.generate(PROMPT, GREEDY)) == list(engine.generate(PROMPT, GREEDY))
+        assert process.pid != first
+        assert process.restarts == 1
+
+
+def test_what_waited_when_it_was_killed_is_served_by_the_next(nano_artifact: Path, engine: Engine) -> None:
+    with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
+        running = process.generate(PROMPT, ENDLESS)
+        next(running)
+        waiting = [process.generate(PROMPT[at:], GREEDY) for at in range(4)]
+        waiting[3].cancel()
+        psutil.Process(process.pid).kill()
+        with pytest.raises(EngineDied):
+            list(running)
+        for at, stream in enumerate(waiting[:3]):
+            assert list(stream) == list(engine.generate(PROMPT[at:], GREEDY))
+            assert stream.result.timings.time_to_first_token > stream.result.timings.prefill_seconds
+        assert list(waiting[3]) == []
+        assert process.restarts == 1
+
+
+def test_what_waited_hears_that_there_is_no_next(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptoss_runtime.engine_process.engine._CRASHES", 1)
+    with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
+        running, waiting = process.generate(PROMPT, ENDLESS), process.generate(PROMPT, GREEDY)
+        next(running)
+        psutil.Process(process.pid).kill()
+        for stream in (running, waiting):
+            with pytest.raises(EngineDied):
+                list(stream)
+            assert list(stream) == []
+
+
+def test_killed_while_idle(nano_artifact: Path) -> None:
+    with ProcessEngine.load(nano_artifact, threads=1) as process:
+        psutil.Process(process.pid).kill()
+        assert gone(process.pid)
+        process._child._threads[0].join()
+        found: list[int] = []
+        threads = [threading.Thread(target=lambda: found.extend(process.generate(PROMPT, GREEDY))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 24
+        assert process.restarts == 1
+
+
+def test_one_that_keeps_dying_is_not_started_for_ever(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptoss_runtime.engine_process.engine._WINDOW", 10_000.0)
+    with ProcessEngine.load(nano_artifact, threads=1) as process:
+        for _ in range(3):
+            stream = process.generate(PROMPT, ENDLESS)
+            next(stream)
+            psutil.Process(process.pid).kill()
+            with pytest.raises(EngineDied):
+                list(stream)
+        for _ in range(2):
+            with pytest.raises(EngineDied, match="3 times") as caught:
+                process.generate(PROMPT, GREEDY)
+            assert "seconds" in str(caught.value.remedy)
+        assert process.restarts == 2
+        monkeypatch.setattr("gptoss_runtime.engine_process.engine._WINDOW", 0.0)
+        assert len(list(process.generate(PROMPT, GREEDY))) == 8
+
+
+def test_close_ends_everything(nano_artifact: Path) -> None:
+    process = ProcessEngine.load(nano_artifact, threads=1, slots=1)
+    stream, waiting = process.generate(PROMPT, ENDLESS), process.generate(PROMPT, ENDLESS)
+    next(stream)
+    process.close()
+    process.close()
+    assert gone(process.pid)
+    assert not process.alive
+    for generation in (stream, waiting):
+        with pytest.raises(BackendError, match="closed"):
+            list(generation)
+    with pytest.raises(BackendError, match="closed"):
+        process.generate(PROMPT)
+    with pytest.raises(BackendError, match="closed"):
+        process.logits(PROMPT)
+    stream.close()
+
+
+def damaged(nano_artifact: Path, folder: Path) -> Path:
+    copy = folder / "damaged"
+    shutil.copytree(nano_artifact, copy, ignore=shutil.ignore_patterns("model.onnx.data"))
+    (copy / "model.onnx.data").write_bytes(b"short")
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ArtifactError, {"path": "missing"}),
+        (ArtifactError, {"path": "damaged"}),
+        (BackendUnavailable, {"provider": "nonsense"}),
+        (InvalidRequest, {"threads": 0}),
+        (InvalidRequest, {"slots": 0}),
+        (InvalidRequest, {"context_length": 1}),
+    ],
+    ids=str,
+)
+def test_what_loading_raises_is_raised_here(
+    kind: type[GptOssError], options: dict[str, object], nano_artifact: Path, tmp_path: Path
+) -> None:
+    paths = {"missing": lambda: tmp_path / "missing", "damaged": lambda: damaged(nano_artifact, tmp_path)}
+    path = paths.get(str(options.pop("path", "")), lambda: nano_artifact)()
+    with pytest.raises(kind) as theirs:
+        load_engine(path, **options)  # type: ignore[arg-type]
+    with pytest.raises(kind) as ours:
+        ProcessEngine.load(path, **options)  # type: ignore[arg-type]
+    assert type(ours.value) is type(theirs.value)
+    assert str(ours.value) == str(theirs.value)
+    assert ours.value.remedy == theirs.value.remedy
+
+
+@pytest.mark.parametrize("queue", [-1, True, 1.5])
+def test_bad_queues(nano_artifact: Path, queue: int) -> None:
+    with pytest.raises(InvalidRequest, match="queue"):
+        ProcessEngine.load(nano_artifact, queue=queue)
+
+
+def test_a_crash_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead_of_genai(tmp_path, monkeypatch, "import os; os.write(2, b'out of luck\\n'); os._exit(41)")
+    with pytest.raises(EngineDied, match=r"exit code 41; .*: out of luck"):
+        ProcessEngine.load(nano_artifact)
+
+
+def test_a_bug_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead_of_genai(tmp_path, monkeypatch, "raise ZeroDivisionError('odd')")
+    with pytest.raises(BackendError, match="ZeroDivisionError: odd") as caught:
+        ProcessEngine.load(nano_artifact)
+    assert "report" in str(caught.value.remedy)
+
+
+def test_a_lost_device_is_left_for_a_new_process(
+    nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = """
+from gptoss_runtime.engine import genai
+from gptoss_runtime.errors import DeviceLost
+append = genai._Sequence.append
+def lose(self, tokens):
+    if 77 in tokens:
+        raise DeviceLost("the adapter was reset", remedy="Load again.")
+    append(self, tokens)
+genai._Sequence.append = lose
+"""
+    instead_of_genai(tmp_path, monkeypatch, lost)
+    with ProcessEngine.load(nano_artifact, threads=1) as process:
+        stream = process.generate(PROMPT, ENDLESS)
+        next(stream)
+        with pytest.raises(DeviceLost, match="reset"):
+            list(process.generate([77], GREEDY))
+        with pytest.raises(EngineDied):
+            list(stream)
+        assert len(list(process.generate(PROMPT, GREEDY))) == 8
+        assert process.restarts == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on a process's memory")
+def test_out_of_memory_in_mid_generation(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = """
+import resource
+from gptoss_runtime.engine import genai
+make = genai._Sequence.__init__
+def limit(self, engine, room):
+    if room > 2048:
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20), resource.RLIM_INFINITY))
+    try:
+        make(self, engine, room)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+genai._Sequence.__init__ = limit
+"""
+    instead_of_genai(tmp_path, monkeypatch, limited)
+    with ProcessEngine.load(nano_artifact, threads=1) as process:
+        expected = list(process.generate(PROMPT, GREEDY))
+        with pytest.raises(ResourceError):
+            next(process.generate(PROMPT * 150, GREEDY))
+        assert list(process.generate(PROMPT, GREEDY)) == expected
+        assert process.restarts == 0
+
+
+def test_what_native_code_prints_stays_away(
+    nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = "import os; os.write(1, b'native noise\\n' * 50_000); print('noise')"
+    instead_of_genai(tmp_path, monkeypatch, noise)
+    with ProcessEngine.load(nano_artifact, threads=1) as process:
+        assert len(list(process.generate(PROMPT, GREEDY))) == 8
+    assert capfd.readouterr().out == ""
+
+
+def test_a_parent_that_dies_takes_its_child_along(nano_artifact: Path) -> None:
+    code = (  # given with -c, so that there is no __main__ to import
+        "import time\nfrom gptoss_runtime import GenerationOptions, ProcessEngine\n"
+        f"engine = ProcessEngine.load({str(nano_artifact)!r}, threads=1)\n"
+        "busy = engine.generate([1, 2, 3], GenerationOptions(stop_token_ids=()))\n"
+        "print(engine.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    for way in ("kill", "terminate"):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            assert psutil.pid_exists(pid)
+            getattr(parent, way)()
+        assert gone(pid)
+
+
+def test_a_program_that_just_ends_leaves_no_child(nano_artifact: Path) -> None:
+    code = (
+        "from gptoss_runtime.engine_process.engine import ProcessEngine\n"
+        f"engine = ProcessEngine.load({str(nano_artifact)!r}, threads=1)\n"
+        "generation = engine.generate([1, 2, 3])\nnext(generation)\nprint(engine.pid)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert gone(int(done.stdout))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a console's Ctrl+C does not reach a process without a window there")
+def test_an_interrupt_is_the_parents(nano_artifact: Path) -> None:
+    with ProcessEngine.load(nano_artifact, threads=1) as process:
+        os.kill(process.pid, signal.SIGINT)
+        assert len(list(process.generate(PROMPT, GREEDY))) == 8
+        assert process.restarts == 0
+
+
+def test_no_socket_is_inherited(nano_artifact: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.set_inheritable(True)
+        address = server.getsockname()
+        process = ProcessEngine.load(nano_artifact, threads=1)
+    with process, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=5)
+
+
+def test_a_folder_named_from_here(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(nano_artifact.parent)
+    with ProcessEngine.load(nano_artifact.name, threads=1) as process:
+        assert process.info.target == "cpu"
+
+
+def test_a_frozen_program_is_not_started_again_and_again(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(BackendUnavailable, match="frozen"):
+        ProcessEngine.load(nano_artifact)
