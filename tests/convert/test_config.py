@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gptoss_convert.config import GptOssConfig, Yarn
 from gptoss_convert.errors import CheckpointError, UnsupportedModel
-from gptoss_convert.graph.rotary import inverse_frequencies, tables
+from gptoss_convert.graph.rotary import compute_tables, inverse_frequencies
 from gptoss_convert.nano.folder import config as nano_config
 from gptoss_convert.synthetic import GPT_OSS_20B
 
@@ -194,7 +194,7 @@ def test_tables_are_transformers_to_the_rounding_of_an_angle(raw: dict[str, Any]
     frequencies, factor = inverse_frequencies(config.rope, config.head_dim)
     apart = np.abs(frequencies - rotary.inv_freq.numpy())  # a unit in the last place, of a few
     allowed = factor * (positions * apart + np.spacing(positions * frequencies) * (apart > 0)) + 3e-7
-    for ours, table in zip(tables(config), theirs, strict=True):
+    for ours, table in zip(compute_tables(config), theirs, strict=True):
         assert ours.dtype == np.float32
         assert ours.shape == (config.max_position_embeddings, config.head_dim // 2)
         assert (np.abs(ours - table[0].numpy()) <= allowed).all()

@@ -1,10 +1,10 @@
-"""How large queries, keys and values are in a float16 graph's attention: as float16 wants them, at no cost.
+"""Powers of two that keep queries, keys and values in float16's range in a float16 graph, at no cost at run time.
 
-Values are divided by a power of two of their layer that brings the longest row of v_proj to unit length: a value is
-then no larger than what the norm gives is long, in the cache too, and so is o_proj's product, whose rows have unit
-length as well. o_proj's factors take it back. Queries and keys are brought to one size, so that neither is large where
-the other is small. Powers of two are exact, and weights and factors hold them. The norm's weight is not counted in: it
-is large where channels are small, and values would be too small for float16.
+Values of a layer are divided by the power of two that brings the longest row of v_proj to unit length. A value is then
+no larger than the length of the norm's output, in the cache too, and so is o_proj's product, whose rows have unit
+length as well. o_proj's factors undo the division. Queries and keys are brought to one size, so that neither is large
+while the other is small. Powers of two are exact; they are stored in weights and factors. The norm's weight is left out
+of the calculation: it is large in channels whose activations are small, and values would become too small for float16.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from gptoss_convert.graph.linear import Gains
 from gptoss_convert.row_scaling import Exponents, compute_exponents, compute_factors
 
 
-@functools.lru_cache(maxsize=2)  # a layer's weights and biases ask one after the other
+@functools.lru_cache(maxsize=2)  # a layer's weights and biases are made one after the other
 def value_exponent(checkpoint: Checkpoint, layer: int) -> int:
-    """The exponent of the power of two that a layer's values are divided by."""
-    return _exponent(checkpoint, layer, "v")
+    """The exponent of the power of two that divides a layer's values."""
+    return _longest_row_exponent(checkpoint, layer, "v")
 
 
 @functools.lru_cache(maxsize=2)
 def query_exponent(checkpoint: Checkpoint, layer: int) -> int:
-    """The exponent of the power of two that a layer's queries are divided by, and its keys multiplied with."""
-    return (_exponent(checkpoint, layer, "q") - _exponent(checkpoint, layer, "k")) // 2
+    """The exponent of the power of two that divides a layer's queries and multiplies its keys."""
+    return (_longest_row_exponent(checkpoint, layer, "q") - _longest_row_exponent(checkpoint, layer, "k")) // 2
 
 
-def _exponent(checkpoint: Checkpoint, layer: int, name: str) -> int:
-    """Of the longest row of a projection, its bias included."""
+def _longest_row_exponent(checkpoint: Checkpoint, layer: int, name: str) -> int:
+    """The exponent of the length of a projection's longest row, its bias included."""
     module, hidden = f"model.layers.{layer}.self_attn.{name}_proj", checkpoint.config.hidden_size
     weights = checkpoint.array(f"{module}.weight").astype(np.float64)
     bias = checkpoint.array(f"{module}.bias").astype(np.float64)
@@ -42,7 +42,7 @@ def _exponent(checkpoint: Checkpoint, layer: int, name: str) -> int:
 
 
 def qkv_exponents(g: GraphBuilder, layer: int) -> Exponents:
-    """What the rows of Q, K and V are divided by, as exponents; int32 [ΣN]."""
+    """Exponents of the powers of two that divide the rows of Q, K and V, int32 [ΣN]."""
     query, value = query_exponent(g.checkpoint, layer), value_exponent(g.checkpoint, layer)
     size, kv = g.config.head_dim, g.config.num_key_value_heads
     exponents = np.array([query, -query, value], np.int32)
@@ -50,7 +50,7 @@ def qkv_exponents(g: GraphBuilder, layer: int) -> Exponents:
 
 
 def qkv_gains(g: GraphBuilder, layer: int) -> Gains:
-    """The same as factors, and attention's scale on queries: scores are no larger than they have to be."""
+    """The same as factors, float32 [ΣN], with attention's scale applied to the queries, which keeps scores small."""
 
     def gains() -> NDArray[np.float32]:
         result = compute_factors(-qkv_exponents(g, layer))
@@ -61,7 +61,7 @@ def qkv_gains(g: GraphBuilder, layer: int) -> Gains:
 
 
 def output_gains(g: GraphBuilder, layer: int) -> Gains:
-    """Of the rows of o_proj: what values were divided by; float32 [hidden]."""
+    """Factors of o_proj's rows that undo the division of the values, float32 [hidden]."""
 
     def gains() -> NDArray[np.float32]:
         return np.full(g.config.hidden_size, np.ldexp(1.0, value_exponent(g.checkpoint, layer)), np.float32)

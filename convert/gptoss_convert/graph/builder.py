@@ -1,7 +1,7 @@
 """The graph under construction.
 
-Knows how to add nodes, constants and weights-to-be with unique, readable names. Knows nothing about models: what to add
-is the business of its siblings.
+Knows how to add nodes, constants and weights to be made, with unique, readable names. Knows nothing about models: the
+other modules here decide what to add.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class GraphBuilder:
     """Collects nodes, constants and recipes; :meth:`model` turns them into an ``ir.Model``.
 
     Attributes:
-        checkpoint: where recipes find their sources.
+        checkpoint: the checkpoint from which recipes read.
         config: the checkpoint's dimensions.
         quantisation: scheme by tensor group.
-        dtype: float type of matrix products, of attention and of caches. The residual stream is float32 in any case.
+        dtype: float type of matrix products, attention and caches. The residual stream is always float32.
         numpy_dtype: the same for numpy.
-        recipes: every weight-to-be, in file order.
-        watched: values whose size matters to the float type, with their names; see :meth:`watch`.
+        recipes: one for every weight to be made, in file order.
+        watched: names and values that could leave the float type's range; see :meth:`watch`.
     """
 
     def __init__(self, checkpoint: Checkpoint, quantisation: Quantisation, dtype: ir.DataType) -> None:
@@ -54,7 +54,7 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Prefixes the names of everything added inside."""
+        """Prefixes the names of all nodes added inside the block."""
         self._scope.append(name)
         yield
         self._scope.pop()
@@ -66,12 +66,12 @@ class GraphBuilder:
         return value
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
-        """Makes a value a graph output, under the given name."""
+        """Makes a value a graph output and gives it a name."""
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self._outputs.append(value)
 
     def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
-        """Adds a node with one output and returns it. ``None`` inputs are omitted ones."""
+        """Adds a node with one output and returns that. A ``None`` input is omitted."""
         return self.ops(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(
@@ -88,7 +88,7 @@ class GraphBuilder:
         return values
 
     def constant(self, array: Any, dtype: type[np.generic] | None = None) -> ir.Value:
-        """A small inline constant; equal constants are one. Without ``dtype`` the graph's float type is taken."""
+        """A small inline constant, the graph's float type by default; equal constants are shared."""
         data = np.asarray(array, dtype or self.numpy_dtype)
         key = f"const_{data.dtype}_{'x'.join(map(str, data.shape))}_{'_'.join(f'{x:g}' for x in data.reshape(-1)[:8])}"
         if data.size > 8:
@@ -101,11 +101,11 @@ class GraphBuilder:
         return self._constants[key]
 
     def ints(self, *values: int) -> ir.Value:
-        """A 1-D int64 constant, as shapes and axes are given."""
+        """A 1-D int64 constant, for shapes and axes."""
         return self.constant(values, np.int64)
 
     def watch(self, name: str, value: ir.Value) -> ir.Value:
-        """Notes a value of the graph's float type for graphs that measure it (first_run.py), and returns it."""
+        """Marks a value of the graph's float type, to be measured by first_run.py, and returns it."""
         self.watched.append((name, value))
         return value
 
@@ -122,9 +122,9 @@ class GraphBuilder:
         Args:
             group: tensor group, for the report.
             scheme: how they are stored, for the report.
-            outputs: what is made.
-            make: makes it.
-            reads: the checkpoint's tensors that it is made of.
+            outputs: name, type and shape of each weight.
+            make: makes their values.
+            reads: names of the checkpoint's tensors that ``make`` holds in memory as a whole.
         """
         read = sum(self.checkpoint.tensors[name].nbytes for name in reads)
         self.recipes.append(Recipe(tuple(outputs), make, group, scheme, read))
@@ -137,16 +137,18 @@ class GraphBuilder:
             values.append(value)
         return values
 
-    def shared(self, name: str) -> ir.Value | None:
-        """The weight of that name if it was declared already."""
+    def find_weight(self, name: str) -> ir.Value | None:
+        """The weight of that name, or None if it is not declared yet."""
         return self._weights.get(name)
 
-    def copied(self, name: str, source: str, *, group: str, dtype: ir.DataType | None = None) -> ir.Value:
-        """A weight that is the checkpoint's tensor ``source`` in a float type, the graph's by default."""
-        return self.stacked(name, [source], group=group, dtype=dtype)
+    def copy_tensor(self, name: str, source: str, *, group: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """Declares a weight: the checkpoint's tensor ``source`` in a float type, the graph's by default."""
+        return self.stack_tensors(name, [source], group=group, dtype=dtype)
 
-    def stacked(self, name: str, sources: Sequence[str], *, group: str, dtype: ir.DataType | None = None) -> ir.Value:
-        """A weight that is several of the checkpoint's tensors end to end in a float type, the graph's by default."""
+    def stack_tensors(
+        self, name: str, sources: Sequence[str], *, group: str, dtype: ir.DataType | None = None
+    ) -> ir.Value:
+        """Declares a weight: several of the checkpoint's tensors end to end in a float type, the graph's by default."""
         stored, dtype = [self.checkpoint.tensors[source] for source in sources], dtype or self.dtype
         rows = sum(tensor.shape[0] for tensor in stored)
         spec = TensorSpec(name, dtype, (rows, *stored[0].shape[1:]))
@@ -162,12 +164,12 @@ class GraphBuilder:
         return [value.name or "" for value in self._outputs]
 
     def model(self, *, opset: int, ir_version: int, extents: Mapping[str, Extent]) -> ir.Model:
-        """The finished model; every weight refers to its place in the external data file.
+        """Builds the model; every weight refers to its place in the external data file.
 
         Args:
             opset: ai.onnx opset; com.microsoft is 1.
             ir_version: ONNX IR version.
-            extents: where each weight lies, from :func:`gptoss_convert.weights.plan_layout`.
+            extents: place of each weight, from :func:`gptoss_convert.weights.plan_layout`.
         """
         for name, value in self._weights.items():
             external, offset, length = extents[name]

@@ -1,8 +1,8 @@
-"""The order of the pieces: the decoder of gpt-oss, readable in one sitting.
+"""The decoder of gpt-oss, readable in one sitting: embedding, layers of attention and experts, norm, head.
 
-A :class:`Composition` names the pieces; :func:`decoder` puts them together, the others put together a part of it.
-Between the pieces everything is float32: the stream, what is added to it, and normed values. What a piece computes in
-the graph's float type is its own affair. The stream's values are called ``hidden_states.0`` (embedding) to
+A :class:`Composition` names the pieces. :func:`decoder` puts them together; the functions after it put together one
+part of it. Between pieces all values are float32: the residual stream, what is added to it, and normed values. Inside,
+a piece may compute in the graph's float type. The stream's values are named ``hidden_states.0`` (embedding) to
 ``hidden_states.N`` (after the last layer). Source: ``GptOssModel.forward`` of transformers and OpenAI's
 gpt_oss/torch/model.py.
 """
@@ -41,13 +41,13 @@ class Composition:
 
 def decoder(g: GraphBuilder, pieces: Composition) -> None:
     """Emits the whole decoder."""
-    residual = _named(pieces.embed(g, inputs.token_ids(g)), 0)
+    stream = _name_stream(pieces.embed(g, inputs.token_ids(g)), 0)
     attention = pieces.attention(g)
-    update: ir.Value | None = None
+    update: ir.Value | None = None  # a layer's experts' output, which the next norm adds to the stream
     for layer in range(g.config.num_hidden_layers):
-        update, residual = _layer(g, pieces, attention, layer, update, residual)
-    x, residual = _norm(g, update, residual, "model.norm.weight")
-    _named(residual, g.config.num_hidden_layers)
+        update, stream = _layer(g, pieces, attention, layer, update, stream)
+    x, stream = _add_and_norm(g, update, stream, "model.norm.weight")
+    _name_stream(stream, g.config.num_hidden_layers)
     pieces.head(g, x)
 
 
@@ -58,11 +58,11 @@ def embedding_part(g: GraphBuilder, pieces: Composition) -> None:
 
 
 def layer_part(g: GraphBuilder, pieces: Composition, layer: int) -> None:
-    """Emits one layer alone: ``hidden_states``, the stream before it, to ``next_hidden_states``, after it."""
+    """Emits one layer alone: ``hidden_states``, the stream before it, to ``next_hidden_states`` after it."""
     hidden = inputs.hidden_states(g)
-    update, residual = _layer(g, pieces, pieces.attention(g), layer, None, hidden)
+    update, stream = _layer(g, pieces, pieces.attention(g), layer, None, hidden)
     shape: list[int | str] = ["batch", "sequence", g.config.hidden_size]
-    g.output(g.op("Add", residual, update), "next_hidden_states", ir.DataType.FLOAT, shape)
+    g.output(g.op("Add", stream, update), "next_hidden_states", ir.DataType.FLOAT, shape)
 
 
 def head_part(g: GraphBuilder, pieces: Composition) -> None:
@@ -71,25 +71,38 @@ def head_part(g: GraphBuilder, pieces: Composition) -> None:
 
 
 def _layer(
-    g: GraphBuilder, pieces: Composition, attention: Layer, layer: int, update: ir.Value | None, residual: ir.Value
+    g: GraphBuilder, pieces: Composition, attention: Layer, layer: int, update: ir.Value | None, stream: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """What one layer's experts add, and the stream that it is to be added to."""
+    """Emits one layer.
+
+    Args:
+        g: the builder.
+        pieces: which pieces.
+        attention: emits the attention.
+        layer: the layer.
+        update: the output of the previous layer's experts, which is not added to the stream yet; None before the first.
+        stream: the residual stream.
+
+    Returns:
+        The output of this layer's experts, and the stream to which it has to be added.
+    """
     with g.scope(f"layers.{layer}"):
         source = f"model.layers.{layer}"
-        x, residual = _norm(g, update, residual, f"{source}.input_layernorm.weight")
+        x, stream = _add_and_norm(g, update, stream, f"{source}.input_layernorm.weight")
         if update is not None:
-            _named(residual, layer)
+            _name_stream(stream, layer)
         update = attention(g, layer, x)
-        x, residual = add_rms_norm(g, update, residual, f"{source}.post_attention_layernorm.weight")
-        return pieces.moe(g, layer, x), residual
+        x, stream = add_rms_norm(g, update, stream, f"{source}.post_attention_layernorm.weight")
+        return pieces.moe(g, layer, x), stream
 
 
-def _norm(g: GraphBuilder, update: ir.Value | None, residual: ir.Value, source: str) -> tuple[ir.Value, ir.Value]:
-    if update is None:  # nothing to add before the first layer
-        return rms_norm(g, residual, source), residual
-    return add_rms_norm(g, update, residual, source)
+def _add_and_norm(g: GraphBuilder, update: ir.Value | None, stream: ir.Value, source: str) -> tuple[ir.Value, ir.Value]:
+    """(norm(stream + update), stream + update)."""
+    if update is None:  # before the first layer there is nothing to add
+        return rms_norm(g, stream, source), stream
+    return add_rms_norm(g, update, stream, source)
 
 
-def _named(hidden: ir.Value, layers: int) -> ir.Value:
+def _name_stream(hidden: ir.Value, layers: int) -> ir.Value:
     hidden.name = f"hidden_states.{layers}"
     return hidden

@@ -1,6 +1,7 @@
-"""Token ids to hidden states, float32, by a table in any scheme.
+"""Token ids to hidden states, float32, from a table in any scheme.
 
-Scales are float32 and float16 rows have a common size (gptoss_convert.row_scaling): a token's row may be of any size.
+A token's row may have any magnitude: integer tables have float32 scales, and float16 rows are scaled to unit length
+(gptoss_convert.row_scaling).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SOURCE = "model.embed_tokens.weight"
 def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
     """Rows of the embedding table, float32 [batch, sequence, hidden].
 
-    A float table is gathered as stored and only the rows in use are cast: on the CPU it stays on disk but for those.
+    Rows of a float table are gathered first and cast afterwards, so that on the CPU only those are read from disk.
     """
     scheme, stored = g.quantisation.embedding, g.checkpoint.tensors[_SOURCE]
     rows, columns = stored.shape
@@ -44,9 +45,12 @@ def embedding(g: GraphBuilder, ids: ir.Value) -> ir.Value:
 
 
 def embedding_by_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
-    """As :func:`embedding`, an integer table taken apart by plain operators: rows gathered, then scaled.
+    """As :func:`embedding`, with plain operators for an integer table: rows are gathered, then scaled.
 
-    For execution providers without GatherBlockQuantized; only int8, since none gathers 4-bit types.
+    For execution providers without GatherBlockQuantized. It takes int8 only, since no provider gathers 4-bit types.
+
+    Raises:
+        WorkflowError: the table is stored in int4.
     """
     scheme, stored = g.quantisation.embedding, g.checkpoint.tensors[_SOURCE]
     if not scheme.is_integer:
@@ -55,14 +59,14 @@ def embedding_by_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
         raise WorkflowError(f"embedding: this target has no {scheme}", remedy="Use int8, or a float type.")
     columns = stored.shape[1]
     codes, scales = integer_weights(g, _SOURCE, [_SOURCE], "embedding", scheme, scales=FLOAT32)
-    taken = g.op("Cast", g.op("Gather", codes, ids, axis=0), to=FLOAT32)  # [batch, sequence, blocks, block]
+    gathered = g.op("Cast", g.op("Gather", codes, ids, axis=0), to=FLOAT32)  # [batch, sequence, blocks, block]
     factors = g.op("Unsqueeze", g.op("Gather", scales, ids, axis=0), g.ints(3))
-    values = g.op("Mul", g.op("Sub", taken, constant32(g, 128.0)), factors)
+    values = g.op("Mul", g.op("Sub", gathered, constant32(g, 128.0)), factors)
     return g.op("Reshape", values, g.ints(1, -1, columns))
 
 
 def _float16_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
-    """Rows at unit length in float16, and their factors."""
+    """Gathers float16 rows of unit length and multiplies them by their factors."""
     stored = g.checkpoint.tensors[_SOURCE]
     rows, columns = stored.shape
     specs = [TensorSpec(_SOURCE, ir.DataType.FLOAT16, (rows, columns)), factors_spec(_SOURCE, rows)]
@@ -74,5 +78,5 @@ def _float16_rows(g: GraphBuilder, ids: ir.Value) -> ir.Value:
         return replace(made, arrays=[*made.arrays, row_scaling.compute_factors(exponents)])
 
     table, factors = g.weights("embedding", "float16", specs, make, [_SOURCE])
-    taken = g.op("Cast", g.op("Gather", table, ids, axis=0), to=FLOAT32)
-    return g.op("Mul", taken, g.op("Unsqueeze", g.op("Gather", factors, ids, axis=0), g.ints(2)))
+    gathered = g.op("Cast", g.op("Gather", table, ids, axis=0), to=FLOAT32)
+    return g.op("Mul", gathered, g.op("Unsqueeze", g.op("Gather", factors, ids, axis=0), g.ints(2)))

@@ -1,28 +1,37 @@
 """Experts as operands of com.microsoft.MatMulNBits, for execution providers without a mixture-of-experts kernel.
 
-One layout serves every design: gate_up stacked along N, so that one product computes all experts' hidden values, and
-down side by side along K, so that one product sums over experts by itself. Rows of gate_up are put in order (an
-expert's gates, then its ups) where the checkpoint has them interleaved: splitting is then a contiguous copy. Chosen
-experts are whole blocks of rows of the one and of columns of the other.
+One weight layout serves every design:
+
+    gate and up   the experts' rows are stacked along N: one product computes the hidden values of all experts
+    down          the experts' columns lie side by side along K: one product also sums over the experts
+
+The checkpoint interleaves gate rows and up rows. Here an expert's gate rows come first and its up rows second, so that
+splitting the product is a contiguous copy. A subset of the experts is a set of whole row blocks of the first weight and
+of whole column blocks of the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from gptoss_convert.graph.builder import MICROSOFT, GraphBuilder
 from gptoss_convert.graph.experts import (
+    DOWN,
+    GATE_UP,
     Part,
-    down_factors,
+    Projection,
+    ProjectionName,
+    declare_down_factors,
+    projection_module,
     projection_shape,
     projection_tensors,
-    quantised_experts,
+    quantise_experts,
 )
-from gptoss_convert.graph.precision import FLOAT32, constant32, keeps_rows, to_float32, to_graph_type
+from gptoss_convert.graph.precision import FLOAT32, constant32, stores_rows_unscaled, to_float32, to_graph_type
 from gptoss_convert.schemes import require_whole_blocks
 from gptoss_convert.weights import RecipeResult, TensorSpec, cast
 
@@ -32,122 +41,186 @@ _LOWEST_GATE = -1000.0  # below it, gate · sigmoid(alpha · gate) is 0 in float
 
 @dataclass(frozen=True)
 class Experts:
-    """Some experts' operands.
+    """The weights of some experts.
 
     Attributes:
-        count: how many, E below.
-        up: codes uint8 [E · 2I, H/block, bytes of a block], scales float [E · 2I, H/block], bias float32 [E · 2I].
-        down: codes uint8 [H, E · I/block, bytes], scales float [H, E · I/block], bias float32 [E, H].
-        factors: of down's rows, float32 [H]; None where they are stored as they are.
+        count: the number of experts, E below.
+        gate_up: codes uint8 [E · 2I, H/block, bytes of a block], scales float [E · 2I, H/block], bias float32 [E · 2I].
+        down: codes uint8 [H, E · I/block, bytes of a block], scales float [H, E · I/block], bias float32 [E, H].
+        down_factors: factors of the down projection's rows, float32 [H]; None where rows are stored unscaled.
     """
 
     count: int
-    up: tuple[ir.Value, ir.Value, ir.Value]
-    down: tuple[ir.Value, ir.Value, ir.Value]
-    factors: ir.Value | None
+    gate_up: Projection
+    down: Projection
+    down_factors: ir.Value | None
+
+    def with_biases(self, *, gate_up: ir.Value, down: ir.Value) -> Experts:
+        """The same experts with other biases."""
+        return replace(self, gate_up=self.gate_up._replace(bias=gate_up), down=self.down._replace(bias=down))
 
 
-def all_experts(g: GraphBuilder, layer: int) -> Experts:
-    """Declares a layer's experts."""
-    up, down = _up(g, layer), _down(g, layer)
-    return Experts(g.config.num_local_experts, up, down, None if keeps_rows(g) else down_factors(g, layer))
+def declare_experts(g: GraphBuilder, layer: int) -> Experts:
+    """Declares the weights of all experts of a layer."""
+    gate_up, down = _declare_gate_up(g, layer), _declare_down(g, layer)
+    factors = None if stores_rows_unscaled(g) else declare_down_factors(g, layer)
+    return Experts(g.config.num_local_experts, gate_up, down, factors)
 
 
-def mix(g: GraphBuilder, x: ir.Value, weights: ir.Value, experts: Experts) -> ir.Value:
-    """What some experts make of tokens, weighted and summed, without down's biases and before down's factors.
+def sum_experts(g: GraphBuilder, x: ir.Value, weights: ir.Value, experts: Experts) -> ir.Value:
+    """Runs some experts and sums their outputs by routing weight, without the down projection's factors and biases.
+
+    Sums over different experts may be added up; :func:`finish_sum` then applies the factors and biases once.
 
     Args:
         g: the builder.
         x: [1, sequence, hidden] in the graph's float type.
-        weights: of each expert for each token, float32 [1, sequence, E].
-        experts: which.
+        weights: routing weight of each expert for each token, float32 [1, sequence, E].
+        experts: the experts to run.
 
     Returns:
-        float32 [1, sequence, hidden], for :func:`finish`.
+        float32 [1, sequence, hidden].
     """
-    return to_float32(g, g.watch("experts_product", project_down(g, activate(g, x, weights, experts), experts)))
+    # MLP #1: gate and up projection, all experts in one product
+    gate, up = project_gate_up(g, x, experts)
+    hidden = swiglu(g, gate, up)
+    # Routing weights are applied before the down projection: it is linear, and its product sums over the experts.
+    hidden = apply_routing_weights(g, hidden, weights, experts)
+    # MLP #2: down projection and weighted sum over experts, in one product
+    total = project_down(g, hidden, experts)
+    return to_float32(g, g.watch("experts_product", total))
 
 
-def finish(g: GraphBuilder, product: ir.Value, weights: ir.Value, experts: Experts) -> ir.Value:
-    """A sum of :func:`mix` with its factors and biases.
+def finish_sum(g: GraphBuilder, total: ir.Value, weights: ir.Value, experts: Experts) -> ir.Value:
+    """Applies the down projection's row factors and adds its biases, each by its expert's routing weight.
 
     Args:
         g: the builder.
-        product: float32 [1, sequence, hidden].
-        weights: of each expert for each token, float32 [1, sequence, E].
-        experts: all that were summed.
+        total: result of :func:`sum_experts`, float32 [1, sequence, hidden].
+        weights: routing weight of each expert for each token, float32 [1, sequence, E].
+        experts: all experts that were summed.
+
+    Returns:
+        float32 [1, sequence, hidden].
     """
-    if experts.factors is not None:
-        product = g.op("Mul", product, experts.factors)
-    return g.op("Add", product, g.op("MatMul", weights, experts.down[2]))
+    if experts.down_factors is not None:
+        total = g.op("Mul", total, experts.down_factors)
+    return g.op("Add", total, g.op("MatMul", weights, experts.down.bias))
 
 
-def activate(g: GraphBuilder, x: ir.Value, weights: ir.Value, experts: Experts) -> ir.Value:
-    """Some experts' hidden values, weighted, [1, sequence, E · I] in the graph's float type; arguments as of mix.
+def project_gate_up(g: GraphBuilder, x: ir.Value, experts: Experts) -> Sequence[ir.Value]:
+    """Gate and up values of every token and expert.
 
-    Between the two products it is float32: eight roundings to float16 would be most of the experts' error.
+    They are float32, as is everything up to the down projection: eight roundings to float16 would be most of the
+    experts' error. A product that overflows float16 becomes infinite, and :func:`swiglu` clamps it.
+
+    Args:
+        g: the builder.
+        x: [1, sequence, hidden] in the graph's float type.
+        experts: the experts to run.
+
+    Returns:
+        gate and up, float32 [1, sequence, E, 1, I] each.
     """
-    config, count, inner = g.config, experts.count, g.config.intermediate_size
-    codes, scales, bias = experts.up
-    product = _product(g, x, codes, scales, config.hidden_size, count * 2 * inner)  # clipped below: infinity will do
-    hidden = g.op("Add", to_float32(g, product), bias)
-    halves = g.op("Reshape", hidden, g.ints(1, -1, count, 2, inner))
-    gate, up = g.ops("Split", halves, outputs=2, axis=3, num_outputs=2)
-    limit = config.swiglu_limit
-    # A gate of minus infinity, where the product overflowed, times its sigmoid of 0 would be no number.
+    config, inner = g.config, g.config.intermediate_size
+    product = _multiply(g, x, experts.gate_up, config.hidden_size, experts.count * 2 * inner)
+    gate_up = g.op("Add", to_float32(g, product), experts.gate_up.bias)
+    halves = g.op("Reshape", gate_up, g.ints(1, -1, experts.count, 2, inner))
+    return g.ops("Split", halves, outputs=2, axis=3, num_outputs=2)
+
+
+def swiglu(g: GraphBuilder, gate: ir.Value, up: ir.Value) -> ir.Value:
+    """gpt-oss's clamped SwiGLU, gate · sigmoid(alpha · gate) · (up + 1), in float32.
+
+    Args:
+        g: the builder.
+        gate: float32, any shape.
+        up: float32, the same shape.
+    """
+    # Clamp the inputs. The gate's lower bound changes no value, but a gate of minus infinity times its sigmoid of 0
+    # would be NaN.
+    limit = g.config.swiglu_limit
     gate = g.op("Clip", gate, constant32(g, _LOWEST_GATE), constant32(g, limit))
-    up = g.op("Add", g.op("Clip", up, constant32(g, -limit), constant32(g, limit)), constant32(g, 1.0))
-    active = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", g.op("Mul", gate, constant32(g, _ALPHA)))), up)
-    # Weighted before the second product: it is linear, and sums over the experts by itself.
-    weighted = g.op("Mul", active, g.op("Unsqueeze", weights, g.ints(3, 4)))
-    return g.op("Reshape", to_graph_type(g, weighted), g.ints(1, -1, count * inner))
+    up = g.op("Clip", up, constant32(g, -limit), constant32(g, limit))
+    up_plus_one = g.op("Add", up, constant32(g, 1.0))
+    activated = g.op("Mul", gate, g.op("Sigmoid", g.op("Mul", gate, constant32(g, _ALPHA))))
+    return g.op("Mul", activated, up_plus_one)
+
+
+def apply_routing_weights(g: GraphBuilder, hidden: ir.Value, weights: ir.Value, experts: Experts) -> ir.Value:
+    """Multiplies each expert's hidden values by its routing weight.
+
+    Args:
+        g: the builder.
+        hidden: float32 [1, sequence, E, 1, I].
+        weights: float32 [1, sequence, E].
+        experts: the experts that were run.
+
+    Returns:
+        [1, sequence, E · I] in the graph's float type.
+    """
+    weighted = g.op("Mul", hidden, g.op("Unsqueeze", weights, g.ints(3, 4)))
+    flat = g.ints(1, -1, experts.count * g.config.intermediate_size)
+    return g.op("Reshape", to_graph_type(g, weighted), flat)
 
 
 def project_down(g: GraphBuilder, hidden: ir.Value, experts: Experts) -> ir.Value:
-    """The second product, summed over experts, [1, sequence, hidden] in the graph's float type."""
-    codes, scales, _ = experts.down
-    return _product(g, hidden, codes, scales, experts.count * g.config.intermediate_size, g.config.hidden_size)
+    """Down projection of weighted hidden values [1, sequence, E · I], summed over experts: [1, sequence, hidden]."""
+    return _multiply(g, hidden, experts.down, experts.count * g.config.intermediate_size, g.config.hidden_size)
 
 
-def _product(g: GraphBuilder, x: ir.Value, codes: ir.Value, scales: ir.Value, k: int, n: int) -> ir.Value:
-    scheme = g.quantisation.experts
+def _multiply(g: GraphBuilder, x: ir.Value, projection: Projection, k: int, n: int) -> ir.Value:
+    """The product of x [..., K] and a projection's [N, K] weight; the bias is left out."""
+    scheme, (codes, scales, _) = g.quantisation.experts, projection
     return g.op(
         "MatMulNBits", x, codes, scales, domain=MICROSOFT, K=k, N=n, bits=scheme.bits, block_size=scheme.block_size
     )  # fmt: skip
 
 
-def _up(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-    experts, rows, columns = projection_shape(g.config, "gate_up_proj")
-    module = f"model.layers.{layer}.mlp.experts.gate_up_proj"
-    order = np.concatenate([np.arange(0, rows, 2), np.arange(1, rows, 2)])  # gates, then ups
+def _declare_gate_up(g: GraphBuilder, layer: int) -> Projection:
+    experts, rows, columns = projection_shape(g.config, GATE_UP)
+    module = projection_module(layer, GATE_UP)
+    gates_then_ups = np.concatenate([np.arange(0, rows, 2), np.arange(1, rows, 2)])
 
-    def place(whole: Part, expert: int, part: Part) -> None:
-        whole[expert * rows : (expert + 1) * rows] = part[order]
+    def place_rows(whole: Part, expert: int, part: Part) -> None:
+        whole[expert * rows : (expert + 1) * rows] = part[gates_then_ups]
 
-    def bias() -> RecipeResult:
-        return cast(g.checkpoint.array(f"{module}_bias")[:, order].reshape(-1), np.float32)
+    def make_bias() -> RecipeResult:
+        return cast(g.checkpoint.array(f"{module}_bias")[:, gates_then_ups].reshape(-1), np.float32)
 
-    codes, scales = _declare(g, layer, "gate_up_proj", (experts * rows, columns), place)
+    codes, scales = _declare_weights(g, layer, GATE_UP, (experts * rows, columns), place_rows)
     spec = TensorSpec(f"{module}.bias", FLOAT32, (experts * rows,))
-    return codes, scales, g.weights("biases", "float32", [spec], bias)[0]
+    return Projection(codes, scales, g.weights("biases", "float32", [spec], make_bias)[0])
 
 
-def _down(g: GraphBuilder, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-    experts, rows, columns = projection_shape(g.config, "down_proj")
-    module = f"model.layers.{layer}.mlp.experts.down_proj"
+def _declare_down(g: GraphBuilder, layer: int) -> Projection:
+    experts, rows, columns = projection_shape(g.config, DOWN)
+    module = projection_module(layer, DOWN)
 
-    def place(whole: Part, expert: int, part: Part) -> None:
+    def place_columns(whole: Part, expert: int, part: Part) -> None:
         whole[:, expert * part.shape[1] : (expert + 1) * part.shape[1]] = part
 
-    codes, scales = _declare(g, layer, "down_proj", (rows, experts * columns), place)
-    return codes, scales, g.copied(f"{module}.bias", f"{module}_bias", group="biases", dtype=FLOAT32)
+    codes, scales = _declare_weights(g, layer, DOWN, (rows, experts * columns), place_columns)
+    return Projection(codes, scales, g.copy_tensor(f"{module}.bias", f"{module}_bias", group="biases", dtype=FLOAT32))
 
 
-def _declare(
-    g: GraphBuilder, layer: int, name: str, shape: tuple[int, int], place: Callable[[Part, int, Part], None]
+def _declare_weights(
+    g: GraphBuilder,
+    layer: int,
+    name: ProjectionName,
+    shape: tuple[int, int],
+    place: Callable[[Part, int, Part], None],
 ) -> Sequence[ir.Value]:
-    """Declares codes and scales of one projection; ``place`` puts an expert's where they belong."""
-    scheme, module = g.quantisation.experts, f"model.layers.{layer}.mlp.experts.{name}"
+    """Declares codes and scales of one projection of all experts.
+
+    Args:
+        g: the builder.
+        layer: the layer.
+        name: which projection.
+        shape: rows and columns of the whole weight.
+        place: copies one expert's codes or scales to their place in the whole.
+    """
+    scheme, module = g.quantisation.experts, projection_module(layer, name)
     rows, columns = shape
     require_whole_blocks("experts", scheme, projection_shape(g.config, name)[2])
     blocks = columns // scheme.block_size
@@ -157,7 +230,6 @@ def _declare(
     ]
 
     def make() -> RecipeResult:
-        return quantised_experts(g, layer, name, specs, place)
+        return quantise_experts(g, layer, name, specs, place)
 
-    reads = projection_tensors(g.checkpoint, module)
-    return g.weights("experts", str(scheme), specs, make, reads)
+    return g.weights("experts", str(scheme), specs, make, projection_tensors(g.checkpoint, module))

@@ -1,4 +1,4 @@
-"""From the last hidden states, normed and float32, to logits in the graph's float type."""
+"""The head: from the last hidden states, normed and float32, to logits in the graph's float type."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _NAME, _SOURCE = "lm_head", "lm_head.weight"
 
 
 def logits_of_last(g: GraphBuilder, x: ir.Value) -> None:
-    """Logits of the last position only, [batch, 1, vocab]: sampling needs no other, and prefill is spared the rest."""
-    _output(g, _product(g, _last(g, x)), 1)
+    """Logits of the last position only, [batch, 1, vocab]: sampling needs no others, and prefill is faster."""
+    _output(g, _project(g, _last_position(g, x)), 1)
 
 
 def logits_of_all(g: GraphBuilder, x: ir.Value) -> None:
-    """Logits of every position, [batch, sequence, vocab]: what parity and perplexity measurements need."""
-    _output(g, _product(g, x), "sequence")
+    """Logits of every position, [batch, sequence, vocab]: needed to measure parity and perplexity."""
+    _output(g, _project(g, x), "sequence")
 
 
 HEADS: Mapping[Logits, Head] = {"last": logits_of_last, "all": logits_of_all}
 
 
 def heads_in_pieces(limit: Limit) -> Mapping[Logits, Head]:
-    """The same two, the weight cut along the vocabulary into pieces that dequantise to at most ``limit``."""
+    """The same two, with the weight cut along the vocabulary into pieces that dequantise to at most ``limit``."""
     return {
-        "last": lambda g, x: _output(g, _product_in_pieces(g, _last(g, x), limit), 1),
-        "all": lambda g, x: _output(g, _product_in_pieces(g, x, limit), "sequence"),
+        "last": lambda g, x: _output(g, _project_in_pieces(g, _last_position(g, x), limit), 1),
+        "all": lambda g, x: _output(g, _project_in_pieces(g, x, limit), "sequence"),
     }
 
 
-def _last(g: GraphBuilder, x: ir.Value) -> ir.Value:
+def _last_position(g: GraphBuilder, x: ir.Value) -> ir.Value:
     return g.op("Slice", x, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1))
 
 
-def _narrow(g: GraphBuilder, x: ir.Value) -> ir.Value:
+def _head_input(g: GraphBuilder, x: ir.Value) -> ir.Value:
     return g.watch("head_input", to_graph_type(g, x))
 
 
@@ -50,16 +50,16 @@ def _output(g: GraphBuilder, logits: ir.Value, positions: int | str) -> None:
     g.output(logits, "logits", g.dtype, ["batch", positions, g.config.vocab_size])
 
 
-def _product(g: GraphBuilder, x: ir.Value) -> ir.Value:
-    return linear(g, _narrow(g, x), _NAME, [_NAME], "lm_head", g.quantisation.lm_head, bias=False)
+def _project(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    return linear(g, _head_input(g, x), _NAME, [_NAME], "lm_head", g.quantisation.lm_head, bias=False)
 
 
-def _product_in_pieces(g: GraphBuilder, x: ir.Value, limit: Limit) -> ir.Value:
+def _project_in_pieces(g: GraphBuilder, x: ir.Value, limit: Limit) -> ir.Value:
     scheme, (rows, columns) = g.quantisation.lm_head, g.checkpoint.tensors[_SOURCE].shape
     spans = limit.spans(rows, rows * columns * int(g.dtype.itemsize))
     if len(spans) == 1 or not scheme.is_integer:
-        return _product(g, x)
-    x, parts = _narrow(g, x), []
+        return _project(g, x)
+    x, parts = _head_input(g, x), []
     for number, (start, end) in enumerate(spans):
         name = f"{_NAME}.{number}.weight"
         codes, scales = integer_weights(g, name, [_SOURCE], "lm_head", scheme, (start, end))

@@ -1,6 +1,6 @@
-"""What onnxruntime-genai feeds a decoder, and what is derived from it once for all layers.
+"""The inputs that onnxruntime-genai feeds a decoder, and the lengths derived from them once for all layers.
 
-Knows the names and shapes genai expects (its docs and src/models/decoder_only.cpp); nothing about what consumes them.
+Knows the names and shapes that genai expects (its docs and src/models/decoder_only.cpp); nothing about their consumers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Lengths:
     """Sequence lengths as GroupQueryAttention takes them.
 
     Attributes:
-        last_position: int32 [batch], index of the last token: past + new - 1.
-        total: int32 scalar, past + new.
+        last_position: index of the last token, past + new - 1; int32 [batch].
+        total: past + new; int32 scalar.
     """
 
     last_position: ir.Value
@@ -34,12 +34,12 @@ def token_ids(g: GraphBuilder) -> ir.Value:
 
 
 def hidden_states(g: GraphBuilder) -> ir.Value:
-    """Adds ``hidden_states``, float32 [batch, sequence, hidden], of graphs that are a part of the decoder."""
+    """Adds ``hidden_states``, float32 [batch, sequence, hidden], for graphs of a part of the decoder."""
     return g.input("hidden_states", ir.DataType.FLOAT, ["batch", "sequence", g.config.hidden_size])
 
 
 def lengths(g: GraphBuilder) -> Lengths:
-    """Adds ``attention_mask``, int64 [batch, total], and reduces it to lengths."""
+    """Adds ``attention_mask``, int64 [batch, total], and computes the sequence lengths from it."""
     mask = g.input("attention_mask", INT64, ["batch", "total"])
     with g.scope("lengths"):
         count = g.op("ReduceSum", mask, g.ints(1), keepdims=0)

@@ -20,9 +20,9 @@ from gptoss_convert.row_scaling import Exponents, compute_factors, compute_lengt
 from gptoss_convert.schemes import Group, Scheme, require_whole_blocks
 from gptoss_convert.weights import Array, RecipeResult, TensorSpec, cast, cast_rows, quantise_parts
 
-RowExponents = Callable[[Array, int, int], Exponents]  # of some rows of a matrix, and which: start, end
+RowExponents = Callable[[Array, int, int], Exponents]  # of rows [start, end) of a matrix: (rows, start, end)
 Gains = Callable[[], NDArray[np.float32]]
-_PIECE = 1 << 20  # weights that a thread quantises at a time
+_WEIGHTS_PER_TASK = 1 << 20  # weights that a thread quantises at a time
 FLOAT_TYPES = {
     "float32": (ir.DataType.FLOAT, np.float32),
     "float16": (ir.DataType.FLOAT16, np.float16),
@@ -41,7 +41,7 @@ def linear(
     bias: bool = True,
     exponents: Callable[[], Exponents] | None = None,
 ) -> ir.Value:
-    """Several weights of the checkpoint side by side, as one matrix product.
+    """One matrix product of several checkpoint weights side by side, with their biases.
 
     Args:
         g: the builder.
@@ -74,10 +74,11 @@ def scaled_linear(
     gains: Gains,
     bias_gains: Gains | None = None,
 ) -> ir.Value:
-    """As :func:`linear`, times a gain by row, as float32 from the product on, and whatever the size of the weights.
+    """As :func:`linear`, for weights of any magnitude: y = gain · (x · Wᵀ) + b, in float32 from the product on.
 
-    Rows are stored at unit length, so that the product, in the graph's float type, is no larger than ``x`` is long. Its
-    size comes back in float32, with the gains. The bias is a node of its own: DirectML's MatMulNBits takes none.
+    Rows are stored at unit length, so that the product, in the graph's float type, is no larger than the length of
+    ``x``. A multiplication in float32 restores the magnitude and applies the gains. The bias is a node of its own:
+    DirectML's MatMulNBits takes none.
 
     Args:
         g: the builder.
@@ -86,8 +87,8 @@ def scaled_linear(
         sources: checkpoint modules (without ``.weight``), [N_i, K] each, stacked along N.
         group: tensor group for the report.
         scheme: how the weight is stored.
-        gains: what the product's rows are multiplied with, float32 [ΣN_i].
-        bias_gains: the same of the biases; 1 by default.
+        gains: factors of the product's rows, float32 [ΣN_i].
+        bias_gains: factors of the biases, float32 [ΣN_i]; 1 by default.
 
     Returns:
         float32 [..., ΣN_i].
@@ -109,7 +110,7 @@ def _product(
     exponents: RowExponents | None = None,
     gains: Gains | None = None,
 ) -> Sequence[ir.Value]:
-    """The product, and where gains are given what its rows are scaled by; ``bias`` is for integers, in their node."""
+    """The product, and the factors of its rows where gains are given; ``bias`` is part of an integer product's node."""
     weights = [f"{source}.weight" for source in sources]
     if not scheme.is_integer:
         weight, *scaling = _float_weights(g, name, weights, group, scheme, exponents=exponents, gains=gains)
@@ -129,10 +130,10 @@ def _unit_length(rows: Array, start: int, end: int) -> Exponents:
 
 
 def _bias(g: GraphBuilder, name: str, sources: Sequence[str], dtype: ir.DataType, gains: Gains | None) -> ir.Value:
-    """Declares modules' biases end to end, times gains."""
+    """Declares modules' biases end to end, multiplied by gains."""
     biases = [f"{source}.bias" for source in sources]
     if gains is None:
-        return g.stacked(f"{name}.bias", biases, group="biases", dtype=dtype)
+        return g.stack_tensors(f"{name}.bias", biases, group="biases", dtype=dtype)
     spec = TensorSpec(f"{name}.bias", dtype, (sum(g.checkpoint.tensors[bias].shape[0] for bias in biases),))
 
     def make() -> RecipeResult:
@@ -151,7 +152,7 @@ def _float_weights(
     exponents: RowExponents | None = None,
     gains: Gains | None = None,
 ) -> Sequence[ir.Value]:
-    """A [N, K] matrix as MatMul's [K, N] in the graph's float type; arguments as of :func:`integer_weights`."""
+    """Declares a [N, K] matrix as MatMul's [K, N] in a float type; arguments as for :func:`integer_weights`."""
     rows, columns = stacked_shape(g, sources)
     onnx_type, numpy_type = FLOAT_TYPES[scheme.type]
     specs = [TensorSpec(f"{name}.weight", onnx_type, (columns, rows))]
@@ -194,30 +195,30 @@ def integer_weights(
     Args:
         g: the builder.
         name: of the weight in the graph.
-        sources: the checkpoint's tensors that are the matrix, end to end.
+        sources: names of the checkpoint's tensors that make up the matrix, end to end.
         group: tensor group for the report.
         scheme: int4 or int8.
-        span: rows to take; all of them by default.
-        scales: their float type; the graph's by default.
+        span: rows to take, [start, end); all of them by default.
+        scales: float type of the scales; the graph's by default.
         exponents: row n is stored times 2^-exponents[n].
-        gains: declare a third weight, what brings a product's rows to their size, times these; float32 [N].
+        gains: also declares a third weight, the factors that undo ``exponents`` times these gains; float32 [N].
     """
     rows, columns = stacked_shape(g, sources)
     start, end = span or (0, rows)
     require_whole_blocks(group, scheme, columns)
-    blocks, step = columns // scheme.block_size, max(1, _PIECE // columns)
+    blocks, step = columns // scheme.block_size, max(1, _WEIGHTS_PER_TASK // columns)
     by_row = np.zeros(end - start, np.int32)
 
-    def piece(at: int) -> QuantisedMatrix:
-        some = g.checkpoint.concatenate(sources, at, min(at + step, end))
-        made = quantise(some, bits=scheme.bits, block=scheme.block_size)
+    def quantise_rows(at: int) -> QuantisedMatrix:
+        stored = g.checkpoint.concatenate(sources, at, min(at + step, end))
+        made = quantise(stored, bits=scheme.bits, block=scheme.block_size)
         if exponents is None:
             return made
-        mine = by_row[at - start : at - start + len(some)]
-        mine[:] = exponents(some, at, at + len(some))
-        return scale_quantised(made, mine)
+        row_exponents = by_row[at - start : at - start + len(stored)]
+        row_exponents[:] = exponents(stored, at, at + len(stored))
+        return scale_quantised(made, row_exponents)
 
-    def place(whole: Array, at: int, part: Array) -> None:
+    def place_rows(whole: Array, at: int, part: Array) -> None:
         whole[at - start : at - start + len(part)] = part
 
     specs = [
@@ -226,9 +227,9 @@ def integer_weights(
     ]
 
     def make() -> RecipeResult:
-        made = quantise_parts(specs[:2], range(start, end, step), piece, place)
+        made = quantise_parts(specs[:2], range(start, end, step), quantise_rows, place_rows)
         return made if gains is None else replace(made, arrays=[*made.arrays, compute_factors(by_row) * gains()])
 
     if gains is not None:
         specs.append(factors_spec(name, end - start))
-    return g.weights(group, str(scheme), specs, make)  # read row by row: next to nothing of it is held
+    return g.weights(group, str(scheme), specs, make)  # rows are read a few at a time, so almost nothing is held

@@ -1,13 +1,14 @@
-"""The mixture of experts composed of plain operators, four designs over one layout of weights (experts_matmul.py).
+"""The mixture of experts from plain operators, in four designs over one weight layout (experts_matmul.py).
 
-    dense    every expert, those not chosen weighted 0: two matrix products a layer for any number of tokens
-    slots    the chosen experts' blocks gathered, then the same two products: one token only
-    grouped  each expert for the tokens that chose it, whose number is data: for the CPU, as a check of the others
-    split    the first token by slots; the others, if there are any, dense, some experts at a time. One graph that
-             decodes by slots and prefills dense: with one token the dense half is empty tensors, which DirectML does
-             not compute, nor what they are gathered from
+    dense     runs every expert with a routing weight of 0 for those not chosen: two products a layer, any number of
+              tokens
+    slots     gathers the chosen experts' weights, then does the same two products: one token only
+    grouped   runs each expert for the tokens that chose it; shapes depend on data. For the CPU, to check the others
+    split     slots for the first token, dense for the others, some experts at a time. One graph decodes by slots and
+              prefills dense: with one token the dense half works on empty tensors, and DirectML computes neither those
+              nor the gathers they read
 
-No control flow, no shapes on the CPU. docs/directml.md compares what they read and write.
+There is no control flow, and no shape is computed on the CPU. docs/directml.md compares the memory traffic.
 """
 
 from __future__ import annotations
@@ -19,161 +20,194 @@ import onnx_ir as ir
 
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.graph.decoder import Layer
-from gptoss_convert.graph.experts_matmul import Experts, all_experts, finish, mix
+from gptoss_convert.graph.experts_matmul import Experts, declare_experts, finish_sum, sum_experts
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.graph.precision import FLOAT32, constant32, to_graph_type
 from gptoss_convert.graph.router import router_float32
 from gptoss_convert.weights import RecipeResult, TensorSpec
 
 _TO_THE_END = (1 << 63) - 1
-Operands = tuple[ir.Value, ir.Value]  # codes and scales
 
 
 @dataclass(frozen=True)
-class Routes:
-    """Where tokens go: chosen experts int64 and their weights float32, both [1, sequence, k]."""
+class Routing:
+    """The k experts of each token.
 
-    chosen: ir.Value
+    Attributes:
+        expert_ids: int64 [1, sequence, k].
+        weights: float32 [1, sequence, k]; they add up to 1 for each token.
+    """
+
+    expert_ids: ir.Value
     weights: ir.Value
 
 
 def moe_dense(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """All experts for every token, float32 [1, sequence, hidden] to the same."""
-    routes, experts, narrow = _routes(g, layer, x), all_experts(g, layer), _narrow(g, x)
-    spread = _spread(g, routes)
-    return finish(g, mix(g, narrow, spread, experts), spread, experts)
+    routing, experts, x = _route(g, layer, x), declare_experts(g, layer), _experts_input(g, x)
+    weights = _weights_of_all(g, routing)
+    return finish_sum(g, sum_experts(g, x, weights, experts), weights, experts)
 
 
 def moe_slots(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """The chosen experts for one token, float32 [1, 1, hidden] to the same."""
-    return _slots(g, _narrow(g, x), _routes(g, layer, x), all_experts(g, layer))
+    return _run_slots(g, _experts_input(g, x), _route(g, layer, x), declare_experts(g, layer))
 
 
 def moe_grouped(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
     """Each expert for the tokens that chose it, float32 [1, sequence, hidden] to the same.
 
-    Shapes depend on data, which DirectML cannot do, and a prompt costs the CPU an eighth of what dense does.
+    DirectML cannot run it: shapes depend on data. On the CPU a prompt costs an eighth of what dense costs.
     """
-    routes, experts, narrow = _routes(g, layer, x), all_experts(g, layer), _narrow(g, x)
-    spread, hidden = _spread(g, routes), g.config.hidden_size
-    total = g.op("Mul", g.op("Reshape", x, g.ints(-1, hidden)), constant32(g, 0))
+    routing, experts, narrow = _route(g, layer, x), declare_experts(g, layer), _experts_input(g, x)
+    weights, hidden = _weights_of_all(g, routing), g.config.hidden_size
+    total = g.op("Mul", g.op("Reshape", x, g.ints(-1, hidden)), constant32(g, 0))  # zeros, [sequence, hidden]
     for expert in range(experts.count):
-        weight = g.op("Reshape", g.op("Slice", spread, g.ints(expert), g.ints(expert + 1), g.ints(2)), g.ints(-1))
+        # The tokens that chose this expert
+        weight = g.op("Reshape", g.op("Slice", weights, g.ints(expert), g.ints(expert + 1), g.ints(2)), g.ints(-1))
         tokens = g.op("Reshape", g.op("NonZero", weight), g.ints(-1))
         taken = g.op("Gather", narrow, tokens, axis=1)
-        weights = g.op("Reshape", g.op("Gather", weight, tokens, axis=0), g.ints(1, -1, 1))
-        part = g.op("Reshape", mix(g, taken, weights, _one(g, experts, expert)), g.ints(-1, hidden))
-        total = g.op("ScatterND", total, g.op("Unsqueeze", tokens, g.ints(1)), part, reduction="add")
-    return finish(g, g.op("Unsqueeze", total, g.ints(0)), spread, experts)
+        taken_weights = g.op("Reshape", g.op("Gather", weight, tokens, axis=0), g.ints(1, -1, 1))
+        # Run the expert on them, and add its output to the sum of these tokens
+        output = g.op(
+            "Reshape", sum_experts(g, taken, taken_weights, _slice_expert(g, experts, expert)), g.ints(-1, hidden)
+        )
+        total = g.op("ScatterND", total, g.op("Unsqueeze", tokens, g.ints(1)), output, reduction="add")
+    return finish_sum(g, g.op("Unsqueeze", total, g.ints(0)), weights, experts)
 
 
 def moe_split(limit: Limit) -> Layer:
-    """The chosen experts for the first token and all for the others, float32 [1, sequence, hidden] to the same.
+    """The chosen experts for the first token and all experts for the others, float32 [1, sequence, hidden] to the same.
 
     Args:
-        limit: of a dequantised weight; says how many experts are taken at a time.
+        limit: the most bytes that a dequantised weight may take; it decides how many experts run at a time.
     """
 
     def moe(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-        routes, experts, narrow = _routes(g, layer, x), all_experts(g, layer), _narrow(g, x)
-        first = _slots(
-            g, _tokens(g, narrow, 0, 1), Routes(*(_tokens(g, part, 0, 1) for part in _parts(routes))), experts
-        )
-        others = Routes(*(_tokens(g, part, 1, _TO_THE_END) for part in _parts(routes)))
-        rest = _dense_in_pieces(g, _tokens(g, narrow, 1, _TO_THE_END), others, experts, limit)
+        routing, experts, x = _route(g, layer, x), declare_experts(g, layer), _experts_input(g, x)
+        # The first token: its k experts, gathered
+        first = _run_slots(g, _slice_tokens(g, x, 0, 1), _slice_routing(g, routing, 0, 1), experts)
+        # The other tokens, if there are any: all experts, some at a time
+        others = _slice_routing(g, routing, 1, _TO_THE_END)
+        rest = _run_dense_in_pieces(g, _slice_tokens(g, x, 1, _TO_THE_END), others, experts, limit)
         return g.op("Concat", first, rest, axis=1)
 
     return moe
 
 
-def _parts(routes: Routes) -> tuple[ir.Value, ir.Value]:
-    return routes.chosen, routes.weights
-
-
-def _tokens(g: GraphBuilder, x: ir.Value, start: int, end: int) -> ir.Value:
-    return g.op("Slice", x, g.ints(start), g.ints(end), g.ints(1))
-
-
-def _routes(g: GraphBuilder, layer: int, x: ir.Value) -> Routes:
+def _route(g: GraphBuilder, layer: int, x: ir.Value) -> Routing:
     """The k most likely experts of each token, weighted by a softmax over those alone."""
-    top, chosen = g.ops("TopK", router_float32(g, layer, x), g.ints(g.config.num_experts_per_tok), outputs=2, axis=-1)
-    return Routes(chosen, g.op("Softmax", top, axis=-1))
+    k = g.ints(g.config.num_experts_per_tok)
+    logits, expert_ids = g.ops("TopK", router_float32(g, layer, x), k, outputs=2, axis=-1)
+    return Routing(expert_ids, g.op("Softmax", logits, axis=-1))
 
 
-def _narrow(g: GraphBuilder, x: ir.Value) -> ir.Value:
+def _experts_input(g: GraphBuilder, x: ir.Value) -> ir.Value:
     return g.watch("experts_input", to_graph_type(g, x))
 
 
-def _dense_in_pieces(g: GraphBuilder, x: ir.Value, routes: Routes, experts: Experts, limit: Limit) -> ir.Value:
+def _weights_of_all(g: GraphBuilder, routing: Routing) -> ir.Value:
+    """The routing weight of each expert for each token, float32 [1, sequence, E]; 0 for those not chosen."""
+    # One-hot by comparison: DirectML has ScatterElements for an older opset only.
+    is_chosen = g.op("Equal", g.op("Unsqueeze", routing.expert_ids, g.ints(3)), _range(g, g.config.num_local_experts))
+    one_hot = g.op("Mul", g.op("Cast", is_chosen, to=FLOAT32), g.op("Unsqueeze", routing.weights, g.ints(3)))
+    return g.op("ReduceSum", one_hot, g.ints(2), keepdims=0)
+
+
+def _run_slots(g: GraphBuilder, x: ir.Value, routing: Routing, experts: Experts) -> ir.Value:
+    """Gathers the chosen experts of one token and runs those, [1, 1, hidden] to float32 [1, 1, hidden]."""
+    expert_ids = g.op("Reshape", routing.expert_ids, g.ints(-1))
+    chosen = _gather_weights(g, expert_ids, g.config.num_experts_per_tok, experts)
+    rows = _block_indices(g, expert_ids, 2 * g.config.intermediate_size)
+    chosen = chosen.with_biases(
+        gate_up=g.op("Gather", experts.gate_up.bias, rows, axis=0),
+        down=g.op("Gather", experts.down.bias, expert_ids, axis=0),
+    )
+    return finish_sum(g, sum_experts(g, x, routing.weights, chosen), routing.weights, chosen)
+
+
+def _run_dense_in_pieces(g: GraphBuilder, x: ir.Value, routing: Routing, experts: Experts, limit: Limit) -> ir.Value:
+    """Runs all experts for any number of tokens, also none, as many experts at a time as the limit allows."""
     config = g.config
     nbytes = experts.count * 2 * config.intermediate_size * config.hidden_size * int(g.dtype.itemsize)
-    spans = limit.spans(experts.count, nbytes)
-    spread = _spread(g, routes)
-    # A zero for each token up to one: numbers added to it are as many as they were, or none if there is no token. It
-    # also keeps them from being constants, whose gathered experts onnxruntime would compute, and store, on loading.
-    zero = g.op("Mul", _tokens(g, g.op("Reshape", routes.chosen, g.ints(1, -1, 1)), 0, 1), g.ints(0))
+    weights = _weights_of_all(g, routing)
+    # [0] if there is a token, else empty. Expert ids that are added to it are as many as they were, or none. It also
+    # keeps them from being constants: onnxruntime would then gather the experts, and store them, while loading.
+    zero = g.op("Mul", _slice_tokens(g, g.op("Reshape", routing.expert_ids, g.ints(1, -1, 1)), 0, 1), g.ints(0))
     total: ir.Value | None = None
-    for start, end in spans:
-        numbers = g.op("Slice", _numbers(g, experts.count), g.ints(start), g.ints(end), g.ints(0))
-        chosen = g.op("Reshape", g.op("Add", zero, numbers), g.ints(-1))
-        weights = g.op("Slice", spread, g.ints(start), g.ints(end), g.ints(2))
-        up, down = _copies(g, chosen, experts)
-        width = 2 * config.intermediate_size
-        up_bias = g.op("Slice", experts.up[2], g.ints(start * width), g.ints(end * width), g.ints(0))
-        part = mix(g, x, weights, replace(experts, count=end - start, up=(*up, up_bias), down=(*down, experts.down[2])))
-        total = part if total is None else g.op("Add", total, part)
+    for start, end in limit.spans(experts.count, nbytes):
+        ids = g.op("Slice", _range(g, experts.count), g.ints(start), g.ints(end), g.ints(0))
+        ids = g.op("Reshape", g.op("Add", zero, ids), g.ints(-1))
+        piece_weights = g.op("Slice", weights, g.ints(start), g.ints(end), g.ints(2))
+        piece = _gather_weights(g, ids, end - start, experts)
+        rows = 2 * config.intermediate_size
+        bias = g.op("Slice", experts.gate_up.bias, g.ints(start * rows), g.ints(end * rows), g.ints(0))
+        output = sum_experts(g, x, piece_weights, piece.with_biases(gate_up=bias, down=experts.down.bias))
+        total = output if total is None else g.op("Add", total, output)
     assert total is not None
-    return finish(g, total, spread, experts)
+    return finish_sum(g, total, weights, experts)
 
 
-def _spread(g: GraphBuilder, routes: Routes) -> ir.Value:
-    """The weight of each expert for each token, float32 [1, sequence, E]; 0 for those not chosen."""
-    # One-hot by comparison: ScatterElements is registered for an older version than this opset's.
-    hit = g.op("Equal", g.op("Unsqueeze", routes.chosen, g.ints(3)), _numbers(g, g.config.num_local_experts))
-    spread = g.op("Mul", g.op("Cast", hit, to=FLOAT32), g.op("Unsqueeze", routes.weights, g.ints(3)))
-    return g.op("ReduceSum", spread, g.ints(2), keepdims=0)
+def _gather_weights(g: GraphBuilder, expert_ids: ir.Value, count: int, experts: Experts) -> Experts:
+    """Copies codes and scales of some experts; the biases are still those of all.
+
+    Args:
+        g: the builder.
+        expert_ids: int64 [count], or empty.
+        count: the number of experts.
+        experts: all experts.
+    """
+    config, scheme = g.config, g.quantisation.experts
+    rows = _block_indices(g, expert_ids, 2 * config.intermediate_size)
+    columns = _block_indices(g, expert_ids, config.intermediate_size // scheme.block_size)
+    gate_up = experts.gate_up._replace(
+        codes=g.op("Gather", experts.gate_up.codes, rows, axis=0),
+        scales=g.op("Gather", experts.gate_up.scales, rows, axis=0),
+    )
+    down = experts.down._replace(
+        codes=g.op("Gather", experts.down.codes, columns, axis=1),
+        scales=g.op("Gather", experts.down.scales, columns, axis=1),
+    )
+    return replace(experts, count=count, gate_up=gate_up, down=down)
 
 
-def _slots(g: GraphBuilder, x: ir.Value, routes: Routes, experts: Experts) -> ir.Value:
-    chosen = g.op("Reshape", routes.chosen, g.ints(-1))
-    up, down = _copies(g, chosen, experts)
-    up_bias = g.op("Gather", experts.up[2], _blocks(g, chosen, 2 * g.config.intermediate_size), axis=0)
-    down_bias = g.op("Gather", experts.down[2], chosen, axis=0)
-    count = g.config.num_experts_per_tok
-    taken = replace(experts, count=count, up=(*up, up_bias), down=(*down, down_bias))
-    return finish(g, mix(g, x, routes.weights, taken), routes.weights, taken)
-
-
-def _one(g: GraphBuilder, experts: Experts, expert: int) -> Experts:
-    """One expert's operands, cut out of all."""
+def _slice_expert(g: GraphBuilder, experts: Experts, expert: int) -> Experts:
+    """One expert's weights, cut out of those of all; down's bias is still that of all."""
     config, scheme = g.config, g.quantisation.experts
 
-    def cut(part: ir.Value, size: int, axis: int) -> ir.Value:
-        return g.op("Slice", part, g.ints(expert * size), g.ints((expert + 1) * size), g.ints(axis))
+    def cut(weight: ir.Value, size: int, axis: int) -> ir.Value:
+        return g.op("Slice", weight, g.ints(expert * size), g.ints((expert + 1) * size), g.ints(axis))
 
-    up_codes, up_scales, up_bias = (cut(part, 2 * config.intermediate_size, 0) for part in experts.up)
-    codes, scales = (cut(part, config.intermediate_size // scheme.block_size, 1) for part in experts.down[:2])
-    return replace(experts, count=1, up=(up_codes, up_scales, up_bias), down=(codes, scales, experts.down[2]))
-
-
-def _copies(g: GraphBuilder, chosen: ir.Value, experts: Experts) -> tuple[Operands, Operands]:
-    """Codes and scales of both projections of some experts; ``chosen`` is int64 [count], or empty."""
-    config, scheme = g.config, g.quantisation.experts
-    rows = _blocks(g, chosen, 2 * config.intermediate_size)
-    columns = _blocks(g, chosen, config.intermediate_size // scheme.block_size)
-    up_codes, up_scales = (g.op("Gather", part, rows, axis=0) for part in experts.up[:2])
-    down_codes, down_scales = (g.op("Gather", part, columns, axis=1) for part in experts.down[:2])
-    return (up_codes, up_scales), (down_codes, down_scales)
+    rows, columns = 2 * config.intermediate_size, config.intermediate_size // scheme.block_size
+    gate_up = experts.gate_up._replace(
+        codes=cut(experts.gate_up.codes, rows, axis=0),
+        scales=cut(experts.gate_up.scales, rows, axis=0),
+        bias=cut(experts.gate_up.bias, rows, axis=0),
+    )
+    down = experts.down._replace(
+        codes=cut(experts.down.codes, columns, axis=1),
+        scales=cut(experts.down.scales, columns, axis=1),
+    )
+    return replace(experts, count=1, gate_up=gate_up, down=down)
 
 
-def _blocks(g: GraphBuilder, chosen: ir.Value, size: int) -> ir.Value:
-    """Indices of the chosen blocks of ``size`` rows each, int64 [k · size]."""
-    start = g.op("Mul", g.op("Unsqueeze", chosen, g.ints(1)), g.ints(size))
-    return g.op("Reshape", g.op("Add", start, _numbers(g, size)), g.ints(-1))
+def _slice_tokens(g: GraphBuilder, x: ir.Value, start: int, end: int) -> ir.Value:
+    return g.op("Slice", x, g.ints(start), g.ints(end), g.ints(1))
 
 
-def _numbers(g: GraphBuilder, count: int) -> ir.Value:
+def _slice_routing(g: GraphBuilder, routing: Routing, start: int, end: int) -> Routing:
+    expert_ids = _slice_tokens(g, routing.expert_ids, start, end)
+    return Routing(expert_ids, _slice_tokens(g, routing.weights, start, end))
+
+
+def _block_indices(g: GraphBuilder, expert_ids: ir.Value, size: int) -> ir.Value:
+    """Indices of the experts' rows or columns, ``size`` for each expert, int64 [count · size]."""
+    start = g.op("Mul", g.op("Unsqueeze", expert_ids, g.ints(1)), g.ints(size))
+    return g.op("Reshape", g.op("Add", start, _range(g, size)), g.ints(-1))
+
+
+def _range(g: GraphBuilder, count: int) -> ir.Value:
     """0, 1, … count - 1, int64; one initializer for all layers."""
     name = f"numbers_{count}"
     spec = TensorSpec(name, ir.DataType.INT64, (count,))
-    return g.shared(name) or g.weights("indices", "int64", [spec], lambda: RecipeResult([np.arange(count)]))[0]
+    return g.find_weight(name) or g.weights("indices", "int64", [spec], lambda: RecipeResult([np.arange(count)]))[0]

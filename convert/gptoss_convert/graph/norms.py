@@ -9,14 +9,14 @@ from gptoss_convert.graph.precision import FLOAT32
 
 
 def rms_norm(g: GraphBuilder, x: ir.Value, source: str) -> ir.Value:
-    """x / rms(x) · weight, float32 [batch, sequence, hidden]."""
-    weight = g.copied(source, source, group="norms", dtype=FLOAT32)
+    """x / rms(x) · weight, float32 [batch, sequence, hidden]; ``source`` is the weight's name in the checkpoint."""
+    weight = g.copy_tensor(source, source, group="norms", dtype=FLOAT32)
     return g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=g.config.rms_norm_eps, stash_type=1)
 
 
 def add_rms_norm(g: GraphBuilder, x: ir.Value, residual: ir.Value, source: str) -> tuple[ir.Value, ir.Value]:
     """(norm(x + residual), x + residual), both float32 [batch, sequence, hidden], in one node."""
-    weight = g.copied(source, source, group="norms", dtype=FLOAT32)
+    weight = g.copy_tensor(source, source, group="norms", dtype=FLOAT32)
     normed, mean, inverse, total = g.ops(
         "SkipSimplifiedLayerNormalization",
         x,
@@ -26,5 +26,5 @@ def add_rms_norm(g: GraphBuilder, x: ir.Value, residual: ir.Value, source: str) 
         domain=MICROSOFT,
         epsilon=g.config.rms_norm_eps,
     )
-    mean.name = inverse.name = ""  # absent: DirectML takes no node that is asked for them
+    mean.name = inverse.name = ""  # omitted: DirectML refuses a node with these outputs
     return normed, total

@@ -1,7 +1,7 @@
-"""How large a product may be: DirectML dequantises a whole weight into a temporary before it multiplies.
+"""The largest product: DirectML dequantises a whole weight into a temporary before it multiplies.
 
-Measured in the lab (docs/directml.md): 2 bytes a parameter, constant or not, one token or many. Drivers
-with a kernel of their own for quantised products need less; nobody can count on that.
+Measured in the lab (docs/directml.md): 2 bytes a parameter, whether the weight is a constant or not, for one token or
+many. Drivers with their own kernel for quantised products need less, but a graph cannot rely on that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ class Limit:
     nbytes: int
 
     def spans(self, count: int, nbytes: int) -> list[tuple[int, int]]:
-        """Cuts ``count`` rows or experts that take ``nbytes`` together into the fewest equal spans, [start, end)."""
+        """Cuts ``count`` rows or experts that take ``nbytes`` in all into the fewest equal spans, [start, end)."""
         number = min(count, max(1, -(-nbytes // self.nbytes)))
         return list(pairwise(round(count * piece / number) for piece in range(number + 1)))

@@ -1,4 +1,4 @@
-"""Expert logits of every token."""
+"""The router: how well each expert suits each token, as logits."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from gptoss_convert.weights import RecipeResult, TensorSpec
 
 
 def router_logits(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """float32 [batch, sequence, hidden] to [batch · sequence, experts] in the graph's float type."""
+    """float32 [batch, sequence, hidden] to logits [batch · sequence, experts], computed in the graph's float type."""
     module = f"model.layers.{layer}.mlp.router"
     logits = linear(g, to_graph_type(g, x), module, [module], "router", g.quantisation.router)
     return g.op("Reshape", logits, g.ints(-1, g.config.num_local_experts))
 
 
 def router_logits_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """As :func:`router_logits`, of :func:`router_float32`: rounded to the graph's type once, at the end.
+    """As :func:`router_logits`, computed in float32 and rounded to the graph's float type once, at the end.
 
-    Less each token's largest logit, which changes neither who is chosen nor with what weight: what float16 rounds is
-    then how far the others are behind, and not where all of them are.
+    A token's largest logit is subtracted from all of its logits before rounding. This changes neither the choice of
+    experts nor their weights. float16 then rounds distances from the largest logit, which are small where it matters.
     """
     logits = router_float32(g, layer, x)
     if g.dtype != FLOAT32:
@@ -32,15 +32,15 @@ def router_logits_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
 
 
 def router_float32(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
-    """float32 [batch, sequence, hidden] to float32 [batch, sequence, experts], whatever the graph's type.
+    """float32 [batch, sequence, hidden] to logits float32 [batch, sequence, experts], in a graph of any float type.
 
-    Near ties decide between experts, and the weights are few: float16 would lose more here than it saves.
+    Near ties decide between experts, so float16's rounding would change the choice; the weight is small.
     """
     module, checkpoint = f"model.layers.{layer}.mlp.router", g.checkpoint
-    stored = checkpoint.tensors[f"{module}.weight"]
+    experts, hidden = checkpoint.tensors[f"{module}.weight"].shape
     specs = [
-        TensorSpec(f"{module}.weight", FLOAT32, (stored.shape[1], stored.shape[0])),
-        TensorSpec(f"{module}.bias", FLOAT32, (stored.shape[0],)),
+        TensorSpec(f"{module}.weight", FLOAT32, (hidden, experts)),
+        TensorSpec(f"{module}.bias", FLOAT32, (experts,)),
     ]
 
     def make() -> RecipeResult:

@@ -37,8 +37,8 @@ POSITIONS = (
         (
             Edit(
                 PRIMITIVE,
-                '"RotaryEmbedding", turned, slots.position_ids, cos',
-                '"RotaryEmbedding", turned, g.op("Min", slots.position_ids, g.ints(2048)), cos',
+                '"RotaryEmbedding", query_key, position_ids, cos',
+                '"RotaryEmbedding", query_key, g.op("Min", position_ids, g.ints(2048)), cos',
             ),
         ),
         (LONG_DIRECTML,),
@@ -139,8 +139,8 @@ WINDOWS = (
         (
             Edit(
                 PRIMITIVE,
-                "slots.seen[config.window(layer)], scores, g.constant(_UNSEEN)",
-                "slots.seen[config.window(layer)], g.constant(_UNSEEN), scores",
+                "slots.seen[g.config.window(layer)], scores, g.constant(_MASKED)",
+                "slots.seen[g.config.window(layer)], g.constant(_MASKED), scores",
             ),
         ),
         (DIRECTML,),
@@ -232,7 +232,7 @@ CACHES = (
     Fault(
         "cache_never_written",
         "every slot keeps what it holds",
-        (Edit(CACHE, '"Less", touched, constant32(g, 0.5)', '"Less", touched, constant32(g, 1.5)'),),
+        (Edit(CACHE, '"Less", written, constant32(g, 0.5)', '"Less", written, constant32(g, 1.5)'),),
         (DIRECTML,),
     ),
     Fault(

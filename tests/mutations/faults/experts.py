@@ -60,7 +60,7 @@ ROUTING = (
                 '"TopK", router_float32(g, layer, x),',
                 '"TopK", g.op("Softmax", router_float32(g, layer, x), axis=-1),',
             ),
-            Edit(COMPOSED, 'Routes(chosen, g.op("Softmax", top, axis=-1))', "Routes(chosen, top)"),
+            Edit(COMPOSED, 'Routing(expert_ids, g.op("Softmax", logits, axis=-1))', "Routing(expert_ids, logits)"),
         ),
         (DIRECTML,),
     ),
@@ -76,8 +76,8 @@ ROUTING = (
         (
             Edit(
                 COMPOSED,
-                "g.ints(g.config.num_experts_per_tok), outputs=2",
-                "g.ints(g.config.num_experts_per_tok + 1), outputs=2",
+                "k = g.ints(g.config.num_experts_per_tok)",
+                "k = g.ints(g.config.num_experts_per_tok + 1)",
             ),
         ),
         (DENSE,),
@@ -112,7 +112,7 @@ SWIGLU = (
     Fault(
         "limit_ignored_composed",
         "the same in DirectML's graph",
-        (Edit(PRODUCTS, "limit = config.swiglu_limit", "limit = 7.0"),),
+        (Edit(PRODUCTS, "limit = g.config.swiglu_limit", "limit = 7.0"),),
         (GATES_SPLIT_GIVEN,),
     ),
     Fault(
@@ -139,10 +139,10 @@ SWIGLU = (
         (
             Edit(
                 QMOE,
-                'blocks, steps = mxfp4_parts(g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}")',
-                'blocks, steps = mxfp4_parts(g.checkpoint, f"model.layers.{layer}.mlp.experts.{name}")\n'
-                '        if name == "gate_up_proj":\n'
-                "            blocks, steps = (part[:, np.arange(rows) ^ 1] for part in (blocks, steps))",
+                "blocks, scales = read_mxfp4(g.checkpoint, projection_module(layer, name))",
+                "blocks, scales = read_mxfp4(g.checkpoint, projection_module(layer, name))\n"
+                "        if name == GATE_UP:\n"
+                "            blocks, scales = (part[:, np.arange(rows) ^ 1] for part in (blocks, scales))",
             ),
         ),
         (CPU,),
@@ -165,7 +165,7 @@ WAYS = (
     Fault(
         "down_bias_unweighted",
         "each chosen expert adds its whole bias",
-        (Edit(PRODUCTS, '"MatMul", weights, experts.down[2]', '"MatMul", g.op("Sign", weights), experts.down[2]'),),
+        (Edit(PRODUCTS, '"MatMul", weights, experts.down.bias', '"MatMul", g.op("Sign", weights), experts.down.bias'),),
         (DIRECTML,),
     ),
     Fault(
@@ -174,8 +174,8 @@ WAYS = (
         (
             Edit(
                 COMPOSED,
-                "g.ints(start * width), g.ints(end * width)",
-                "g.ints(0), g.ints((end - start) * width)",
+                "g.ints(start * rows), g.ints(end * rows)",
+                "g.ints(0), g.ints((end - start) * rows)",
             ),
         ),
         (DESIGNS,),
@@ -186,8 +186,8 @@ WAYS = (
         (
             Edit(
                 COMPOSED,
-                "codes, scales = (cut(part, config.intermediate_size",
-                "expert = 0\n    codes, scales = (cut(part, config.intermediate_size",
+                "    down = experts.down._replace(\n        codes=cut(",
+                "    expert = 0\n    down = experts.down._replace(\n        codes=cut(",
             ),
         ),
         (DESIGNS,),

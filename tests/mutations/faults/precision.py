@@ -115,10 +115,10 @@ ROWS = (
         (
             Edit(
                 "gptoss_convert/graph/experts_matmul.py",
-                'if experts.factors is not None:\n        product = g.op("Mul", product, experts.factors)\n'
-                '    return g.op("Add", product, g.op("MatMul", weights, experts.down[2]))',
-                'product = g.op("Add", product, g.op("MatMul", weights, experts.down[2]))\n'
-                '    return product if experts.factors is None else g.op("Mul", product, experts.factors)',
+                'if experts.down_factors is not None:\n        total = g.op("Mul", total, experts.down_factors)\n'
+                '    return g.op("Add", total, g.op("MatMul", weights, experts.down.bias))',
+                'total = g.op("Add", total, g.op("MatMul", weights, experts.down.bias))\n'
+                '    return total if experts.down_factors is None else g.op("Mul", total, experts.down_factors)',
             ),
         ),
         (DIRECTML,),
@@ -141,8 +141,8 @@ ROWS = (
         (
             Edit(
                 EMBEDDING,
-                'return g.op("Mul", taken, g.op("Unsqueeze", g.op("Gather", factors, ids, axis=0), g.ints(2)))',
-                "return taken",
+                'return g.op("Mul", gathered, g.op("Unsqueeze", g.op("Gather", factors, ids, axis=0), g.ints(2)))',
+                "return gathered",
             ),
         ),
         (f"{EMBEDDINGS}[float16]",),
