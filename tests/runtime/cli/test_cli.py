@@ -187,6 +187,22 @@ def test_a_real_process_with_a_legacy_code_page(nano_artifact: Path) -> None:
     assert failed.stderr.decode("utf-8").startswith("error: ")
 
 
+def test_help_imports_nothing_heavy() -> None:
+    """``--help`` imports every module of commands for its line of help, so none may import a library that takes long."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from gptoss_runtime.cli.main import app\n"
+        "shown = CliRunner().invoke(app, ['--help'])\n"
+        "assert shown.exit_code == 0 and 'not installed' not in shown.output, shown.output\n"
+        "print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(run.stdout.split())
+    assert {f"gptoss_convert.cli.{name}" for name in ("convert", "demo", "inspect", "nano", "parity")} <= imported
+    heavy = {"onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "olive", "torch", "transformers", "tokenizers"}
+    heavy |= {"fastapi", "uvicorn", "pydantic", "huggingface_hub", "openai_harmony", "llguidance", "ml_dtypes"}
+    assert heavy & imported == set()
+
+
 def test_importing_the_package_imports_no_model() -> None:
     script = (
         "import sys, gptoss_runtime, gptoss_runtime.cli.main; "
