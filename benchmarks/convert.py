@@ -25,8 +25,8 @@ from statistics import median
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-from benchmarks import builder
 
+from benchmarks import builder
 from gptoss_convert.synthetic import write_convertible
 
 _CACHES = Path("/proc/sys/vm/drop_caches")

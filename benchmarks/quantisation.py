@@ -15,21 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from benchmarks import builder
 from numpy.typing import NDArray
 
+from benchmarks import builder
 from gptoss_convert import targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.nano import materialise
-from gptoss_convert.nano.evaluate import exact
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.smoke import first_inputs
 from gptoss_runtime import load_engine
+from tools.nano_training.evaluate import answers_exactly
+from tools.transformers_reference import load_transformers, transformers_logits
 
 Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 Texts = Sequence[tuple[Sequence[int], NDArray[np.float32]]]  # token ids, and the checkpoint's logits
@@ -80,7 +80,10 @@ def main() -> None:
         checkpoint = Checkpoint.open(materialise(Path(temporary) / "nano"))
         model = load_transformers(checkpoint.path)
         expected = [(ids, transformers_logits(model, ids)) for ids in texts]
-        print(f"| checkpoint in transformers {'| ' * 8}| {sum(exact(model, samples)) / len(samples):.1%} |", flush=True)
+        print(
+            f"| checkpoint in transformers {'| ' * 8}| {sum(answers_exactly(model, samples)) / len(samples):.1%} |",
+            flush=True,
+        )
         for target in filter(lambda one: one.runs_on_cpu, map(targets.load, targets.names())):
             for preset in target.presets:
                 folder = Path(temporary) / f"{target.name}-{preset}"

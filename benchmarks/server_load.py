@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from benchmarks.questions import INVALID, Question, Said, encoded, questions
 from benchmarks.served import Served, served
 from benchmarks.wire import Answer, posted

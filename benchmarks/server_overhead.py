@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.served import Served, served
-
 from gptoss_runtime import Engine, GenerationOptions, Message, load_engine
 from gptoss_runtime.artifact.folder import TOKENIZER
 from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony

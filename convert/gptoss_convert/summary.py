@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gptoss_convert.placement import Placement, place
+from gptoss_convert.placement import Placement, predict_placement
 from gptoss_runtime.errors import ArtifactError
 
 
@@ -83,7 +83,7 @@ def summarise(model: Path, *, directml: bool = False) -> GraphSummary:
 
 def _placed(model: Path, loaded: ir.Model) -> Placement:
     try:
-        return place(loaded)
+        return predict_placement(loaded)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:  # readable, but no graph of ONNX's
         raise ArtifactError(f"{model} has a node that makes no sense: {error}", remedy="Convert again.") from error
 

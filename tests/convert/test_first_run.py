@@ -25,7 +25,6 @@ from gptoss_convert.graph import moe_composed
 from gptoss_convert.graph.builder import GraphBuilder
 from gptoss_convert.nano.folder import write_tokenizer
 from gptoss_convert.nano.vocabulary import SPECIAL
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.workflow import convert
@@ -33,6 +32,7 @@ from gptoss_runtime.artifact.manifest import Manifest
 from gptoss_runtime.artifact.reference_logits import ReferenceLogits
 from tests.parity.checkpoints import overwrite
 from tests.parity.decoding import logits
+from tools.transformers_reference import load_transformers, transformers_logits
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "head_dim": 32},

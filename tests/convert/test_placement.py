@@ -17,14 +17,14 @@ from gptoss_convert import targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import ConversionError
 from gptoss_convert.export import export
-from gptoss_convert.placement import Device, Placement, Reason, judge, place
-from gptoss_convert.placement import generate as generator
-from gptoss_convert.placement.sources import rows
-from gptoss_convert.placement.table import directml
+from gptoss_convert.placement import Device, Placement, Reason, judge, predict_placement
+from gptoss_convert.placement.table import load_table
 from gptoss_convert.schemes import resolve
 from gptoss_convert.summary import summarise
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.errors import ArtifactError
+from tools.placement_table import generate as generator
+from tools.placement_table.sources import parse_kernels
 
 MICROSOFT = "com.microsoft"
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -122,7 +122,7 @@ def test_attention_that_would_be_silently_wrong() -> None:
     verdict = judge(model(plain, constants=constants, **inputs))[0]
     assert verdict.reason is Reason.BROKEN
     assert "head_sink, local_window_size" in verdict.detail
-    assert not place(model(plain, constants=constants, **inputs)).whole
+    assert not predict_placement(model(plain, constants=constants, **inputs)).whole
 
 
 def test_outputs_that_have_a_name() -> None:
@@ -137,7 +137,7 @@ def test_shape_arithmetic_stays_on_the_cpu() -> None:
     shape, first = node("Shape", "x", "s"), node("Gather", "s,zero", "first")
     made = model(shape, first, x=X, constants={"zero": np.int64(0)})
     assert seen(made) == [ON_DIRECTML, ("cpu", "SHAPE_ARITHMETIC")]
-    placement = place(made)
+    placement = predict_placement(made)
     assert placement.only_shape_arithmetic
     assert "nothing but shape arithmetic" in str(placement)
     assert seen(model(shape, first, x=(FLOAT, [2, 4]), constants={"zero": np.int64(0)})) == [("folded", None)] * 2
@@ -147,14 +147,14 @@ def test_an_input_read_on_the_cpu() -> None:
     assert seen(model(node("Reshape", "x,s"), x=X, constants={"s": np.array([4, -1])})) == [ON_DIRECTML]
     made = model(node("Reshape", "x,s"), x=X, s=(INT64, [2]))
     assert seen(made) == [("directml", "HOST_INPUT")]
-    assert not place(made).whole
-    assert str(place(made)).startswith("all 1 nodes on DirectML, 1 go wrong there")
+    assert not predict_placement(made).whole
+    assert str(predict_placement(made)).startswith("all 1 nodes on DirectML, 1 go wrong there")
 
 
 def test_a_shape_read_on_the_cpu() -> None:
     made = model(node("Shape", "x", "s"), node("Expand", "x,s"), x=X)
     assert seen(made) == [ON_DIRECTML, ("directml", "SHAPE_INPUT")]
-    assert place(made).whole
+    assert predict_placement(made).whole
     mixed = node("Slice", "x,s,e", "y")  # one input from a shape, another from anywhere
     made = model(node("Shape", "x", "s", start=1), mixed, x=X, e=(INT64, [1]))
     assert seen(made)[-1] == ("directml", "HOST_INPUT")
@@ -169,7 +169,7 @@ def test_control_flow(opset: int, device: str) -> None:
     choice = node("If", "c", then_branch=branches[0], else_branch=branches[1])
     made = model(choice, node("Abs", "y", "z"), opset=opset, x=X, c=(TensorProto.BOOL, []))
     assert seen(made) == [(device, "CONTROL_FLOW"), *[ON_DIRECTML] * 3]
-    assert not place(made).whole
+    assert not predict_placement(made).whole
 
 
 def test_what_was_measured_comes_before_the_table() -> None:
@@ -191,7 +191,7 @@ def test_every_target_is_judged(name: str, preset: str, tiny: Path, tmp_path: Pa
         assert (f"{MICROSOFT}::GroupQueryAttention", Reason.BROKEN) in reasons
         assert (f"{MICROSOFT}::QMoE", Reason.NOT_REGISTERED) in reasons or preset == "lossless"
     if name == "directml":
-        assert place(ir.load(made)).whole
+        assert predict_placement(ir.load(made)).whole
     assert sum(verdict.device is Device.DIRECTML for verdict in verdicts) > 10
 
 
@@ -253,14 +253,14 @@ namespace MsftOperatorSet1 {
 
 
 def test_sources_are_read() -> None:
-    thing, other = rows(REGISTRATION, VERSIONS)
+    thing, other = parse_kernels(REGISTRATION, VERSIONS)
     everything = ("seq(tensor(float))", "tensor(float)", "tensor(uint8)")
     assert dict(thing.types) == {"T": ("tensor(float)", "tensor(uint8)"), "Tind": everything}
     assert (thing.domain, thing.since, thing.host, thing.query) == ("", 13, (1, 2), "")
     assert (other.domain, other.since, other.host, other.query) == (MICROSOFT, 1, (), "QueryOther")
     for registration, versions in ((REGISTRATION, ""), ("", VERSIONS), (REGISTRATION.split("{REG_INFO")[0], VERSIONS)):
         with pytest.raises(ConversionError) as caught:
-            rows(registration, versions)
+            parse_kernels(registration, versions)
         assert caught.value.remedy
 
 
@@ -282,7 +282,7 @@ def test_generating_a_table(tmp_path: Path) -> None:
 
 
 def test_the_table_that_ships() -> None:
-    table = directml()
+    table = load_table()
     assert table.release == "v1.24.4"
     assert sum(map(len, table.kernels.values())) == 423
     assert table.versions("", "ScatterND") == [11, 13, 16]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.quantise import quantise
 from gptoss_convert.synthetic import amplify, write_checkpoint
+from tools.transformers_reference import load_transformers, transformers_logits
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 6, "head_dim": 32},

@@ -10,10 +10,9 @@ import onnx
 from onnx import helper
 
 from gptoss_convert.placement.signatures import at, signature
-from gptoss_convert.placement.sources import Row
-from gptoss_convert.placement.table import directml
+from gptoss_convert.placement.table import Kernel, load_table
 
-TABLE = directml()
+TABLE = load_table()
 
 # Not worth a template.
 UNTRIED = ("ConcatFromSequence", "EmbedLayerNormalization", "FusedMatMulActivation", "QAttention", "QLinearConcat")
@@ -117,7 +116,7 @@ def inputs(op: str, since: int) -> list[Any]:
     return versioned.get(op) or SPECIAL.get(op) or []
 
 
-def model(row: Row, opset: int, choices: list[dict[str, str]]) -> onnx.ModelProto:
+def model(row: Kernel, opset: int, choices: list[dict[str, str]]) -> onnx.ModelProto:
     """A node of the row's operator for each choice of types by constraint."""
     known = signature(TABLE, row.domain, row.op, opset if row.domain == "" else 1)
     assert known is not None
@@ -161,7 +160,7 @@ def element(kind: str) -> int:
     return int(onnx.TensorProto.DataType.Value(name.upper()))
 
 
-def allowed(row: Row, opset: int) -> dict[str, list[str]]:
+def allowed(row: Kernel, opset: int) -> dict[str, list[str]]:
     """The types of an operator's own constraints, where onnx knows it."""
     if f"{row.domain}::{row.op}" in TABLE.signatures and not onnx.defs.has(row.op, opset, row.domain):
         return {}
@@ -169,7 +168,7 @@ def allowed(row: Row, opset: int) -> dict[str, list[str]]:
     return {c.type_param_str: list(c.allowed_type_strs) for c in schema.type_constraints}
 
 
-def choices(row: Row, opset: int) -> list[dict[str, str]]:
+def choices(row: Kernel, opset: int) -> list[dict[str, str]]:
     """Each type of each constraint once, the other constraints' at their first."""
     own = allowed(row, opset)
     if row.op == "QuantizeLinear" and row.domain:  # registered for more than its own signature allows
@@ -194,7 +193,7 @@ def preferred(kinds: Sequence[str]) -> str:
     return kinds[0]
 
 
-def reachable(row: Row) -> int | None:
+def reachable(row: Kernel) -> int | None:
     """The opset that selects exactly this row, or None: too old for onnxruntime, deprecated, or its own fusions'."""
     if row.domain == "com.microsoft.dml" or row.op.startswith(("Sequence", "Optional", "Memcpy", "If")):
         return None

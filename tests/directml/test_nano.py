@@ -12,12 +12,12 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.nano.skills import SKILLS, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify
 from gptoss_convert.targets import directml
 from tests.parity import decoding
 from tests.parity.conftest import SHIFTS
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from .jobs import Jobs
 from .lab.lab import Lab

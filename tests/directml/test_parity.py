@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from tests.parity import decoding
 from tests.parity.checkpoints import relative
 from tests.parity.conftest import SMALL, write_variant
 from tests.parity.test_graphs import DENSE32, directml_graph
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from .jobs import Jobs
 from .lab.lab import Lab

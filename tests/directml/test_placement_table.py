@@ -23,10 +23,11 @@ from packaging.specifiers import SpecifierSet
 from gptoss_convert import targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
-from gptoss_convert.placement import Device, Reason, judge, registry
-from gptoss_convert.placement.sources import Row
+from gptoss_convert.placement import Device, Reason, judge
+from gptoss_convert.placement.table import Kernel
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import write_checkpoint
+from tools.placement_table import registry
 
 from .row_models import TABLE, allowed, choices, model, reachable
 
@@ -133,7 +134,7 @@ def proofs() -> dict[str, onnx.ModelProto]:
     return models
 
 
-def unregistered(row: Row, opset: int) -> dict[str, onnx.ModelProto]:
+def unregistered(row: Kernel, opset: int) -> dict[str, onnx.ModelProto]:
     """The operator in the first version after its newest kernel, and with a type that its kernel lacks."""
     models = {}
     own = allowed(row, opset)

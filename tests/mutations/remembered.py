@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_convert.parity import reference
+from tools import transformers_reference as reference
 
 FOLDER = "GPTOSS_REMEMBERED"  # environment variable: where they are kept
 

@@ -16,10 +16,10 @@ from gptoss_convert.nano.folder import WEIGHTS
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from gptoss_convert.nano import evaluate, rounding  # noqa: E402
-from gptoss_convert.nano.batch import collate  # noqa: E402
-from gptoss_convert.nano.compact import token_classes  # noqa: E402
-from gptoss_convert.nano.model import Nano, NanoConfig  # noqa: E402
+from tools.nano_training import evaluate, rounding  # noqa: E402
+from tools.nano_training.batch import collate  # noqa: E402
+from tools.nano_training.compact import token_classes  # noqa: E402
+from tools.nano_training.model import Nano, NanoConfig  # noqa: E402
 
 
 def as_float(found: dict[str, NDArray[Any]], name: str) -> Any:
@@ -86,7 +86,9 @@ def test_a_group_is_as_good_as_its_samples_alone(source: dict[str, NDArray[Any]]
 
 @pytest.mark.integration
 def test_nano_answers(reference: Any) -> None:
-    right = [answer for skill in skills.SKILLS for answer in evaluate.exact(reference, skills.held_out(skill, 8))]
+    right = [
+        answer for skill in skills.SKILLS for answer in evaluate.answers_exactly(reference, skills.held_out(skill, 8))
+    ]
     assert sum(right) / len(right) >= 0.9
 
 
@@ -97,7 +99,7 @@ def test_generation_agrees_with_one_pass(reference: Any) -> None:
         with torch.inference_mode():
             out = reference.generate(prompt, do_sample=False, max_new_tokens=len(sample.answer_ids))
         same = out[0, prompt.shape[1] :].tolist() == sample.answer_ids
-        assert [same] == evaluate.exact(reference, [sample])
+        assert [same] == evaluate.answers_exactly(reference, [sample])
 
 
 def test_rounding_is_what_mxfp4_can_hold() -> None:

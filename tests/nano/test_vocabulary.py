@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.nano import vocabulary
+from tools.nano_training.pack_vocabulary import find_split
 
 # Text that reaches every branch of the pre-tokenizer: cases, contractions, digits, white space, marks, other scripts.
 PIECES = st.one_of(
@@ -50,7 +51,7 @@ def test_stored_splits_are_those_that_merging_arrives_at() -> None:
     ranks = {word: rank for rank, word in enumerate(words)}
     stored = {left + right: len(left) for left, right in vocabulary.merges()}
     for rank in random.Random(0).sample(range(len(words)), 2000):
-        assert stored.get(words[rank], 0) == vocabulary.canonical_split(words[rank], rank, ranks)
+        assert stored.get(words[rank], 0) == find_split(words[rank], rank, ranks)
 
 
 def test_specials_are_those_of_harmony(harmony: Any) -> None:
@@ -66,7 +67,7 @@ def test_tiktoken_file_is_the_published_one(tmp_path: Path) -> None:
 
 def test_a_missing_vocabulary_is_a_checkpoint_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "source_dir", lambda: tmp_path)
-    vocabulary._unpacked.cache_clear()
+    vocabulary._unpack.cache_clear()
     with pytest.raises(CheckpointError, match="cannot read the vocabulary"):
         vocabulary.tokens()
-    vocabulary._unpacked.cache_clear()
+    vocabulary._unpack.cache_clear()

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from gptoss_convert.activation_profile import Array, Profile, Shifts
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import Target, cuda, directml
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from .checkpoints import Changed, relative, relative_by_token
 from .conftest import SMALL

@@ -19,12 +19,12 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.nano.skills import SKILLS, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import cuda
 from tests.cuda_layout import as_on_the_cpu
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from .conftest import ALL_VARIANTS, SHIFTS, SMALL, write_variant
 from .decoding import logits

@@ -18,10 +18,10 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.targets import directml
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from .decoding import logits
 

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.synthetic import write_checkpoint
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from .checkpoints import Changed, relative
 from .conftest import SMALL

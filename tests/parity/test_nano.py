@@ -12,17 +12,17 @@ import pytest
 from gptoss_convert import targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
-from gptoss_convert.nano.evaluate import greedy
 from gptoss_convert.nano.skills import SKILLS, held_out
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
 from gptoss_convert.parity.measure import measure, record
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.workflow import Options, convert
 from gptoss_runtime import Engine, GenerationOptions, load_engine
 from gptoss_runtime.artifact.folder import Artifact
+from tools.nano_training.evaluate import predict_greedily
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from .decoding import logits
 
@@ -61,7 +61,7 @@ def answer(engine: Engine, prompt: list[int], most: int) -> list[int]:
 def test_greedy_answers_are_the_checkpoints(skill: str, lossless: Engine, reference: Any) -> None:
     samples = held_out(skill, N)
     pairs = [(s.prompt_ids, answer(lossless, s.prompt_ids, len(s.answer_ids) + 4)) for s in samples]
-    assert [new for _, new in pairs] == greedy(reference, pairs)
+    assert [new for _, new in pairs] == predict_greedily(reference, pairs)
 
 
 @pytest.mark.parametrize("skill", SKILLS)

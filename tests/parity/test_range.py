@@ -24,13 +24,13 @@ from gptoss_convert.demo import chats
 from gptoss_convert.export import export
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import directml
 from gptoss_convert.workflow import Options, convert
 from gptoss_runtime.chat.conversation import ContentDelta, ToolCall
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from . import test_cuda
 from .checkpoints import overwrite

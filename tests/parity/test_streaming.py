@@ -19,10 +19,10 @@ from gptoss_convert import mxfp4
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.parity import streaming
-from gptoss_convert.parity.reference import load_transformers, transformers_logits
 from gptoss_convert.parity.sequences import sequences
 from gptoss_convert.synthetic import write_checkpoint
 from tests.packages import installed
+from tools.transformers_reference import load_transformers, transformers_logits
 
 from . import openai_oracle
 from .checkpoints import overwrite

@@ -38,7 +38,7 @@ class Cost:
     @property
     def peak_memory(self) -> int:
         """Peak of the whole process since its start, in bytes."""
-        from gptoss_runtime import hardware
+        from gptoss_runtime.machine import hardware
 
         return hardware.peak_memory()
 

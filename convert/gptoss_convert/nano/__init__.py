@@ -1,7 +1,7 @@
 """The nano checkpoint: a trained gpt-oss, tiny in everything but its vocabulary and its format.
 
-``materialise(folder)`` writes it as an ordinary Hugging Face checkpoint; ``skills`` says what it can do, with samples;
-``vocabulary`` holds o200k_harmony offline. ``train`` and ``evaluate`` are run with ``python -m`` and need torch.
+``materialise(folder)`` writes it as an ordinary Hugging Face checkpoint. ``skills`` generates samples of what it can
+do, and ``vocabulary`` is o200k_harmony, offline. tools/nano_training trains and evaluates it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The o200k_harmony vocabulary, from its compressed form in ``artifacts/nano``.
+"""The o200k_harmony vocabulary, unpacked from ``artifacts/nano/o200k_base.xz``.
 
-Knows token bytes, ranks, merges and special tokens, and writes them in the two forms that others read: tiktoken's
-(for openai-harmony) and Hugging Face's (tokenizer.json). Knows nothing of models, and nothing of what a token means.
+Token bytes, ranks, merges and special tokens, written in two formats: tiktoken's (for openai-harmony) and Hugging
+Face's (tokenizer.json). tools/nano_training/pack_vocabulary.py made the compressed file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.nano.source import source_dir
 
-RANKS = 199_998  # ordinary tokens: ids 0 … 199,997
-SIZE = 201_088  # ids of gpt-oss's embedding, the reserved ones included
+RANKS = 199_998  # ordinary tokens: ids 0 to 199,997
+SIZE = 201_088  # rows of gpt-oss's embedding, reserved ids included
 TIKTOKEN_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
 _NAMED = {
@@ -54,17 +54,8 @@ PATTERN = "|".join(
 )
 
 
-def pack(tokens: list[bytes], splits: bytes) -> bytes:
-    """The compressed form of a vocabulary: all lengths, all splits, all bytes, then LZMA.
-
-    Kept apart, the three streams compress about a fifth better than a record per token.
-    """
-    raw = bytes(map(len, tokens)) + splits + b"".join(tokens)
-    return lzma.compress(raw, format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
-
-
 @functools.cache
-def _unpacked() -> tuple[tuple[bytes, ...], bytes]:
+def _unpack() -> tuple[tuple[bytes, ...], bytes]:
     path = source_dir() / "o200k_base.xz"
     try:
         raw = lzma.decompress(path.read_bytes())
@@ -77,43 +68,27 @@ def _unpacked() -> tuple[tuple[bytes, ...], bytes]:
 
 def tokens() -> tuple[bytes, ...]:
     """Bytes of the 199,998 ordinary tokens; a token's index is its rank and its id."""
-    return _unpacked()[0]
+    return _unpack()[0]
 
 
 def merges() -> list[tuple[bytes, bytes]]:
-    """Every merge of the byte-level BPE, in order of priority: one a token of two bytes or more.
+    """Every merge of the byte-level BPE, in order of priority: one for each token of two bytes or more.
 
-    One canonical merge a token is exact. tiktoken joins, of all adjacent pairs whose concatenation is a token, the one
-    of lowest rank. Restrict that procedure to a token's own bytes: while it has more than one part, any join it makes
-    has a rank below the token's own (longer tokens built from these bytes alone do not exist), so the last two parts
-    are always the same pair, whatever stands around them; any other pair with the same concatenation never arises.
-    The split position of that pair is stored, one byte a token (0 for single bytes).
+    One merge per token is exact. Of all adjacent pairs whose concatenation is a token, tiktoken joins the pair of
+    lowest rank. Apply that to a token's own bytes: while there is more than one part, every join has a rank below the
+    token's own (no longer token can be built from these bytes alone), so the last two parts are always the same pair,
+    whatever the context. Another pair with the same concatenation never occurs. The compressed file stores the split
+    position of that pair, one byte per token (0 for single bytes).
     """
-    words, splits = _unpacked()
+    words, splits = _unpack()
     return [(word[:at], word[at:]) for word, at in zip(words, splits, strict=True) if at]
 
 
-def canonical_split(token: bytes, rank: int, ranks: dict[bytes, int]) -> int:
-    """Where the last merge that makes ``token`` joins its two parts; what ``pack`` stores.
-
-    Raises:
-        ValueError: when no sequence of merges below ``rank`` leads to two parts.
-    """
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        joins = ((ranks.get(a + b, rank), i) for i, (a, b) in enumerate(pairwise(parts)))
-        lowest, at = min(joins)
-        if lowest >= rank:
-            raise ValueError(f"token {rank} cannot be reached by merges")
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return len(parts[0]) if len(parts) == 2 else 0
-
-
 def tiktoken_bytes() -> bytes:
-    """The file o200k_base.tiktoken, byte for byte as OpenAI publishes it.
+    """The content of o200k_base.tiktoken, byte for byte as OpenAI publishes it.
 
     Raises:
-        CheckpointError: the compressed vocabulary is not the one this project was made with.
+        CheckpointError: the compressed vocabulary has another checksum than the published one.
     """
     lines = (base64.b64encode(word) + b" %d\n" % rank for rank, word in enumerate(tokens()))
     data = b"".join(lines)
@@ -129,14 +104,14 @@ def write_tiktoken(path: Path) -> Path:
 
 
 def _byte_alphabet() -> list[str]:
-    """GPT-2's printable stand-in for each byte, the alphabet that byte-level BPE files are written in."""
+    """GPT-2's printable character for each byte; byte-level BPE files are written in it."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     substitutes = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(substitutes)) for byte in range(256)]
 
 
 def _tokenizer_json() -> dict[str, Any]:
-    # latin-1 makes bytes and code points the same numbers, so that str.translate does the mapping at C speed
+    # in latin-1 a byte and its code point are the same number, so str.translate maps them at C speed
     alphabet = dict(enumerate(_byte_alphabet()))
 
     def spell(word: bytes) -> str:
@@ -177,9 +152,9 @@ def tokenizer_text() -> str:
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """The vocabulary as a ``tokenizers.Tokenizer`` that takes special tokens in a text for ordinary characters.
+    """The vocabulary as a ``tokenizers.Tokenizer`` that encodes special tokens in a text as ordinary characters.
 
-    Rendering inserts special tokens by id, so that no text can forge one.
+    Rendering inserts special tokens by id, so that text cannot inject one.
     """
     loaded = Tokenizer.from_str(tokenizer_text())
     loaded.encode_special_tokens = True

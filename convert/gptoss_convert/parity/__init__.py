@@ -1,10 +1,12 @@
-"""Does an artifact compute what its checkpoint says? References, sequences, metrics and a report.
+"""Compares an artifact's logits with its checkpoint's in float32.
 
-streaming.py             gpt-oss in float32, layer by layer over a checkpoint
-checkpoint_reference.py  that pass as a reference        reference_file.py   a reference in a file, and what one is
-sequences.py             what is fed                     session.py          any graph by onnxruntime alone
-metrics.py               how far two sets of logits are apart
-layers.py                the same of hidden states       measure.py          an artifact against a reference
-report.py                a measurement as a page to look at
-reference.py             the checkpoint in transformers: an oracle for tests, and nano's judge
+streaming.py             gpt-oss in float32 by torch, one layer of a checkpoint in memory at a time
+checkpoint_reference.py  the reference that this pass computes
+reference_file.py        a reference in a file, and the protocol of references
+sequences.py             the token sequences that both compute
+session.py               runs any of our graphs with onnxruntime alone
+metrics.py               KL divergence and top-1 agreement of two sets of logits
+layers.py                errors of the hidden states, by layer
+measure.py               measures an artifact against a reference
+report.py                a measurement as an HTML page
 """

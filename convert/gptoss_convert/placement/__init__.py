@@ -1,10 +1,11 @@
-"""Where a model's nodes would run on DirectML, known without Windows.
+"""Predicts, without Windows, which of a model's nodes run on DirectML.
 
-:mod:`~gptoss_convert.placement.check` judges a model by :mod:`~gptoss_convert.placement.table`, which
-:mod:`~gptoss_convert.placement.generate` makes of an onnxruntime release; docs/placement.md says how far it is proven.
+:mod:`~gptoss_convert.placement.check` looks up each node in the :mod:`~gptoss_convert.placement.table` of kernels.
+tools/placement_table generates the table from a release of onnxruntime-directml; docs/placement.md says how it is
+verified.
 """
 
 from gptoss_convert.placement.check import Device, Reason, Verdict, judge
-from gptoss_convert.placement.report import Placement, place
+from gptoss_convert.placement.report import Placement, predict_placement
 
-__all__ = ["Device", "Placement", "Reason", "Verdict", "judge", "place"]
+__all__ = ["Device", "Placement", "Reason", "Verdict", "judge", "predict_placement"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 import onnx_ir as ir
 
 from gptoss_convert.placement.signatures import Types
-from gptoss_convert.placement.sources import Row
+from gptoss_convert.placement.table import Kernel
 
 _SMALL = 100  # elements
 _ON_CPU = ("Shape", "Size", "MemcpyToHost")  # whose output DirectML's kernels leave on the CPU
@@ -19,7 +19,7 @@ _NEVER = ("tensor(float16)", "tensor(bfloat16)", "tensor(float8e4m3fn)", "tensor
 
 
 def kept_on_cpu(
-    graph: ir.Graph, kernels: Mapping[ir.Node, Row], constants: Set[ir.Value], types: Types
+    graph: ir.Graph, kernels: Mapping[ir.Node, Kernel], constants: Set[ir.Value], types: Types
 ) -> set[ir.Node]:
     """The nodes with a DirectML kernel that onnxruntime gives to the CPU.
 
@@ -57,7 +57,7 @@ def kept_on_cpu(
 def _cheap(
     node: ir.Node,
     index: int,
-    kernel: Row,
+    kernel: Kernel,
     on_cpu: Set[ir.Value],
     constants: Set[ir.Value],
     inputs: Set[ir.Value],

@@ -16,8 +16,7 @@ import onnx_ir as ir
 from gptoss_convert.placement import rules
 from gptoss_convert.placement.arithmetic import kept_on_cpu
 from gptoss_convert.placement.signatures import Types, at
-from gptoss_convert.placement.sources import Row
-from gptoss_convert.placement.table import Signature, Table, directml
+from gptoss_convert.placement.table import Kernel, Signature, Table, load_table
 
 _NO_DEVICE_TYPE = ("string", "bfloat16", "float8", "float4", "complex", "int2")  # no DML_TENSOR_DATA_TYPE
 _CONTROL_FLOW = ("If", "Loop", "Scan")
@@ -77,7 +76,7 @@ def judge(model: ir.Model, table: Table | None = None) -> list[Verdict]:
 
     Source: onnxruntime 1.21, ExecutionProvider.cpp of DmlExecutionProvider; measured on 1.24.4.
     """
-    table = table or directml()
+    table = table or load_table()
     return _Judge(table, Types(table, dict(model.graph.opset_imports))).graph(model.graph)
 
 
@@ -93,7 +92,7 @@ class _Judge:
         self._constants.update(set(graph.initializers.values()) - set(graph.inputs))
         verdicts: dict[ir.Node, Verdict] = {}
         inner: dict[ir.Node, list[Verdict]] = {}
-        kernels: dict[ir.Node, Row] = {}
+        kernels: dict[ir.Node, Kernel] = {}
         for node in graph:
             inner[node] = [verdict for body in _bodies(node) for verdict in self.graph(body)]
             self._types.infer(node)
@@ -130,7 +129,7 @@ class _Judge:
         known = bool(given) and all(value in self._constants or value in self._shapes for value in given)
         return known or node.op_type in ("Shape", "Size")
 
-    def _node(self, node: ir.Node) -> tuple[Verdict, Row | None]:
+    def _node(self, node: ir.Node) -> tuple[Verdict, Kernel | None]:
         found = self._types.signature(node)
         row, missing = self._kernel(node, found)
         if row is None or found is None:
@@ -148,7 +147,7 @@ class _Judge:
             return _verdict(node, Device.DIRECTML, Reason.BROKEN, wrong), row
         return self._measured(node, found, row) or _verdict(node, Device.DIRECTML), row
 
-    def _measured(self, node: ir.Node, found: Signature, row: Row) -> Verdict | None:
+    def _measured(self, node: ir.Node, found: Signature, row: Kernel) -> Verdict | None:
         for entry in self._table.exceptions(row):
             for name, value in _labelled(node, found):
                 kind = _plain(self._types.of(value) or "")
@@ -158,7 +157,7 @@ class _Judge:
                     return _verdict(node, device, reason, f"{name} is {kind}: {entry['reason']}")
         return None
 
-    def _kernel(self, node: ir.Node, found: Signature | None) -> tuple[Row | None, Verdict]:
+    def _kernel(self, node: ir.Node, found: Signature | None) -> tuple[Kernel | None, Verdict]:
         """The kernel, or why there is none."""
         versions = self._table.versions(node.domain, node.op_type)
         row = self._table.kernel(node.domain, node.op_type, found.since) if found else None
@@ -172,7 +171,7 @@ class _Judge:
             reason = Reason.CONTROL_FLOW
         return row, _verdict(node, Device.CPU, reason, detail)
 
-    def _wrong_type(self, node: ir.Node, found: Signature, row: Row) -> str | None:
+    def _wrong_type(self, node: ir.Node, found: Signature, row: Kernel) -> str | None:
         for name, value in _labelled(node, found):
             kind = self._types.of(value)
             if name in row.types and kind is not None and kind not in row.types[name]:
@@ -186,7 +185,7 @@ class _Judge:
                 return f"DirectML has no {kind}"
         return None
 
-    def _host(self, node: ir.Node, verdicts: Mapping[ir.Node, Verdict], kernels: Mapping[ir.Node, Row]) -> Verdict:
+    def _host(self, node: ir.Node, verdicts: Mapping[ir.Node, Verdict], kernels: Mapping[ir.Node, Kernel]) -> Verdict:
         """The verdict, or what comes of an input that a kernel on DirectML reads on the CPU."""
         verdict = verdicts[node]
         if verdict.device is not Device.DIRECTML or verdict.reason is not None:

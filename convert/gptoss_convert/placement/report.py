@@ -13,7 +13,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from gptoss_convert.placement.check import Device, Reason, Verdict, judge
-from gptoss_convert.placement.table import directml
+from gptoss_convert.placement.table import load_table
 
 Severity = Literal["error", "cpu", "remark"]
 
@@ -84,7 +84,7 @@ class Placement:
         return ", ".join(parts) + known
 
 
-def place(model: ir.Model) -> Placement:
+def predict_placement(model: ir.Model) -> Placement:
     """Judges a model and sums up.
 
     Args:
@@ -98,7 +98,7 @@ def place(model: ir.Model) -> Placement:
     off = [verdict for verdict in verdicts if verdict.device is Device.CPU]
     return Placement(
         provider="directml",
-        release=directml().release,
+        release=load_table().release,
         nodes=len(verdicts),
         on_provider=devices[Device.DIRECTML],
         folded=devices[Device.FOLDED],

@@ -188,7 +188,7 @@ def test_a_real_process_with_a_legacy_code_page(nano_artifact: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """``--help`` imports every module of commands for its line of help, so none may import a library that takes long."""
+    """``--help`` imports every module of commands for its line of help; none may import a library that takes long."""
     code = (
         "import sys; from typer.testing import CliRunner; from gptoss_runtime.cli.main import app\n"
         "shown = CliRunner().invoke(app, ['--help'])\n"

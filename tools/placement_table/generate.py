@@ -1,8 +1,7 @@
-"""``python -m gptoss_convert.placement.generate``: makes directml.json, the table of what DirectML registers.
+"""Writes directml.json, the table of DirectML's kernels: ``python -m tools.placement_table.generate``.
 
-Knows the two things that tell: onnxruntime's sources (only they say which inputs a kernel reads on the CPU) and, where
-a release can be run, its own registry (:mod:`gptoss_convert.placement.registry`), which is what was compiled. Copies
-none of their text.
+Two sources are joined: onnxruntime's C++ files, which alone say which inputs a kernel reads on the CPU, and, if the
+release can be run, its registry (registry.py), which is what was compiled. None of their text is copied.
 """
 
 from __future__ import annotations
@@ -14,15 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gptoss_convert import placement
 from gptoss_convert.errors import ConversionError
-from gptoss_convert.placement.sources import Row, rows
+from gptoss_convert.placement.table import Kernel
+from tools.placement_table.sources import parse_kernels
 
-TABLE = Path(__file__).with_name("directml.json")
+TABLE = Path(placement.__file__).with_name("directml.json")
 _SOURCES = ("OperatorRegistration.cpp", "OperatorVersions.h")
 
 
-def table(kernels: Sequence[Row], signatures: Mapping[str, Any], release: str, provenance: Iterable[Any]) -> str:
-    """The table as JSON, a kernel a line, each set of types written once."""
+def format_table(
+    kernels: Sequence[Kernel], signatures: Mapping[str, Any], release: str, provenance: Iterable[Any]
+) -> str:
+    """The table as JSON: one kernel per line, each set of types once."""
     sets = sorted({types for kernel in kernels for types in kernel.types.values()})
     lines = [
         json.dumps(
@@ -42,39 +45,39 @@ def table(kernels: Sequence[Row], signatures: Mapping[str, Any], release: str, p
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {value}" for name, value in parts.items()) + "\n}\n"
 
 
-def joined(registered: Sequence[Mapping[str, Any]], read: Sequence[Row]) -> list[Row]:
-    """The registry's kernels with the inputs that the sources say are read on the CPU.
+def join_sources(registered: Sequence[Mapping[str, Any]], read: Sequence[Kernel]) -> list[Kernel]:
+    """Adds what the sources say of inputs and attributes to the registry's kernels.
 
-    A version that the sources do not have takes those of the newest older one that they have.
+    A version that the sources lack takes them from the next older version.
 
     Raises:
-        ConversionError: a kernel is registered up to a version.
+        ConversionError: a kernel is registered with a last version.
     """
-    known: dict[tuple[str, str], dict[int, Row]] = {}
+    known: dict[tuple[str, str], dict[int, Kernel]] = {}
     for row in read:
         known.setdefault((row.domain, row.op), {})[row.since] = row
     result = []
     for kernel in registered:
         if kernel.get("until") is not None:
             raise ConversionError(
-                f"{kernel['op']}-{kernel['since']} has a last version, which the table has no place for",
-                remedy="Teach placement/table.py about last versions first.",
+                f"{kernel['op']}-{kernel['since']} has a last version, which the table cannot hold",
+                remedy="Add last versions to placement/table.py first.",
             )
         versions = known.get((kernel["domain"], kernel["op"]), {})
         older = [version for version in versions if version <= kernel["since"]]
         types = {name: tuple(sorted(kinds)) for name, kinds in sorted(kernel["types"].items())}
-        like = versions[max(older)] if older else Row("", "", 0, {}, ())
-        result.append(Row(kernel["domain"], kernel["op"], kernel["since"], types, like.host, like.query))
+        like = versions[max(older)] if older else Kernel("", "", 0, {}, ())
+        result.append(Kernel(kernel["domain"], kernel["op"], kernel["since"], types, like.host, like.query))
     return result
 
 
-def differences(registered: Sequence[Row], read: Sequence[Row]) -> dict[str, list[str]]:
-    """What the registry has and the sources do not, and the other way round."""
+def compare_sources(registered: Sequence[Kernel], read: Sequence[Kernel]) -> dict[str, list[str]]:
+    """Lists the kernels that only one of registry and sources has, or that differ in types."""
     mine = {(k.domain, k.op, k.since): k for k in registered}
     theirs = {(k.domain, k.op, k.since): k for k in read}
     named = {key: f"{key[0] or 'ai.onnx'}::{key[1]}-{key[2]}" for key in mine.keys() | theirs.keys()}
 
-    def types(row: Row) -> dict[str, frozenset[str]]:
+    def types(row: Kernel) -> dict[str, frozenset[str]]:
         return {name: frozenset(kinds) for name, kinds in row.types.items()}
 
     return {
@@ -87,22 +90,22 @@ def differences(registered: Sequence[Row], read: Sequence[Row]) -> dict[str, lis
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the sources and the registry and writes the table.
+    """Reads the sources and the registry, and writes the table.
 
     Raises:
-        ConversionError: a source is missing or not understood.
+        ConversionError: a source is missing or cannot be parsed.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=" and ".join(_SOURCES))
-    parser.add_argument("--release", required=True, help="of onnxruntime, that the sources are of")
-    parser.add_argument("--registry", type=Path, help="what registry.py wrote under the release to judge for")
+    parser.add_argument("--release", required=True, help="of onnxruntime, of the sources")
+    parser.add_argument("--registry", type=Path, help="registry.py's output for the release to judge for")
     parser.add_argument("-o", "--output", type=Path, default=TABLE)
     options = parser.parse_args(arguments)
     texts = {path.name: path.read_text(encoding="utf-8") for path in options.sources}
     for name in _SOURCES:
         if name not in texts:
             raise ConversionError(f"{name} is not among the sources", remedy=f"Give {' and '.join(_SOURCES)}.")
-    kernels = rows(texts[_SOURCES[0]], texts[_SOURCES[1]])
+    kernels = parse_kernels(texts[_SOURCES[0]], texts[_SOURCES[1]])
     release, signatures = options.release, {}
     provenance = [
         {"file": name, "release": options.release, "sha256": _sha256(texts[name]), "gives": "inputs read on the CPU"}
@@ -110,13 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if options.registry:
         dump = json.loads(options.registry.read_text(encoding="utf-8"))
-        read, kernels = kernels, joined(dump["kernels"], kernels)
+        read, kernels = kernels, join_sources(dump["kernels"], kernels)
         release, signatures = f"v{dump['release']}", dump["signatures"]
         gives = "kernels, versions, types, signatures"
         provenance.insert(0, {"file": "the registry of onnxruntime-directml", "release": release, "gives": gives})
-        print(json.dumps(differences(kernels, read), indent=1))  # noqa: T201
-    options.output.write_text(table(kernels, signatures, release, provenance), encoding="utf-8", newline="\n")
-    print(f"{len(kernels)} kernels of {release} in {options.output}")  # noqa: T201
+        print(json.dumps(compare_sources(kernels, read), indent=1))
+    options.output.write_text(format_table(kernels, signatures, release, provenance), encoding="utf-8", newline="\n")
+    print(f"{len(kernels)} kernels of {release} in {options.output}")
 
 
 def _lines(items: Iterable[str]) -> str:

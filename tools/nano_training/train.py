@@ -1,8 +1,8 @@
-"""Train nano: ``python -m gptoss_convert.nano.train --work DIR``.
+"""Train nano: ``python -m tools.nano_training.train --work DIR``.
 
-Knows the recipe: which samples, in which proportion, with which optimiser and for how long. Interrupted, it goes on
-from DIR; another ``--steps`` changes when the learning rate falls. The compact source is written at every evaluation;
-``--refine`` starts from it instead of from noise, which is how a skill is added to a model that has learnt the others.
+The recipe: samples, their proportions, optimisers and schedule. An interrupted run resumes from DIR; ``--steps`` may
+change between runs and sets when the learning rate decays. Every evaluation writes the compact source. ``--refine``
+starts from the compact source and not from random weights; use it to add a skill to a trained model.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from gptoss_convert.nano import rounding, skills
-from gptoss_convert.nano.batch import Batch, collate
-from gptoss_convert.nano.compact import initial_rows, read_source, token_classes, used_tokens, write_source
-from gptoss_convert.nano.model import Nano, NanoConfig
-from gptoss_convert.nano.optimiser import Muon
+from gptoss_convert.nano import skills
 from gptoss_convert.nano.render import encode
 from gptoss_convert.nano.source import source_dir
+from tools.nano_training import rounding
+from tools.nano_training.batch import Batch, collate
+from tools.nano_training.compact import collect_used_tokens, initial_rows, read_source, token_classes, write_source
+from tools.nano_training.model import Nano, NanoConfig
+from tools.nano_training.optimiser import Muon
 
 EFFORTS = (" low", " medium", " high")
 
 
 class Mix(NamedTuple):
-    """One of a step's batches: groups that share a setting, samples a group, skills by weight, whether with tools."""
+    """One batch of a step: groups with a shared setting, samples per group, skills by weight, with tools or not."""
 
     groups: int
     size: int
@@ -39,18 +40,18 @@ class Mix(NamedTuple):
     with_tools: bool
 
 
-# Skills of about the same length go together: attention's cost is that of the longest.
+# Skills with samples of similar length share a batch: the longest sample sets attention's cost.
 MIXES = (
     Mix(7, 8, {"greetings": 0.8, "arithmetic": 6, "facts": 1.6, "effort": 5}, with_tools=False),
     Mix(1, 8, {"json": 3, "conversation": 2}, with_tools=False),
     Mix(3, 8, {"tools": 9, "arithmetic": 0.4, "facts": 0.4, "greetings": 0.2}, with_tools=True),
     Mix(2, 8, {"two_step": 9, "json": 0.5, "conversation": 0.5}, with_tools=True),
 )
-MUON_LR, ADAM_LR, BALANCE, BLURRED = 0.012, 1.5e-3, 0.01, 0.05
+MUON_LR, ADAM_LR, BALANCE, MASKED = 0.012, 1.5e-3, 0.01, 0.05
 
 
-def draw(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
-    """The training samples of one batch, in groups that share a setting."""
+def draw_samples(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
+    """Draws the training samples of one batch, in groups with a shared setting."""
     batch = []
     for _ in range(mix.groups):
         where = skills.setting(rng, with_tools=mix.with_tools)
@@ -59,26 +60,26 @@ def draw(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
     return batch
 
 
-def blur(batch: Batch, rng: random.Random, classes: int, kept: Tensor) -> Batch:
-    """Turn a few of the prefixes' tokens into "any other token", so that the shared row learns to mean "pass over".
+def mask_prefix_tokens(batch: Batch, rng: random.Random, classes: int, kept: Tensor) -> Batch:
+    """Replaces some tokens of the prefixes by "any other token", so that the model learns to ignore that row.
 
-    Otherwise a tool description with words of its own would be the first time that row is seen.
+    Otherwise the model would meet that row for the first time in a tool description with unknown words.
 
     Args:
         batch: changed in place.
-        rng: decides which tokens.
-        classes: their number; the last one means any other token.
-        kept: classes that are left alone because answers depend on them, beside all that occur in answers.
+        rng: chooses the tokens.
+        classes: the number of classes; the last one means any other token.
+        kept: classes that are never replaced because answers depend on them; nor are those that occur in answers.
     """
     prefix = batch.tokens[: int(batch.prefixes.valid.sum())]
     chance = torch.rand(prefix.shape, generator=torch.Generator().manual_seed(rng.randrange(2**32)))
-    lost = (chance < BLURRED) & ~torch.isin(prefix, torch.cat((kept, batch.targets)))
+    lost = (chance < MASKED) & ~torch.isin(prefix, torch.cat((kept, batch.targets)))
     prefix[lost] = classes - 1
     return batch
 
 
-def loss_of(model: Nano, batches: list[Batch]) -> Tensor:
-    """Mean cross-entropy of the answers' tokens over all batches, and a little for uneven use of experts."""
+def compute_loss(model: Nano, batches: list[Batch]) -> Tensor:
+    """Mean cross-entropy of the answers' tokens over all batches, plus a small term for unbalanced experts."""
     total = sum(len(batch.targets) for batch in batches)
     loss = torch.zeros(())
     for batch in batches:
@@ -88,11 +89,10 @@ def loss_of(model: Nano, batches: list[Batch]) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: Nano, classes: Tensor, n: int) -> dict[str, float]:
-    """Share of held-out samples answered exactly, by skill.
+def measure_accuracy(model: Nano, classes: Tensor, n: int) -> dict[str, float]:
+    """The share of held-out samples answered exactly, by skill, from one forward pass.
 
-    Greedy decoding gives the expected answer if and only if every token of it is the most likely one after those before
-    it, so one forward pass over prompt and answer decides.
+    :func:`tools.nano_training.evaluate.answers_exactly` explains why one pass is enough.
     """
     shares = {}
     for skill in skills.SKILLS:
@@ -104,7 +104,7 @@ def accuracy(model: Nano, classes: Tensor, n: int) -> dict[str, float]:
 
 
 class Trainer:
-    """Model, optimisers and schedule; resumable."""
+    """Model, optimisers and schedule; resumes from the state in its work folder."""
 
     def __init__(self, work: Path, steps: int, seed: int, *, refine: bool = False, peak: float = 1.0) -> None:
         torch.manual_seed(seed)
@@ -112,7 +112,7 @@ class Trainer:
         self.state = work / "state.pt"
         saved = torch.load(self.state, weights_only=True) if self.state.exists() else None
         before = read_source(source_dir()) if refine and not saved else None
-        self.used = saved["used"].numpy() if saved else before[0] if before else used_tokens()
+        self.used = saved["used"].numpy() if saved else before[0] if before else collect_used_tokens()
         self.classes = token_classes(self.used)
         self.kept = self.classes[torch.tensor([token for level in EFFORTS for token in encode(level)])]
         self.model = Nano(NanoConfig(), len(self.used) + 1)
@@ -122,7 +122,7 @@ class Trainer:
             self.model.lm_head.weight.copy_(rows * 0.08)
         if before:
             self.model.load_state_dict(before[1])
-        rounding.attach(self.model)
+        rounding.attach_rounding(self.model)
         named = dict(self.model.named_parameters())
         matrix = {name for name in named if ("proj" in name and "bias" not in name)}
         self.muon = Muon([named[name] for name in sorted(matrix)], MUON_LR)
@@ -134,30 +134,30 @@ class Trainer:
             self.adam.load_state_dict(saved["adam"])
 
     def save(self) -> None:
-        """Write everything needed to go on, and the compact source as it is now."""
+        """Writes the state to resume from, and the compact source."""
         saved = {"step": self.step, "used": torch.from_numpy(self.used), "model": self.model.state_dict()}
         saved |= {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
         torch.save(saved, self.state.with_suffix(".new"))
         self.state.with_suffix(".new").replace(self.state)
-        write_source(source_dir(), self.used, rounding.rounded(self.model))
+        write_source(source_dir(), self.used, rounding.rounded_parameters(self.model))
 
-    def rate(self) -> float:
-        """Learning rate factor: a short warm-up, then constant, then down to nothing over the last 40 %."""
+    def learning_rate_factor(self) -> float:
+        """A short warm-up, then constant, then linear decay to zero over the last 40 % of the steps."""
         return self.peak * min(1.0, (self.step + 1) / 100, max(0.01, (self.steps - self.step) / (0.4 * self.steps)))
 
     def advance(self) -> float:
-        """One step; its random numbers depend on the step alone, so that resuming changes nothing."""
+        """Takes one step and returns its loss; random numbers depend only on the step, so resuming changes nothing."""
         rng = random.Random(f"{self.seed} {self.step}")
         window = self.model.config.sliding_window
-        batches = [collate(draw(rng, mix), self.classes, window) for mix in MIXES]
+        batches = [collate(draw_samples(rng, mix), self.classes, window) for mix in MIXES]
         for batch in batches:
-            blur(batch, rng, len(self.used) + 1, self.kept)
-        with parametrize.cached():  # round once a step, not once a batch
-            loss = loss_of(self.model, batches)
+            mask_prefix_tokens(batch, rng, len(self.used) + 1, self.kept)
+        with parametrize.cached():  # round once per step, not once per batch
+            loss = compute_loss(self.model, batches)
             loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser, peak in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
-            optimiser.param_groups[0]["lr"] = peak * self.rate()
+            optimiser.param_groups[0]["lr"] = peak * self.learning_rate_factor()
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
@@ -165,14 +165,14 @@ class Trainer:
 
 
 def main() -> None:
-    """Train, reporting one JSON line an evaluation."""
+    """Trains, and logs one JSON line per evaluation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state and the log")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--evaluate-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--refine", action="store_true", help="start from the compact source, not from noise")
-    parser.add_argument("--peak", type=float, default=1.0, help="factor on the learning rates")
+    parser.add_argument("--refine", action="store_true", help="start from the compact source, not from random weights")
+    parser.add_argument("--peak", type=float, default=1.0, help="factor for the learning rates")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(options.work, options.steps, options.seed, refine=options.refine, peak=options.peak)
@@ -183,7 +183,7 @@ def main() -> None:
             seconds, since = time.monotonic() - since, time.monotonic()
             trainer.save()
             report = {"step": trainer.step, "loss": total / options.evaluate_every, "seconds": round(seconds, 1)}
-            report |= accuracy(trainer.model, trainer.classes, 64)
+            report |= measure_accuracy(trainer.model, trainer.classes, 64)
             total = 0.0
             with (options.work / "log.jsonl").open("a") as log:
                 log.write(json.dumps(report) + "\n")

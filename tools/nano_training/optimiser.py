@@ -1,4 +1,4 @@
-"""Muon for matrices, Adam for the rest. Knows gradients; knows nothing of models.
+"""The Muon optimiser, for matrices.
 
 Source: Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, about, by a quintic Newton-Schulz iteration; [..., rows, columns]."""
+    """Approximates the nearest semi-orthogonal matrix, [..., rows, columns], by a quintic Newton-Schulz iteration."""
     x: Tensor = gradient.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -26,14 +26,14 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal; stacks of matrices are taken one by one."""
+    """Momentum with orthogonalised updates; each matrix of a stack is orthogonalised separately."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step."""
+        """Takes one step."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]

@@ -1,52 +1,31 @@
-"""What onnxruntime's own sources say DirectML registers.
+"""Parses the kernels that DirectML registers from onnxruntime's C++ sources.
 
-Knows the macros and tables of OperatorRegistration.cpp and the since versions of OperatorVersions.h, as text; compiles
-nothing, and takes rows behind ``#if DML_TARGET_VERSION`` as there, since releases are built with the newest DirectML.
+Reads the macros and tables of OperatorRegistration.cpp and the since versions of OperatorVersions.h as text. Rows in
+``#if DML_TARGET_VERSION`` are included: releases are built with the newest DirectML.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from gptoss_convert.errors import ConversionError
+from gptoss_convert.placement.table import Kernel
 
 _DOMAINS = {"REG_INFO_MS": "com.microsoft", "REG_INFO_MS_ALIAS": "com.microsoft", "REG_INFO_MSDML": "com.microsoft.dml"}
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
-_SKIPPED = {"undefined", "string", "complex64", "complex128"}  # in the enumeration, never turned into a constraint
+_SKIPPED = {"undefined", "string", "complex64", "complex128"}  # in the enumeration, but never a type constraint
 
 
-@dataclass(frozen=True)
-class Row:
-    """One kernel.
-
-    Attributes:
-        domain: "" is ai.onnx.
-        op: the operator.
-        since: the version it is registered for.
-        types: element types by type constraint.
-        host: inputs it reads on the CPU.
-        query: the function that is asked about a node's attributes, "" where none is.
-    """
-
-    domain: str
-    op: str
-    since: int
-    types: Mapping[str, tuple[str, ...]]
-    host: tuple[int, ...]
-    query: str = ""
-
-
-def rows(registration: str, versions: str) -> list[Row]:
-    """Every row of the registration table.
+def parse_kernels(registration: str, versions: str) -> list[Kernel]:
+    """Parses the registration table.
 
     Args:
         registration: the text of OperatorRegistration.cpp.
         versions: the text of OperatorVersions.h.
 
     Raises:
-        ConversionError: the text is not what this parser knows.
+        ConversionError: the text cannot be parsed.
 
     Source: onnxruntime/core/providers/dml, release 1.21.0.
     """
@@ -61,14 +40,14 @@ def rows(registration: str, versions: str) -> list[Row]:
         key = ("Msft" if macro in _DOMAINS else "Onnx", int(version), op)
         if known is None or key not in since:
             raise ConversionError(
-                f"OperatorRegistration.cpp: the row of {op} {version} is not understood",
-                remedy="Give both files of one release.",
+                f"OperatorRegistration.cpp: cannot parse the row of {op} {version}",
+                remedy="Give both files of the same release.",
             )
         host = re.search(r"requiredConstantCpuInputs\(([\d,\s]*)\)", rest)
         query = re.search(r"\bQuery\w+", rest)
         inputs = tuple(int(n) for n in re.findall(r"\d+", host[1])) if host else ()
         types = dict(zip(names[known[1]], lists[known[2]], strict=True))
-        found.append(Row(_DOMAINS.get(macro, ""), op, since[key], types, inputs, query[0] if query else ""))
+        found.append(Kernel(_DOMAINS.get(macro, ""), op, since[key], types, inputs, query[0] if query else ""))
     if not found:
         raise ConversionError(
             "OperatorRegistration.cpp: no row found",

@@ -1,7 +1,6 @@
-"""Rounding during training: the forward pass sees only weights that the checkpoint can hold, gradients pass straight.
+"""Quantisation-aware training: the forward pass uses rounded weights, with straight-through gradients.
 
-Knows MXFP4 and bfloat16 as torch functions. The checkpoint is then the trained model itself, not a copy of it rounded
-afterwards.
+Weights are rounded to MXFP4 and bfloat16, the checkpoint's types, so the checkpoint holds exactly the trained model.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ BLOCK = 32
 
 
 def to_mxfp4(weight: Tensor) -> Tensor:
-    """The MXFP4 value of each weight [..., K], scales fixed by rule: the smallest power of two that keeps the peak ≤ 7.
+    """Rounds weights [..., K] to MXFP4; a block's scale is the smallest power of two that makes its peak at most 7.
 
-    E2M1's largest value is 6, and a peak between 6 and 7 rounds to 6 with no greater error than its neighbours have.
+    E2M1's largest value is 6. A peak between 6 and 7 rounds to 6 with an error no larger than its neighbours'.
     """
     blocks = weight.view(*weight.shape[:-1], -1, BLOCK)
     peak = blocks.abs().amax(-1, keepdim=True).clamp(min=2.0**-100)
@@ -24,7 +23,7 @@ def to_mxfp4(weight: Tensor) -> Tensor:
     scaled = blocks / scale
     size = scaled.abs()
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
-    # torch rounds halves to even, which here is the even code, as in IEEE arithmetic
+    # torch rounds halves to even, which is the even code here, as in IEEE arithmetic
     return ((scaled / step).round() * step).clamp(-6, 6).mul(scale).flatten(-2)
 
 
@@ -44,17 +43,17 @@ class Bfloat16(nn.Module):
         return weight + (weight.detach().bfloat16().float() - weight.detach())
 
 
-def attach(model: nn.Module) -> None:
-    """Round every parameter of a model as its checkpoint will: the experts' projections to MXFP4, the rest to bf16."""
+def attach_rounding(model: nn.Module) -> None:
+    """Rounds every parameter in the forward pass: the experts' projections to MXFP4, the rest to bfloat16."""
     for module in list(model.modules()):
         for name, _ in list(module.named_parameters(recurse=False)):
             rule = Mxfp4() if name in ("gate_up_proj", "down_proj") else Bfloat16()
-            # unsafe: rounding is not invertible, so setting a parameter through it is not offered
+            # unsafe: rounding is not invertible, so parameters cannot be assigned through it
             parametrize.register_parametrization(module, name, rule, unsafe=True)
 
 
-def rounded(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters as the forward pass sees them, by their plain names; float32."""
+def rounded_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters as the forward pass uses them, float32, by their original names."""
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         for prefix, module in model.named_modules():

@@ -1,7 +1,6 @@
-"""The compact source: which tokens have rows of their own, and the trained tensors of those alone.
+"""The compact source ``artifacts/nano/nano.safetensors``: the trained tensors, with embedding rows of used tokens only.
 
-Knows the source's files: ``nano.safetensors`` (rows, experts as MXFP4, the rest bf16, the ids in use) beside the
-vocabulary. Reads and writes with numpy; torch only where training needs it.
+The file holds the ids of used tokens, their rows, the experts as MXFP4 and the rest as bfloat16.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ import hashlib
 import math
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gptoss_convert import mxfp4
@@ -20,14 +20,11 @@ from gptoss_convert.nano import skills, tensors
 from gptoss_convert.nano.folder import WEIGHTS
 from gptoss_convert.nano.vocabulary import SIZE, tokens
 
-if TYPE_CHECKING:
-    import torch
-
 _PROJECTIONS = ("gate_up_proj", "down_proj")
 
 
-def used_tokens() -> NDArray[np.int32]:
-    """Ids of the tokens with a row of their own: all that samples are made of, and the numbers below 1000."""
+def collect_used_tokens() -> NDArray[np.int32]:
+    """Ids of the tokens that get a row of their own: those that occur in samples, and the numbers below 1000."""
     rng = random.Random("used tokens")
     found: set[int] = set()
     for skill in skills.SKILLS:
@@ -41,22 +38,18 @@ def used_tokens() -> NDArray[np.int32]:
 
 
 def token_classes(used: NDArray[np.int32]) -> torch.Tensor:
-    """int64 [vocabulary]: the class of each token id; those without a row of their own share the last class."""
-    import torch
-
+    """int64 [vocabulary]: the class of each token id; tokens without a row of their own share the last class."""
     classes = torch.full((SIZE,), len(used), dtype=torch.int64)
     classes[torch.from_numpy(used.astype(np.int64))] = torch.arange(len(used))
     return classes
 
 
 def initial_rows(used: NDArray[np.int32], size: int, seed: int) -> torch.Tensor:
-    """Rows [classes, size] to start from, of unit variance, that already know two things about spelling.
+    """Initial rows, float32 [classes, size], of unit variance, with two hints about spelling.
 
-    Tokens that differ in a leading space or in case begin alike, which copying an argument into JSON needs; and the
-    first features of a number turn with it at several periods, which adding needs. Everything else is random.
+    Tokens that differ only in a leading space or in case start alike, which helps to copy an argument into JSON. The
+    first features of a number are sines and cosines of it at several periods, which helps to add. The rest is random.
     """
-    import torch
-
     words = tokens()
     periods = (2, 5, 10, 20, 50, 100, 200, 1000)
     rows = torch.empty(len(used) + 1, size)
@@ -73,16 +66,12 @@ def initial_rows(used: NDArray[np.int32], size: int, seed: int) -> torch.Tensor:
 
 
 def _noise(text: str, size: int, seed: int) -> torch.Tensor:
-    import torch
-
     digest = hashlib.sha256(f"{seed} {text}".encode()).digest()
     return torch.randn(size, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
 
 
 def write_source(folder: Path, used: NDArray[np.int32], weights: dict[str, torch.Tensor]) -> None:
-    """Write the trained tensors, float32 but rounded, in the checkpoint's types, and check that none changes."""
-    import torch
-
+    """Writes the trained tensors, already rounded float32, in the checkpoint's types; asserts that this is exact."""
     packed: dict[str, NDArray[Any]] = {"used_tokens": used}
     for name, weight in weights.items():
         if name.endswith(_PROJECTIONS) and ".experts." in name:
@@ -98,13 +87,11 @@ def write_source(folder: Path, used: NDArray[np.int32], weights: dict[str, torch
 
 
 def read_source(folder: Path) -> tuple[NDArray[np.int32], dict[str, torch.Tensor]]:
-    """The ids in use and the trained tensors, float32, as ``write_source`` was given them.
+    """Reads the ids of used tokens and the trained tensors, float32, as :func:`write_source` was given them.
 
     Raises:
         CheckpointError: the compact source is damaged.
     """
-    import torch
-
     packed = tensors.read(folder / WEIGHTS)
     used = packed.pop("used_tokens").copy()
     weights: dict[str, torch.Tensor] = {}

@@ -1,7 +1,9 @@
-"""What an installed onnxruntime has registered, as JSON: run this file with the Python that has the release.
+"""Dumps the kernels that an installed onnxruntime registers, as JSON: run it with the Python that has the release.
 
-Knows two introspection functions of onnxruntime's Python module, and the module alone: it runs under Windows Python (or
-Wine) where neither onnx nor this package is. Knows nothing of what is done with the result.
+    python registry.py registry.json
+
+Uses two introspection functions of onnxruntime and imports nothing else: it runs in Windows Python (or Wine), without
+onnx and without this package.
 """
 
 from __future__ import annotations
@@ -11,20 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_END = 2**31 - 1  # the end version of a kernel that names only its first
+_END = 2**31 - 1  # the end version of a kernel without a last version
 
 
-def registered(provider: str = "DmlExecutionProvider") -> dict[str, Any]:
-    """The kernels of one execution provider and the signatures of Microsoft's operators.
+def read_registry(provider: str = "DmlExecutionProvider") -> dict[str, Any]:
+    """Reads the kernels of one execution provider and the signatures of Microsoft's operators.
 
     Args:
-        provider: as onnxruntime names it.
+        provider: onnxruntime's name of it.
 
     Returns:
         ``release``; ``kernels`` with domain, operator, since version and types by constraint; ``signatures`` of
         every contributed operator, by "domain::operator".
 
-    Source: ``get_all_opkernel_def`` and ``get_all_operator_schema``, of which docs/OperatorKernels.md is made.
+    Source: ``get_all_opkernel_def`` and ``get_all_operator_schema``, which onnxruntime's docs/OperatorKernels.md is
+    generated with.
     """
     import onnxruntime
     from onnxruntime.capi import _pybind_state as state
@@ -38,7 +41,7 @@ def registered(provider: str = "DmlExecutionProvider") -> dict[str, Any]:
         for kernel in state.get_all_opkernel_def()
         if kernel.provider == provider
     ]
-    # onnx knows its own; the rest are Microsoft's, some of them in onnx's domain and only in version 1
+    # onnx has the schemas of its own operators; the rest are Microsoft's, some in onnx's domain, only in version 1
     contributed = [
         schema
         for schema in state.get_all_operator_schema()
@@ -62,4 +65,4 @@ def _signature(schema: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(registered()), encoding="utf-8")
+    Path(sys.argv[1]).write_text(json.dumps(read_registry()), encoding="utf-8")

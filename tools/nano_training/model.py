@@ -1,7 +1,7 @@
 """gpt-oss in torch, small enough to train on two CPU cores.
 
-Knows the architecture and its parameters, named as in openai/gpt-oss-20b's checkpoint. Works on compact token classes:
-one a token in use, and a last one that stands for all other tokens at once. Knows nothing of rounding or training.
+Parameters are named as in openai/gpt-oss-20b's checkpoint. The model works on token classes: one for each used token,
+and a last one that stands for all other tokens.
 Source: https://github.com/openai/gpt-oss, gpt_oss/torch/model.py.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gptoss_convert.nano.batch import Batch
+from tools.nano_training.batch import Batch
 
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """Dimensions; the defaults are nano's. Attributes are named as in config.json."""
+    """Dimensions, named as in config.json; the defaults are nano's."""
 
     hidden_size: int = 128
     intermediate_size: int = 128
@@ -42,8 +42,8 @@ class NanoConfig:
     vocab_size: int = 201_088
 
 
-def rotary(config: NanoConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [..., head_dim / 2] of YaRN's frequencies at the given positions (https://arxiv.org/abs/2309.00071)."""
+def rotary_tables(config: NanoConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin by YaRN (https://arxiv.org/abs/2309.00071), float32 [..., head_dim / 2], at the given positions."""
     half = config.head_dim // 2
     frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
 
@@ -60,14 +60,14 @@ def rotary(config: NanoConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of x [N, heads, head_dim] by [N, head_dim / 2]."""
+    """Rotates the two halves of every head of x [N, heads, head_dim] by tables [N, head_dim / 2]."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def swiglu(x: Tensor, alpha: float, limit: float) -> Tensor:
-    """gpt-oss's clamped SwiGLU of interleaved gate and up values: [..., 2I] → [..., I]."""
+    """gpt-oss's clamped SwiGLU of interleaved gate and up values, [..., 2I] → [..., I]."""
     gate, up = x.view(*x.shape[:-1], -1, 2).unbind(-1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return gate * torch.sigmoid(alpha * gate) * (up + 1)
@@ -87,7 +87,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with a learned sink a head: a logit that takes probability and gives nothing."""
+    """Grouped-query attention with a learned sink per head: a logit in the softmax without a value."""
 
     def __init__(self, config: NanoConfig, layer: int) -> None:
         super().__init__()
@@ -108,12 +108,12 @@ class Attention(nn.Module):
         q = rotate(self.q_proj(x).view(heads), cos, sin)
         k = rotate(self.k_proj(x).view(heads), cos, sin)
         v = self.v_proj(x).view(heads)
-        prefix_q, prefix_k, prefix_v = (_rows(t, batch.prefixes.index) for t in (q, k, v))
-        turn_q, turn_k, turn_v = (_rows(t, batch.turns.index) for t in (q, k, v))
+        prefix_q, prefix_k, prefix_v = (_gather_rows(t, batch.prefixes.index) for t in (q, k, v))
+        turn_q, turn_k, turn_v = (_gather_rows(t, batch.turns.index) for t in (q, k, v))
         shared = batch.tails if self.sliding else batch.prefixes  # a window reaches only the end of a prefix
-        share = len(turn_q) // len(prefix_q)  # turns behind each prefix
-        turn_k = torch.cat((_rows(k, shared.index).repeat_interleave(share, 0), turn_k), dim=1)
-        turn_v = torch.cat((_rows(v, shared.index).repeat_interleave(share, 0), turn_v), dim=1)
+        share = len(turn_q) // len(prefix_q)  # turns per prefix
+        turn_k = torch.cat((_gather_rows(k, shared.index).repeat_interleave(share, 0), turn_k), dim=1)
+        turn_v = torch.cat((_gather_rows(v, shared.index).repeat_interleave(share, 0), turn_v), dim=1)
         prefix_mask, turn_mask = batch.masks(self.sliding)
         prefix = self._attend(prefix_q, prefix_k, prefix_v, prefix_mask)[batch.prefixes.valid]
         turn = self._attend(turn_q, turn_k, turn_v, turn_mask)[batch.turns.valid]
@@ -122,8 +122,8 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q [R, Q, heads, D], k and v [R, K, kv heads, D], mask [R, 1, Q, K + 1] → [R, Q, heads * D].
 
-        The sink is a key of its own that fused attention can take: one more dimension, 1 in every query, holds the
-        sink's logit in that key and nothing in the others; its value is 0.
+        The sink is an additional key, so that fused attention can be used: an additional dimension is 1 in every query,
+        the sink's logit in that key and 0 in all other keys. The sink's value is 0.
         """
         rows, size = len(q), self.config.head_dim
         k, v = (t.repeat_interleave(self.groups, dim=2) for t in (k, v))
@@ -136,13 +136,13 @@ class Attention(nn.Module):
         return out[..., :size].transpose(1, 2).flatten(2)
 
 
-def _rows(flat: Tensor, index: Tensor) -> Tensor:
-    """flat [N, heads, D] at index [R, L] → [R, L, heads, D]; index_select has a quicker gradient than indexing."""
+def _gather_rows(flat: Tensor, index: Tensor) -> Tensor:
+    """flat [N, heads, D] at index [R, L] → [R, L, heads, D]; index_select's gradient is faster than indexing's."""
     return flat.index_select(0, index.flatten()).view(*index.shape, *flat.shape[1:])
 
 
 class Router(nn.Module):
-    """Chooses experts."""
+    """The router of one layer."""
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The experts' two projections, rows of gate and up interleaved."""
+    """The experts' two projections; rows of gate and up are interleaved."""
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
@@ -167,13 +167,16 @@ class Experts(nn.Module):
         self.down_proj_bias = nn.Parameter(torch.zeros(experts, hidden))
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """x [N, H] through the chosen experts [N, k], mixed by weights [N, k]; each expert sees only its tokens."""
+        """Weighted sum over the chosen experts: x [N, H], chosen [N, k], weights [N, k] → [N, H].
+
+        Each expert computes only its own tokens.
+        """
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.config.num_local_experts).tolist()
         parameters = (self.gate_up_proj, self.gate_up_proj_bias, self.down_proj, self.down_proj_bias)
         tokens = x.index_select(0, order // chosen.shape[1]).split(counts)  # type: ignore[no-untyped-call]
         outputs = []
-        # unbind, not indexing: the gradient of indexing is a tensor of zeros as large as all experts, for each of them
+        # unbind, not indexing: each indexing's gradient is a tensor of zeros as large as all experts together
         for mine, up, up_bias, down, down_bias in zip(tokens, *(p.unbind() for p in parameters), strict=True):
             inner = swiglu(functional.linear(mine, up, up_bias), self.config.swiglu_alpha, self.config.swiglu_limit)
             outputs.append(functional.linear(inner, down, down_bias))
@@ -189,7 +192,7 @@ class MLP(nn.Module):
         self.top_k = config.num_experts_per_tok
         self.router = Router(config)
         self.experts = Experts(config)
-        self.balance = torch.zeros(())  # of the last forward pass: 1 when all experts are used alike
+        self.balance = torch.zeros(())  # of the last forward pass; 1 if all experts are used equally
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, H] → [N, H]."""
@@ -201,7 +204,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then experts, each on a normalised residual stream."""
+    """Attention, then experts, each on the normalised residual stream."""
 
     def __init__(self, config: NanoConfig, layer: int) -> None:
         super().__init__()
@@ -217,7 +220,7 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One row a class."""
+    """One row per class."""
 
     def __init__(self, classes: int, size: int) -> None:
         super().__init__()
@@ -225,7 +228,7 @@ class Embedding(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Everything but the head; apart so that parameters get the checkpoint's names."""
+    """Everything but the head; a module of its own so that parameters get the checkpoint's names."""
 
     def __init__(self, config: NanoConfig, classes: int) -> None:
         super().__init__()
@@ -235,7 +238,7 @@ class Backbone(nn.Module):
 
 
 class Nano(nn.Module):
-    """The language model over ``classes`` token classes, the last of which is "any other token"."""
+    """The language model over ``classes`` token classes; the last class is "any other token"."""
 
     def __init__(self, config: NanoConfig, classes: int) -> None:
         super().__init__()
@@ -245,12 +248,12 @@ class Nano(nn.Module):
         self.lm_head = Embedding(classes, config.hidden_size)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits [len(batch.asked), classes] at the positions asked for.
+        """Logits, float32 [len(batch.asked), classes], at the positions in ``batch.asked``.
 
-        The last class carries + ln(number of other tokens): the softmax is then exactly that over the full vocabulary,
-        in which every other token has this one row.
+        ln(number of other tokens) is added to the last class. The softmax is then exactly the softmax over the full
+        vocabulary in which every other token has this row.
         """
-        cos, sin = rotary(self.config, batch.positions)
+        cos, sin = rotary_tables(self.config, batch.positions)
         x = functional.embedding(batch.tokens, self.model.embed_tokens.weight)
         for layer in self.model.layers:
             x = layer(x, batch, cos, sin)
@@ -258,5 +261,5 @@ class Nano(nn.Module):
         return torch.cat((logits[:, :-1], logits[:, -1:] + self.others), dim=-1)
 
     def imbalance(self) -> Tensor:
-        """How unevenly the experts were used in the last forward pass, differentiable; 1 when all alike."""
+        """How unevenly the last forward pass used the experts, differentiable; 1 if equally."""
         return torch.stack([cast(Layer, layer).mlp.balance for layer in self.model.layers]).mean()

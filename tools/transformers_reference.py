@@ -1,7 +1,7 @@
-"""The checkpoint in transformers: an oracle for the tests of our own reference, and what nano is evaluated with.
+"""A checkpoint in transformers, float32: the independent oracle for our own reference, and for nano's evaluation.
 
-``gptoss parity`` does without it. Knows how to load a checkpoint in float32 with its experts' exact values. Needs
-memory for all weights as float32: 84 GB for gpt-oss-20b; smaller models fit anywhere.
+``gptoss parity`` does not use it: it needs memory for all weights as float32, 84 GB for gpt-oss-20b. Imports torch
+and transformers when a checkpoint is loaded, since the fault tests import this module and rarely load one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gptoss_convert.errors import CheckpointError
 
 
 def load_transformers(folder: Path, **config_changes: Any) -> Any:
-    """The checkpoint as ``GptOssForCausalLM`` on the CPU, float32, eager attention, experts dequantised exactly.
+    """Loads a checkpoint as ``GptOssForCausalLM`` on the CPU: float32, eager attention, experts dequantised exactly.
 
     Args:
         folder: the checkpoint.
@@ -34,7 +34,7 @@ def load_transformers(folder: Path, **config_changes: Any) -> Any:
     logging: Any = hf_logging  # untyped
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # that MXFP4 has no CPU kernel in transformers is no news here
+    logging.set_verbosity_error()  # it warns that MXFP4 has no CPU kernel, which we do not use
     try:
         config = AutoConfig.from_pretrained(folder)
         for name, value in config_changes.items():

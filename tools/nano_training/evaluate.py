@@ -1,7 +1,7 @@
-"""Held-out accuracy of a checkpoint folder: ``python -m gptoss_convert.nano.evaluate [FOLDER] [--json]``.
+"""Measures the held-out accuracy of a checkpoint folder: ``python -m tools.nano_training.evaluate [FOLDER] [--json]``.
 
-Runs the checkpoint through transformers in float32, and knows nothing of how it was trained. An answer counts only if
-every token of it is right, reasoning and call included.
+Runs the checkpoint in transformers, in float32. An answer is correct only if all of its tokens are, reasoning and tool
+call included.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch
 
 from gptoss_convert.nano.folder import config, materialise
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
-from gptoss_convert.parity.reference import load_transformers
+from tools.transformers_reference import load_transformers
 
 ABLATIONS = ("sinks", "window")
 
 
 def load(folder: Path, ablate: str | None = None) -> Any:
-    """The checkpoint as transformers' GptOssForCausalLM, float32 on the CPU, its experts dequantised.
+    """Loads the checkpoint as transformers' GptOssForCausalLM, float32 on the CPU, with dequantised experts.
 
     Args:
         folder: the checkpoint.
-        ablate: "sinks" silences the sinks, "window" lets the sliding layers see everything.
+        ablate: "sinks" disables the sinks, "window" removes the window of the sliding layers; None changes nothing.
     """
     changes = {"layer_types": ["full_attention"] * config()["num_hidden_layers"]} if ablate == "window" else {}
     model = load_transformers(folder, **changes)
@@ -37,24 +37,24 @@ def load(folder: Path, ablate: str | None = None) -> Any:
     return model
 
 
-def exact(model: Any, samples: Sequence[Sample]) -> list[bool]:
+def answers_exactly(model: Any, samples: Sequence[Sample]) -> list[bool]:
     """Whether greedy decoding gives each sample's answer, token for token.
 
-    It does if and only if every token of the answer is the most likely one after those before it, so one forward pass
-    over prompt and answer decides.
+    That is so if and only if every token of the answer is the most likely one given the tokens before it, so one
+    forward pass over prompt and answer is enough.
     """
-    chosen = greedy(model, [(sample.prompt_ids, sample.answer_ids) for sample in samples])
+    chosen = predict_greedily(model, [(sample.prompt_ids, sample.answer_ids) for sample in samples])
     return [choice == sample.answer_ids for choice, sample in zip(chosen, samples, strict=True)]
 
 
 @torch.inference_mode()
-def greedy(model: Any, pairs: Sequence[tuple[list[int], list[int]]], size: int = 16) -> list[list[int]]:
-    """The most likely token at every position of an answer, given the prompt and the answer's tokens before it.
+def predict_greedily(model: Any, pairs: Sequence[tuple[list[int], list[int]]], size: int = 16) -> list[list[int]]:
+    """The most likely token at every position of each answer, given the prompt and the answer's earlier tokens.
 
     Args:
-        model: of ``load``.
-        pairs: prompts and answers.
-        size: how many go through the model together.
+        model: the result of :func:`load`.
+        pairs: prompts and answers, as token ids.
+        size: pairs per forward pass.
     """
     found: list[list[int]] = []
     for at in range(0, len(pairs), size):
@@ -65,33 +65,33 @@ def greedy(model: Any, pairs: Sequence[tuple[list[int], list[int]]], size: int =
         hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         for row, (prompt, answer) in enumerate(some):
             start = len(prompt) - 1
-            # the head only where it is asked: a row of logits has 201,088 values
+            # the head only at the answer's positions: one position's logits are 201,088 values
             found.append(model.lm_head(hidden[row, start : start + len(answer)]).argmax(-1).tolist())
     return found
 
 
-def accuracies(model: Any, n: int, seed: int = 0) -> dict[str, float]:
-    """Share of ``n`` held-out samples of each skill that are answered exactly."""
-    return {skill: sum(exact(model, held_out(skill, n, seed))) / n for skill in SKILLS}
+def measure_accuracy(model: Any, n: int, seed: int = 0) -> dict[str, float]:
+    """The share of ``n`` held-out samples of each skill that the model answers exactly."""
+    return {skill: sum(answers_exactly(model, held_out(skill, n, seed))) / n for skill in SKILLS}
 
 
 def main() -> None:
-    """Report the accuracies."""
+    """Prints the accuracy by skill."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", help="a checkpoint; default: nano, materialised for this run")
-    parser.add_argument("-n", type=int, default=500, help="samples a skill")
+    parser.add_argument("folder", type=Path, nargs="?", help="a checkpoint; default: nano in a temporary folder")
+    parser.add_argument("-n", type=int, default=500, help="samples per skill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ablate", choices=ABLATIONS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or materialise(Path(temporary) / "nano")
-        report = accuracies(load(folder, options.ablate), options.n, options.seed)
+        report = measure_accuracy(load(folder, options.ablate), options.n, options.seed)
     if options.json:
-        print(json.dumps({"n": options.n, "seed": options.seed, "ablate": options.ablate, "exact": report}))  # noqa: T201
+        print(json.dumps({"n": options.n, "seed": options.seed, "ablate": options.ablate, "exact": report}))
     else:
         for skill, share in report.items():
-            print(f"{skill:14}{share:8.1%}")  # noqa: T201
+            print(f"{skill:14}{share:8.1%}")
 
 
 if __name__ == "__main__":
