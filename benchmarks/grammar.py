@@ -19,9 +19,10 @@ from gptoss_convert.nano import materialise
 from gptoss_convert.workflow import convert
 from gptoss_runtime import Engine, GenerationOptions, Message, Tool, load_engine
 from gptoss_runtime.chat.conversation import ResponseFormat
-from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.chat.turn_grammar import turn_grammar
 from gptoss_runtime.engine.grammar import Constraint
+from gptoss_runtime.harmony_tokens import STOP_TOKENS
 
 PERSON = {
     "type": "object",

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 from benchmarks.served import Served, served
 from gptoss_runtime import Engine, GenerationOptions, Message, load_engine
 from gptoss_runtime.artifact.folder import TOKENIZER
-from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.engine_process.engine import ProcessEngine
+from gptoss_runtime.harmony_tokens import STOP_TOKENS
 from gptoss_runtime.server.turn import TurnRequest, prepare
 
 _WORDS = ("river", "stone", "winter", "garden", "letter", "window", "coffee", "market", "silver", "engine", "planet")

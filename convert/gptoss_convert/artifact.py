@@ -26,6 +26,7 @@ from gptoss_convert.provenance import SourceDigests
 from gptoss_convert.targets import Target
 from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source, TensorGroup
 from gptoss_runtime.artifact.reference_logits import REFERENCE_LOGITS
+from gptoss_runtime.harmony_tokens import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 
 # Copied as they are; those marked True must be there. A chat template may also lie inside tokenizer_config.json.
 TOKENIZER_FILES = {
@@ -43,7 +44,6 @@ PROMPT_TEMPLATE = {
     "assistant": "<|start|>assistant<|channel|>final<|message|>{Content}<|end|>",
     "prompt": "<|start|>user<|message|>{Content}<|end|><|start|>assistant",
 }
-_START_OF_TEXT, _RETURN, _END_OF_TEXT, _CALL = 199998, 200002, 199999, 200012
 _BUDGET_CONTEXT = 8192  # positions that the memory budget is for
 
 
@@ -165,9 +165,9 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
     # A checkpoint without a generation config: harmony's tokens, or config.json's where the vocabulary is another.
     end = 0 if config.eos_token_id is None else config.eos_token_id
     usual: dict[str, Any] = {"bos_token_id": end, "eos_token_id": [end], "pad_token_id": config.pad_token_id or 0}
-    if config.vocab_size > _CALL:
-        usual = {"bos_token_id": _START_OF_TEXT, "eos_token_id": [_RETURN, _END_OF_TEXT, _CALL]}
-        usual["pad_token_id"] = _END_OF_TEXT
+    if config.vocab_size > CALL:
+        usual = {"bos_token_id": STARTOFTEXT, "eos_token_id": [RETURN, ENDOFTEXT, CALL]}
+        usual["pad_token_id"] = ENDOFTEXT
     given = _generation_config(checkpoint.path)
     tokens = {name: given[name] for name in usual if given.get(name) is not None}
     model = {

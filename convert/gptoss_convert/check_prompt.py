@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 
 from gptoss_convert.config import GptOssConfig
-from gptoss_convert.nano.vocabulary import SIZE, SPECIAL, tokenizer
+from gptoss_convert.nano.vocabulary import SPECIAL, tokenizer
+from gptoss_runtime.harmony_tokens import VOCAB_SIZE
 
 LENGTH = 512
 _STEPS = 8  # tokens at the end that are decoded one by one
@@ -71,7 +72,7 @@ _REASON = "4 + 9 + 25 + 49 + 121 + 169 + 289 + 361 + 529 + 841 = 2397. So the su
 def check_prompt(config: GptOssConfig) -> list[int]:
     """The token ids, at most ``LENGTH``, fewer where the context is shorter, and one at least."""
     length = max(1, min(LENGTH, config.max_position_embeddings - 1))
-    if config.vocab_size != SIZE:
+    if config.vocab_size != VOCAB_SIZE:
         rng = random.Random("check prompt")
         return [rng.randrange(config.vocab_size) for _ in range(length)]
     ids = [

@@ -21,13 +21,14 @@ from gptoss_convert.activation_profile import Array, Profile, Shifts
 from gptoss_convert.checkpoint import DTYPES, Checkpoint, expected_tensors
 from gptoss_convert.config import GptOssConfig
 from gptoss_convert.nano.folder import write_tokenizer
+from gptoss_runtime.harmony_tokens import ENDOFTEXT, RETURN, VOCAB_SIZE
 
 # config.json of openai/gpt-oss-20b, as far as dimensions go.
 GPT_OSS_20B: Mapping[str, Any] = {
     "architectures": ["GptOssForCausalLM"],
     "attention_bias": True,
     "attention_dropout": 0.0,
-    "eos_token_id": 200002,
+    "eos_token_id": RETURN,
     "head_dim": 64,
     "hidden_act": "silu",
     "hidden_size": 2880,
@@ -41,7 +42,7 @@ GPT_OSS_20B: Mapping[str, Any] = {
     "num_hidden_layers": 24,
     "num_key_value_heads": 8,
     "num_local_experts": 32,
-    "pad_token_id": 199999,
+    "pad_token_id": ENDOFTEXT,
     "quantization_config": {
         "modules_to_not_convert": [
             *("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"),
@@ -62,7 +63,7 @@ GPT_OSS_20B: Mapping[str, Any] = {
     "swiglu_limit": 7.0,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-    "vocab_size": 201088,
+    "vocab_size": VOCAB_SIZE,
 }
 
 

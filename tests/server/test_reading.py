@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from gptoss_runtime.chat.conversation import MessageEnd, ReasoningDelta, ToolCall, ToolCallDelta
-from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.engine.options import GenerationOptions
 from gptoss_runtime.engine.results import FinishReason, GenerationResult, Timings, Usage
 from gptoss_runtime.engine.scripted import ScriptedEngine
+from gptoss_runtime.harmony_tokens import STOP_TOKENS
 from gptoss_runtime.server.errors import Problem
 from gptoss_runtime.server.reading import End, Reader, Text, TurnEvent
 from gptoss_runtime.server.responses.writer import ResponseWriter

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from gptoss_convert import mxfp4
 from gptoss_convert.nano import skills, tensors
 from gptoss_convert.nano.folder import WEIGHTS
-from gptoss_convert.nano.vocabulary import SIZE, tokens
+from gptoss_convert.nano.vocabulary import tokens
+from gptoss_runtime.harmony_tokens import VOCAB_SIZE
 
 _PROJECTIONS = ("gate_up_proj", "down_proj")
 
@@ -39,7 +40,7 @@ def collect_used_tokens() -> NDArray[np.int32]:
 
 def token_classes(used: NDArray[np.int32]) -> torch.Tensor:
     """int64 [vocabulary]: the class of each token id; tokens without a row of their own share the last class."""
-    classes = torch.full((SIZE,), len(used), dtype=torch.int64)
+    classes = torch.full((VOCAB_SIZE,), len(used), dtype=torch.int64)
     classes[torch.from_numpy(used.astype(np.int64))] = torch.arange(len(used))
     return classes
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gptoss_runtime.harmony_tokens import VOCAB_SIZE
 from tools.nano_training.batch import Batch
 
 
@@ -39,7 +40,7 @@ class NanoConfig:
     rms_norm_eps: float = 1e-5
     swiglu_alpha: float = 1.702
     swiglu_limit: float = 7.0
-    vocab_size: int = 201_088
+    vocab_size: int = VOCAB_SIZE
 
 
 def rotary_tables(config: NanoConfig, positions: Tensor) -> tuple[Tensor, Tensor]:

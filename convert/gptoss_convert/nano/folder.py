@@ -16,11 +16,11 @@ from gptoss_convert import output
 from gptoss_convert.errors import OutputError
 from gptoss_convert.nano import tensors
 from gptoss_convert.nano.source import source_dir
-from gptoss_convert.nano.vocabulary import SPECIAL, tokenizer_text
+from gptoss_convert.nano.vocabulary import tokenizer_text
+from gptoss_runtime.harmony_tokens import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 
 WEIGHTS = "nano.safetensors"
 _ROWS = ("model.embed_tokens.weight", "lm_head.weight")
-_START, _PAD, _RETURN, _CALL = (SPECIAL[f"<|{name}|>"] for name in ("startoftext", "endoftext", "return", "call"))
 _SPECIAL_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
 
 
@@ -89,10 +89,10 @@ def write_tokenizer(folder: Path) -> None:
 def _fill(folder: Path) -> None:
     settings = config()
     generation = {
-        "bos_token_id": _START,
+        "bos_token_id": STARTOFTEXT,
         "do_sample": True,
-        "eos_token_id": [_RETURN, _PAD, _CALL],
-        "pad_token_id": _PAD,
+        "eos_token_id": [RETURN, ENDOFTEXT, CALL],
+        "pad_token_id": ENDOFTEXT,
         "transformers_version": settings["transformers_version"],
     }
     output.write_json(folder / "config.json", settings)

@@ -12,13 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from gptoss_convert.nano.vocabulary import SPECIAL, tokenizer
+from gptoss_convert.nano.vocabulary import tokenizer
+from gptoss_runtime.harmony_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START
 
 Effort = Literal["low", "medium", "high"]
-
-START, END, MESSAGE = SPECIAL["<|start|>"], SPECIAL["<|end|>"], SPECIAL["<|message|>"]
-CHANNEL, CONSTRAIN = SPECIAL["<|channel|>"], SPECIAL["<|constrain|>"]
-RETURN, CALL = SPECIAL["<|return|>"], SPECIAL["<|call|>"]
 
 
 @dataclass(frozen=True)

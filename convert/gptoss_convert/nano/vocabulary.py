@@ -19,24 +19,11 @@ from tokenizers import Tokenizer
 
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.nano.source import source_dir
+from gptoss_runtime.harmony_tokens import FIRST_SPECIAL, SPECIAL_TOKENS, VOCAB_SIZE
 
-RANKS = 199_998  # ordinary tokens: ids 0 to 199,997
-SIZE = 201_088  # rows of gpt-oss's embedding, reserved ids included
+_NAMES = {token: text for text, token in SPECIAL_TOKENS.items()}
+SPECIAL: dict[str, int] = {_NAMES.get(i, f"<|reserved_{i}|>"): i for i in range(FIRST_SPECIAL, VOCAB_SIZE)}
 TIKTOKEN_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-
-_NAMED = {
-    199998: "<|startoftext|>",
-    199999: "<|endoftext|>",
-    200002: "<|return|>",
-    200003: "<|constrain|>",
-    200005: "<|channel|>",
-    200006: "<|start|>",
-    200007: "<|end|>",
-    200008: "<|message|>",
-    200012: "<|call|>",
-    200018: "<|endofprompt|>",
-}
-SPECIAL: dict[str, int] = {_NAMED.get(i, f"<|reserved_{i}|>"): i for i in range(RANKS, SIZE)}
 
 # o200k's pre-tokenizer, as published with tiktoken (tiktoken_ext/openai_public.py).
 _CASE_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -61,7 +48,7 @@ def _unpack() -> tuple[tuple[bytes, ...], bytes]:
         raw = lzma.decompress(path.read_bytes())
     except (OSError, lzma.LZMAError) as error:
         raise CheckpointError(f"{path}: cannot read the vocabulary: {error}") from error
-    lengths, splits, data = raw[:RANKS], raw[RANKS : 2 * RANKS], raw[2 * RANKS :]
+    lengths, splits, data = raw[:FIRST_SPECIAL], raw[FIRST_SPECIAL : 2 * FIRST_SPECIAL], raw[2 * FIRST_SPECIAL :]
     edges = accumulate(lengths, initial=0)
     return tuple(data[a:b] for a, b in pairwise(edges)), splits
 

@@ -10,8 +10,8 @@ import random
 from pathlib import Path
 
 from gptoss_convert.nano import skills
-from gptoss_convert.nano.vocabulary import SIZE
 from gptoss_runtime.errors import InvalidRequest
+from gptoss_runtime.harmony_tokens import VOCAB_SIZE
 
 COUNT, LENGTH = 4, 320
 
@@ -26,14 +26,14 @@ def sequences(vocab_size: int, *, count: int = COUNT, length: int = LENGTH, seed
         seed: of the choice.
     """
     rng = random.Random(f"parity {seed}")
-    if vocab_size != SIZE:
+    if vocab_size != VOCAB_SIZE:
         return [[rng.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
     return [_conversation(rng, length) for _ in range(count)]
 
 
 def describe(vocab_size: int, seed: int) -> str:
     """What :func:`sequences` are, in words."""
-    return f"{'random ids' if vocab_size != SIZE else 'harmony conversations'}, seed {seed}"
+    return f"{'random ids' if vocab_size != VOCAB_SIZE else 'harmony conversations'}, seed {seed}"
 
 
 def text_sequences(text: Path, tokenizer: Path, *, count: int = COUNT, length: int = LENGTH) -> list[list[int]]:

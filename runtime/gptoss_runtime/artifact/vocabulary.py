@@ -18,18 +18,10 @@ import platformdirs
 
 from gptoss_runtime.artifact import strict_json
 from gptoss_runtime.errors import ArtifactError, ResourceError
+from gptoss_runtime.harmony_tokens import FORMAT_TOKENS
 
 FILE_NAME = "o200k_base.tiktoken"
 SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-_SPECIALS = {
-    "<|return|>": 200002,
-    "<|constrain|>": 200003,
-    "<|channel|>": 200005,
-    "<|start|>": 200006,
-    "<|end|>": 200007,
-    "<|message|>": 200008,
-    "<|call|>": 200012,
-}
 _REMEDY = "Use a tokenizer.json of gpt-oss (o200k_harmony), unchanged."
 
 
@@ -75,7 +67,9 @@ def tiktoken_bytes(tokenizer: Path) -> bytes:
     except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
         raise ArtifactError(f"{tokenizer} is not a byte-level BPE tokenizer: {error!r}", remedy=_REMEDY) from error
     data = b"".join(lines)
-    if hashlib.sha256(data).hexdigest() != SHA256 or any(specials.get(text) != at for text, at in _SPECIALS.items()):
+    if hashlib.sha256(data).hexdigest() != SHA256 or any(
+        specials.get(text) != token for text, token in FORMAT_TOKENS.items()
+    ):
         raise ArtifactError(f"{tokenizer} is not the tokenizer of gpt-oss", remedy=_REMEDY)
     return data
 

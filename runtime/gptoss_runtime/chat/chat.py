@@ -28,6 +28,7 @@ from gptoss_runtime.engine.base import Engine, Generation
 from gptoss_runtime.engine.loading import load_engine
 from gptoss_runtime.engine.options import GenerationOptions
 from gptoss_runtime.errors import InvalidRequest
+from gptoss_runtime.harmony_tokens import STOP_TOKENS
 
 if TYPE_CHECKING:
     from gptoss_runtime.chat.harmony import Harmony
@@ -73,8 +74,6 @@ class Chat:
         date: datetime.date | None = None,
         max_steps: int = 8,
     ) -> None:
-        from gptoss_runtime.chat.harmony import STOP_TOKENS
-
         if max_steps < 1:
             raise InvalidRequest(f"max_steps is {max_steps}", remedy="Set max_steps to 1 or more.")
         self.engine = engine
@@ -82,7 +81,6 @@ class Chat:
         self.tools = tuple(tools)
         self.effort: Effort = effort
         self.options = options or GenerationOptions()
-        self._stop_tokens = STOP_TOKENS
         self.date = date
         self.max_steps = max_steps
         self._instructions = [Message("developer", instructions)] if instructions else []
@@ -203,7 +201,7 @@ class Chat:
     @contextmanager
     def _generating(self, ids: list[int]) -> Iterator[Generation]:
         """A generation that ``cancel`` can reach, also if it was called just before."""
-        options = replace(self.options, stop_token_ids=self._stop_tokens)
+        options = replace(self.options, stop_token_ids=STOP_TOKENS)
         with self.engine.generate(ids, options) as generation:
             self._generation = generation
             try:

@@ -37,9 +37,8 @@ from gptoss_runtime.chat.conversation import (
 from gptoss_runtime.engine.base import Generation
 from gptoss_runtime.engine.results import FinishReason, GenerationResult
 from gptoss_runtime.errors import BackendError, GptOssError, InvalidRequest
+from gptoss_runtime.harmony_tokens import CALL, END, ENDOFTEXT, RETURN, START
 
-ENDOFTEXT, RETURN, START, END, CALL = 199999, 200002, 200006, 200007, 200012
-STOP_TOKENS = (RETURN, CALL, ENDOFTEXT)
 _NAMESPACE = "functions."
 _UNBROKEN = 256
 _RUNS = re.compile(rf"\S{{{_UNBROKEN + 1},}}|\s{{{_UNBROKEN + 1},}}")

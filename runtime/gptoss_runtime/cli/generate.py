@@ -27,6 +27,7 @@ from gptoss_runtime.cli.options import (
     located,
 )
 from gptoss_runtime.errors import GptOssError, InvalidRequest
+from gptoss_runtime.harmony_tokens import STOP_TOKENS
 
 if TYPE_CHECKING:
     from gptoss_runtime.chat.conversation import Effort
@@ -136,7 +137,7 @@ def _answer(
 
     from gptoss_runtime.artifact.folder import TOKENIZER
     from gptoss_runtime.chat.conversation import ContentDelta, Event, Finish, Message, ReasoningDelta
-    from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+    from gptoss_runtime.chat.harmony import Harmony
     from gptoss_runtime.cli.render import print_events
 
     harmony = Harmony.load(folder / TOKENIZER)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from gptoss_runtime.engine.decoding import LogitsEngine
 from gptoss_runtime.engine.options import check_token_ids
 from gptoss_runtime.engine.results import ModelInfo
-
-EOS = 200002
+from gptoss_runtime.harmony_tokens import RETURN, VOCAB_SIZE
 
 
 class ScriptedEngine(LogitsEngine):
@@ -32,11 +31,11 @@ class ScriptedEngine(LogitsEngine):
         scripts: Iterable[Sequence[int]],
         *,
         context_length: int = 4096,
-        vocab_size: int = 201088,
+        vocab_size: int = VOCAB_SIZE,
         tokenizer: Path | None = None,
     ) -> None:
         super().__init__(tokenizer)
-        self.info = ModelInfo("scripted", "none", "none", context_length, vocab_size, (min(EOS, vocab_size - 1),))
+        self.info = ModelInfo("scripted", "none", "none", context_length, vocab_size, (min(RETURN, vocab_size - 1),))
         self.prompts: list[list[int]] = []
         self._scripts = iter(scripts)
         self._script: Sequence[int] = ()

@@ -24,8 +24,8 @@ from gptoss_runtime.chat.stops import StopStrings
 from gptoss_runtime.engine.base import Generation
 from gptoss_runtime.engine.results import GenerationResult, TokenLogprobs
 from gptoss_runtime.errors import GptOssError
+from gptoss_runtime.harmony_tokens import FIRST_SPECIAL
 
-_FIRST_SPECIAL = 199998  # ids from here on are harmony's own tokens, not text
 EndReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
 
@@ -89,7 +89,7 @@ class Reader:
         yield from self._end(generation.result)
 
     def _token(self, token: int, entry: TokenLogprobs | None) -> Iterator[TurnEvent]:
-        special = token >= _FIRST_SPECIAL
+        special = token >= FIRST_SPECIAL
         if not special:
             self._unseen += 1
             if entry is not None:

@@ -23,6 +23,7 @@ from gptoss_runtime.chat.turn_grammar import turn_grammar
 from gptoss_runtime.engine.base import Engine, Generation
 from gptoss_runtime.engine.options import MAX_SEED, GenerationOptions
 from gptoss_runtime.errors import ContextOverflow, NumericalError
+from gptoss_runtime.harmony_tokens import STOP_TOKENS
 from gptoss_runtime.server.reading import End, Reader, TurnEvent
 
 if TYPE_CHECKING:
@@ -222,7 +223,6 @@ def prepare(engine: Engine, harmony: Harmony, request: TurnRequest) -> tuple[lis
         InvalidRequest: it cannot be rendered, or its formats cannot be enforced.
         ContextOverflow: the prompt leaves no room for an answer.
     """
-    from gptoss_runtime.chat.harmony import STOP_TOKENS
 
     grammar = turn_grammar(
         tools=request.tools,

@@ -103,7 +103,7 @@ TOKENS = (
         "<|call|> ends no turn: a model goes on with a tool's output of its own",
         (
             Edit(
-                "gptoss_runtime/chat/harmony.py",
+                "gptoss_runtime/harmony_tokens.py",
                 "STOP_TOKENS = (RETURN, CALL, ENDOFTEXT)",
                 "STOP_TOKENS = (RETURN, ENDOFTEXT)",
             ),
@@ -113,7 +113,7 @@ TOKENS = (
     Fault(
         "call_is_no_stop_token_of_an_artifact",
         "the same in genai_config.json, for other programs",
-        (Edit(ARTIFACT, "[_RETURN, _END_OF_TEXT, _CALL]", "[_RETURN, _END_OF_TEXT]"),),
+        (Edit(ARTIFACT, "[RETURN, ENDOFTEXT, CALL]", "[RETURN, ENDOFTEXT]"),),
         ("tests/convert/test_genai_config.py::test_harmonys_stop_tokens_by_default[cpu]",),
     ),
     Fault(

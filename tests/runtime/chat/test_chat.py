@@ -20,8 +20,9 @@ from gptoss_runtime import (
     ToolCall,
     ToolResult,
 )
-from gptoss_runtime.chat.harmony import ENDOFTEXT, STOP_TOKENS, Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.engine.scripted import ScriptedEngine
+from gptoss_runtime.harmony_tokens import ENDOFTEXT, STOP_TOKENS
 
 GREEDY = GenerationOptions(temperature=0)
 CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1, "b": 2}<|call|>'

@@ -24,10 +24,11 @@ from gptoss_runtime import (
     ToolCall,
 )
 from gptoss_runtime.chat.conversation import JSON_OBJECT, ResponseFormat
-from gptoss_runtime.chat.harmony import CALL, STOP_TOKENS, Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.chat.turn_grammar import ToolChoice, turn_grammar
 from gptoss_runtime.engine.grammar import Constraint
 from gptoss_runtime.engine_process.engine import ProcessEngine
+from gptoss_runtime.harmony_tokens import CALL, STOP_TOKENS
 
 WEATHER = Tool(
     "get_weather",

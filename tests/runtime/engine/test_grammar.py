@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from gptoss_runtime import BackendUnavailable, FinishReason, GenerationOptions, InvalidRequest
 from gptoss_runtime.chat.conversation import ResponseFormat, Tool
-from gptoss_runtime.chat.harmony import RETURN, Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.chat.turn_grammar import turn_grammar
 from gptoss_runtime.engine import grammar as grammar_module
 from gptoss_runtime.engine.grammar import Constraint
 from gptoss_runtime.engine.scripted import EOS, ScriptedEngine
+from gptoss_runtime.harmony_tokens import RETURN
 
 VOCABULARY = 201_088
 

@@ -29,11 +29,12 @@ from gptoss_runtime import (
     Tool,
 )
 from gptoss_runtime.artifact.folder import Artifact
-from gptoss_runtime.chat.harmony import STOP_TOKENS, Harmony
+from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.engine.genai import GenaiEngine
 from gptoss_runtime.engine.sampling import Sampler, token_logprobs
 from gptoss_runtime.engine_process.engine import ProcessEngine
+from gptoss_runtime.harmony_tokens import STOP_TOKENS
 from tests.nonfinite import FAULTS, FaultyEngine, Logits, with_infinite_norm, with_poisoned_token
 
 VOCABULARY = 300
