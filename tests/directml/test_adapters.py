@@ -17,14 +17,14 @@ import json
 from dataclasses import asdict
 from gptoss_runtime.machine import adapters, dxgi
 for _ in range(20):  # what is released too often or too little would show
-    found = adapters.adapters()
-print(json.dumps([[asdict(one) for one in found], asdict(adapters.choose(found, "wined3d"))]))
+    found = adapters.list_adapters()
+print(json.dumps([[asdict(one) for one in found], asdict(adapters.choose_adapter(found, "wined3d"))]))
 """
 CHOOSE = """
 from gptoss_runtime import GptOssError
 from gptoss_runtime.machine import adapters
 try:
-    print(adapters.choose(adapters.adapters(), {wanted!r}).index)
+    print(adapters.choose_adapter(adapters.list_adapters(), {wanted!r}).index)
 except GptOssError as error:
     print(type(error).__name__, error.exit_code, error, sep="\\n")
 """

@@ -74,7 +74,7 @@ def examine(manifest: Manifest | None) -> dict[str, Any]:
     from gptoss_runtime.errors import GptOssError
     from gptoss_runtime.machine import adapters, hardware, installed
 
-    packages, problems = installed.installed(), []
+    packages, problems = installed.find_builds(), []
     found: list[Adapter] = []
     chosen: Adapter | None = None
 
@@ -91,13 +91,13 @@ def examine(manifest: Manifest | None) -> dict[str, Any]:
 
     def look() -> None:
         nonlocal found, chosen
-        found = adapters.adapters()
-        chosen = adapters.choose(found)
+        found = adapters.list_adapters()
+        chosen = adapters.choose_adapter(found)
 
     device = check("directml", look)  # both are looked at, so that no second run finds a second problem
     builds = check("directml", lambda: installed.require_directml(packages))
     runs_on = ["directml"] if device and builds else []
-    if check("cpu", lambda: installed.require("cpu", packages)):
+    if check("cpu", lambda: installed.require_builds("cpu", packages)):
         runs_on.append("cpu")
     cpu = hardware.cpu()
     return {
@@ -139,7 +139,7 @@ def _artifact(manifest: Manifest, packages: Mapping[str, str]) -> dict[str, Any]
     return {
         "name": manifest.name,
         "target": manifest.target,
-        "unmet": installed.unmet(manifest.requires, packages),
+        "unmet": installed.find_unmet(manifest.requires, packages),
     }
 
 
@@ -151,11 +151,11 @@ def _needs(manifest: Manifest | None, found: Sequence[Adapter], memory: int) -> 
         return {"needs": {}, "fits": []}
     budget = manifest.memory
     places = [
-        (adapter.name, preflight.room(adapter), preflight.largest_context(budget, adapter))
+        (adapter.name, preflight.available_memory(adapter), preflight.largest_context(budget, adapter))
         for adapter in found
         if adapter.usable
     ]
-    places.append(("CPU", memory, preflight.whole(budget.largest_context(memory))))
+    places.append(("CPU", memory, preflight.round_context(budget.largest_context(memory))))
     return {
         "needs": {str(n): budget.at(n) for n in preflight.CONTEXTS},
         "fits": [

@@ -95,7 +95,7 @@ def native_errors(doing: str) -> Iterator[None]:
         raise _memory_error(doing, "not enough memory") from error
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        explained = adapters.explained(doing, str(error))
+        explained = adapters.explain_native_error(doing, str(error))
         if explained is not None:
             raise explained from error
         if _MEMORY.search(text):
@@ -141,9 +141,9 @@ class GenaiEngine(LogitsEngine):
         longest, adapter, self.slots = artifact.context_length, None, slots
         if provider.lower() == "directml":
             budget = artifact.manifest.memory if artifact.manifest else None
-            adapter, context_length = preflight.directml(budget, device, longest, context_length)
+            adapter, context_length = preflight.plan_directml(budget, device, longest, context_length)
             device = adapter.index
-            self.slots = preflight.slots(budget, adapter, context_length, slots)
+            self.slots = preflight.count_slots(budget, adapter, context_length, slots)
         self._genai = import_genai()
         with native_errors(f"loading {artifact.path}"), _quiet(provider):
             index = _device_index(device)

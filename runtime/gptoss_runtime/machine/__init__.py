@@ -1,1 +1,1 @@
-"""The machine: processor, graphics adapters, installed packages, and whether a model fits."""
+"""The machine: processor, memory, graphics adapters, installed packages, and the check whether a model fits."""

@@ -1,8 +1,4 @@
-"""What the machine has: the system, the processor and its memory. Graphics adapters are adapters.py's.
-
-Knows the operating system through psutil; knows nothing of
-models.
-"""
+"""The operating system, the processor and the main memory, through psutil. Graphics adapters are in adapters.py."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ WINDOWS = os.name == "nt"
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor this process may use; memory in bytes."""
+    """The processor as this process may use it; memory in bytes."""
 
     physical_cores: int
     logical_cores: int
@@ -25,7 +21,7 @@ class Cpu:
 
 
 def cpu() -> Cpu:
-    """Reads the processor's figures now; never more cores than this process is allowed to use."""
+    """Returns the current figures; never more cores than this process's CPU affinity allows."""
     logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     physical = min(psutil.cpu_count(logical=False) or logical, logical)
     memory = psutil.virtual_memory()
@@ -33,7 +29,7 @@ def cpu() -> Cpu:
 
 
 def peak_memory() -> int:
-    """The most resident memory this process has had, in bytes."""
+    """Returns this process's peak resident memory, in bytes."""
     info = psutil.Process().memory_info()
     peak = getattr(info, "peak_wset", 0)  # Windows
     if not peak and os.name == "posix":

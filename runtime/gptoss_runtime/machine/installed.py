@@ -1,14 +1,16 @@
-"""Which builds of onnxruntime and onnxruntime-genai are installed, and whether they can be used together.
+"""Finds the installed builds of onnxruntime and onnxruntime-genai and checks that they work together.
 
-All builds of one of them share its import name: with two installed, what is imported is a mixture of both. Reads the
-installed packages' metadata and imports none of them, so it works where they don't.
+All builds of one package share its import name, so two of them in one environment overwrite each other's files. This
+module reads package metadata only and imports none of the packages, so it also works when they are broken.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+
+from packaging.specifiers import InvalidSpecifier, Specifier
+from packaging.version import InvalidVersion, Version
 
 from gptoss_runtime.errors import BackendUnavailable
 from gptoss_runtime.machine import hardware
@@ -22,10 +24,12 @@ GENAI = (
     "onnxruntime-genai-directml-ryzenai",
 )
 INSTALL = 'pip install "gptoss-windows[{}]"'
+# A remedy must not say "--provider cpu": genai cannot run a DirectML artifact's fixed-size KV cache on the CPU.
+USE_CPU_ARTIFACT = "use an artifact that was converted for the CPU (gptoss convert --target cpu)"
 
 
-def installed() -> dict[str, str]:
-    """Version by distribution, of the builds above."""
+def find_builds() -> dict[str, str]:
+    """Returns the installed version of each build listed above, by distribution name."""
     found = {}
     for name in (*ONNXRUNTIME, *GENAI):
         try:
@@ -36,36 +40,36 @@ def installed() -> dict[str, str]:
 
 
 def own_version() -> str | None:
-    """Of this project; None where it runs from a folder that was never installed."""
+    """Returns the version of gptoss-windows, or None when it runs from a folder without being installed."""
     try:
         return metadata.version("gptoss-windows")
     except metadata.PackageNotFoundError:
         return None
 
 
-def conflicts(found: Mapping[str, str]) -> list[list[str]]:
-    """Builds of one package that are installed beside each other."""
+def find_conflicts(found: Mapping[str, str]) -> list[list[str]]:
+    """Returns the groups of builds of one package that are installed side by side."""
     families: list[Sequence[str]] = [ONNXRUNTIME, GENAI]
     together = [[name for name in family if name in found] for family in families]
     return [names for names in together if len(names) > 1]
 
 
-def require(extra: str, found: Mapping[str, str] | None = None) -> None:
-    """Whether some build of each package is installed, and no two of one.
+def require_builds(extra: str, found: Mapping[str, str] | None = None) -> None:
+    """Checks that exactly one build of onnxruntime and one of onnxruntime-genai is installed.
 
     Args:
-        extra: of this project, that the remedy installs: "cpu".
-        found: as from :func:`installed`, which is asked if it is not given.
+        extra: the extra of this project that the remedy installs, such as "cpu".
+        found: the result of :func:`find_builds`; ``None``: call it.
 
     Raises:
-        BackendUnavailable: they are not; the remedy is what to type.
+        BackendUnavailable: a build is missing, or two conflict; the remedy lists the commands to run.
     """
-    found = installed() if found is None else found
-    if together := conflicts(found):
-        names = " and ".join(name for names in together for name in names)
+    found = find_builds() if found is None else found
+    if conflicts := find_conflicts(found):
+        names = " and ".join(name for names in conflicts for name in names)
         raise BackendUnavailable(
             f"{names} are installed side by side and overwrite each other's files",
-            remedy=_reinstall([name for names in together for name in names], extra),
+            remedy=_reinstall_commands([name for names in conflicts for name in names], extra),
         )
     for family in (ONNXRUNTIME, GENAI):
         if not any(name in found for name in family):
@@ -73,81 +77,71 @@ def require(extra: str, found: Mapping[str, str] | None = None) -> None:
 
 
 def require_directml(found: Mapping[str, str] | None = None) -> None:
-    """Whether the builds for DirectML are installed, and no others beside them.
+    """Checks that this is Windows and that the DirectML builds, and no others, are installed.
 
     Args:
-        found: as from :func:`installed`, which is asked if it is not given.
+        found: the result of :func:`find_builds`; ``None``: call it.
 
     Raises:
-        BackendUnavailable: they are not, or this isn't Windows; the remedy is what to type.
+        BackendUnavailable: one of these is not the case; the remedy lists the commands to run.
     """
     if not hardware.WINDOWS:
-        raise BackendUnavailable("DirectML needs Windows", remedy="Use --provider cpu here.")
-    found = installed() if found is None else found
-    require("directml", found)
+        raise BackendUnavailable("DirectML needs Windows", remedy=f"On this system, {USE_CPU_ARTIFACT}.")
+    found = find_builds() if found is None else found
+    require_builds("directml", found)
     others = [name for name in (*ONNXRUNTIME, *GENAI) if name in found and not name.endswith("-directml")]
     if others:
         raise BackendUnavailable(
             f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} installed instead of the build for DirectML",
-            remedy=_reinstall(others, "directml"),
+            remedy=_reinstall_commands(others, "directml"),
         )
 
 
-def _reinstall(names: Sequence[str], extra: str) -> str:
-    """What to type, on lines of their own: PowerShell 5 knows no ``&&``."""
+def _reinstall_commands(names: Sequence[str], extra: str) -> str:
+    """Returns one command per line, because PowerShell 5 has no ``&&``."""
     lines = [f"pip uninstall -y {' '.join(names)}", INSTALL.format(extra)]
     if extra != "cpu":
-        lines.append("(The converter wants the CPU build: give it an environment of its own.)")
+        lines.append("(The converter needs the CPU build: install it in a separate environment.)")
     return "\n".join(lines)
 
 
-def unmet(requires: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """What an artifact asks for and is not installed.
+def find_unmet(requires: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Returns the requirements of an artifact that the installed packages do not meet.
 
     Args:
-        requires: version specifiers by package, as a manifest has them; "onnxruntime" is met by any build of it.
-        found: as from :func:`installed`.
+        requires: version specifiers by package, as in a manifest; any build of onnxruntime meets "onnxruntime".
+        found: the result of :func:`find_builds`.
 
     Returns:
-        Such as "onnxruntime>=1.32 (1.24.4 is installed)".
+        One text per unmet requirement, such as "onnxruntime>=1.32 (1.24.4 is installed)".
     """
-    missing = []
+    unmet = []
     for package, specifier in requires.items():
         family = next((family for family in (ONNXRUNTIME, GENAI) if package == family[0]), (package,))
         version = next((found[name] for name in family if name in found), None)
         if version is None or not satisfies(version, specifier):
-            there = "is not installed" if version is None else f"{version} is installed"
-            missing.append(f"{package}{specifier} ({there})")
-    return missing
+            status = "is not installed" if version is None else f"{version} is installed"
+            unmet.append(f"{package}{specifier} ({status})")
+    return unmet
 
 
 def satisfies(version: str, specifier: str) -> bool:
-    """Whether a version is one of those that a specifier such as ">=1.24.4,<2" allows; what it doesn't know, it allows.
+    """Whether a version meets a specifier such as ">=1.24.4,<2".
 
-    Compares the numbers only, which is enough for releases.
+    Pre-, post-, development and local releases count as the release they belong to: "1.24.4.post1" meets "==1.24.4",
+    and a nightly "1.33.0.dev20260901" meets ">=1.33". A clause that PEP 440 does not define is ignored, so that a newer
+    manifest does not lock out an older runtime. A version that PEP 440 does not define meets no clause.
     """
-    have = _numbers(version)
-    for clause in specifier.split(","):
-        match = re.fullmatch(r"\s*(>=|<=|==|!=|>|<)\s*([\d.]+)\s*", clause)
-        if match is None:
-            continue
-        want = _numbers(match[2])
-        length = max(len(have), len(want))
-        left, right = (numbers + (0,) * (length - len(numbers)) for numbers in (have, want))
-        allowed = {
-            ">=": left >= right,
-            "<=": left <= right,
-            "==": left == right,
-            "!=": left != right,
-            ">": left > right,
-            "<": left < right,
-        }
-        if not allowed[match[1]]:
-            return False
-    return True
+    clauses = [clause for text in specifier.split(",") if (clause := _parse_clause(text)) is not None]
+    try:
+        release = Version(Version(version).base_version)
+    except InvalidVersion:
+        return not clauses
+    return all(clause.contains(release, prereleases=True) for clause in clauses)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """The release's numbers: (1, 24, 4) of "1.24.4.post1"."""
-    release = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part[:9]) for part in release[0].split(".")) if release else ()
+def _parse_clause(text: str) -> Specifier | None:
+    try:
+        return Specifier(text.strip())
+    except InvalidSpecifier:
+        return None

@@ -84,7 +84,7 @@ def choose(
         model: its name, for messages.
         variants: what there is.
         target: use this one, whatever the machine.
-        device: use this adapter, as :func:`gptoss_runtime.machine.adapters.choose` takes it.
+        device: use this adapter, as :func:`gptoss_runtime.machine.adapters.choose_adapter` takes it.
 
     Raises:
         ModelNotFound: there is no variant for that target, or none at all.
@@ -121,23 +121,23 @@ def place_of(variant: Candidate, device: int | str | None = None) -> Place:
         )
     if device is not None:
         raise InvalidRequest("the CPU is no adapter", remedy="Leave the device out, or use a variant for directml.")
-    packages = installed.installed()
-    installed.require("cpu", packages)
-    if unmet := installed.unmet(variant.requires, packages):
+    packages = installed.find_builds()
+    installed.require_builds("cpu", packages)
+    if unmet := installed.find_unmet(variant.requires, packages):
         raise BackendUnavailable(f"it asks for {', '.join(unmet)}", remedy=installed.INSTALL.format("cpu"))
     return _fitting(variant.memory, "cpu", None, "on the CPU", hardware.cpu().memory_available)
 
 
 def _on_directml(memory: MemoryBudget | None, device: int | str | None) -> Place:
     installed.require_directml()
-    adapter = adapters.choose(adapters.adapters(), device)
-    return _fitting(memory, "directml", adapter.index, f"on {adapter.name}", preflight.room(adapter))
+    adapter = adapters.choose_adapter(adapters.list_adapters(), device)
+    return _fitting(memory, "directml", adapter.index, f"on {adapter.name}", preflight.available_memory(adapter))
 
 
 def _fitting(memory: MemoryBudget | None, provider: str, device: int | None, text: str, room: int) -> Place:
     if memory is None:
         return Place(provider, device, None, text)
-    most = preflight.whole(memory.largest_context(room))
+    most = preflight.round_context(memory.largest_context(room))
     least = min(_LEAST_CONTEXT, memory.context)
     if most < least:
         raise ResourceError(

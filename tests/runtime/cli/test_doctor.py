@@ -38,8 +38,8 @@ def report(*arguments: object) -> dict[str, Any]:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def machine(*found: Adapter, builds: dict[str, str] = BUILDS) -> None:
         monkeypatch.setattr(hardware, "WINDOWS", True)
-        monkeypatch.setattr(adapters, "adapters", lambda: list(found))
-        monkeypatch.setattr(installed, "installed", lambda: builds)
+        monkeypatch.setattr(adapters, "list_adapters", lambda: list(found))
+        monkeypatch.setattr(installed, "find_builds", lambda: builds)
 
     return machine
 
@@ -115,7 +115,7 @@ def test_a_failing_dxgi(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         raise DeviceError("listing graphics adapters: 80004005", remedy="Reinstall the graphics driver.")
 
     machine()
-    monkeypatch.setattr(adapters, "adapters", fails)
+    monkeypatch.setattr(adapters, "list_adapters", fails)
     said = report()
     assert said["runs_on"] == ["cpu"]
     assert "80004005" in said["problems"][0]["problem"]

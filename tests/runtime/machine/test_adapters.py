@@ -1,4 +1,4 @@
-"""Choosing among made-up adapters, reading made-up COM objects, and native texts as they were seen."""
+"""Choosing among made-up adapters, reading made-up COM objects, and explaining real native messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gptoss_runtime.errors import (
     ResourceError,
 )
 from gptoss_runtime.machine import adapters, dxgi, hardware
-from gptoss_runtime.machine.adapters import Adapter, choose, explained
+from gptoss_runtime.machine.adapters import Adapter, choose_adapter, explain_native_error
 
 GB = 1 << 30
 BIG = Adapter(0, "NVIDIA GeForce RTX 4090", "NVIDIA", "0:70000", 24 * GB, 32 * GB, False, "32.0.15.6094", "12_2")
@@ -45,7 +45,7 @@ MANY = st.lists(
 )
 
 
-class TestChoosing:
+class TestChooseAdapter:
     @pytest.mark.parametrize(
         ("wanted", "expected"),
         [
@@ -58,50 +58,66 @@ class TestChoosing:
         ],
     )
     def test_by_index_luid_or_name(self, wanted: int | str | None, expected: Adapter) -> None:
-        assert choose(ALL, wanted) is expected
+        assert choose_adapter(ALL, wanted) is expected
 
-    def test_memory_of_its_own_comes_before_shared_memory(self) -> None:
+    def test_dedicated_memory_wins_over_shared_memory(self) -> None:
         small = replace(SMALL, dedicated_memory=8 * GB)
         assert SHARED.memory > small.memory
-        assert choose([SHARED, small]) is small
-        assert choose([SHARED]) is SHARED
+        assert choose_adapter([SHARED, small]) is small
+        assert choose_adapter([SHARED]) is SHARED
 
-    def test_a_usable_one_comes_before_a_larger_one(self) -> None:
-        assert choose([OLD, SHARED]) is SHARED
+    def test_a_usable_adapter_wins_over_a_larger_one(self) -> None:
+        assert choose_adapter([OLD, SHARED]) is SHARED
 
-    def test_several_of_a_name(self) -> None:
-        with pytest.raises(InvalidRequest, match="means several") as raised:
-            choose(ALL, "geforce")
+    def test_an_ambiguous_name(self) -> None:
+        with pytest.raises(InvalidRequest, match="matches several") as raised:
+            choose_adapter(ALL, "geforce")
         assert raised.value.remedy is not None
         assert "0: NVIDIA GeForce RTX 4090" in raised.value.remedy
         assert "UHD" not in raised.value.remedy
 
     @pytest.mark.parametrize("wanted", [7, -1, "4090", "voodoo", "", " ", "9" * 5000, "0:1", True, "basic render"])
-    def test_none_of_that_name(self, wanted: int | str) -> None:
+    def test_an_unknown_adapter(self, wanted: int | str) -> None:
         with pytest.raises(NoAdapter) as raised:
-            choose(ALL, wanted)
+            choose_adapter(ALL, wanted)
         assert raised.value.remedy is not None
         assert BIG.name in raised.value.remedy
         assert len(raised.value.message) < 200
 
-    def test_too_old(self) -> None:
+    def test_driver_too_old(self) -> None:
         for wanted in (None, 3, "radeon"):
             with pytest.raises(DriverTooOld, match="Radeon") as raised:
-                choose([OLD, BASIC], wanted)
+                choose_adapter([OLD, BASIC], wanted)
             assert "driver" in (raised.value.remedy or "")
 
-    def test_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_remedy_says_provider_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A DirectML artifact does not run on the CPU: its user needs another artifact."""
+        monkeypatch.setattr(hardware, "WINDOWS", True)
+        errors: list[GptOssError | None] = [explain_native_error("loading", "887A0004")]
+        for found in ([], [BASIC], [OLD]):
+            with pytest.raises(DeviceError) as raised:
+                choose_adapter(found)
+            errors.append(raised.value)
+        monkeypatch.setattr(hardware, "WINDOWS", False)
+        with pytest.raises(NoAdapter) as elsewhere:
+            choose_adapter([])
+        for error in (*errors, elsewhere.value):
+            assert error is not None
+            assert "--provider cpu" not in (error.remedy or "")
+            assert "gptoss convert --target cpu" in (error.remedy or "")
+
+    def test_no_hardware_adapter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(NoAdapter, match=r"only software.*Basic Render"):
-            choose([BASIC])
+            choose_adapter([BASIC])
         for windows, words in ((False, "needs Windows"), (True, "lists no graphics adapter")):
             monkeypatch.setattr(hardware, "WINDOWS", windows)
             with pytest.raises(NoAdapter, match=words):
-                choose([])
+                choose_adapter([])
 
     @given(MANY, st.one_of(st.none(), st.integers(), NAMES, st.just("0:1")))
-    def test_whatever_there_is(self, found: list[Adapter], wanted: int | str | None) -> None:
+    def test_any_adapters_and_any_request(self, found: list[Adapter], wanted: int | str | None) -> None:
         try:
-            chosen = choose(found, wanted)
+            chosen = choose_adapter(found, wanted)
         except (NoAdapter, DriverTooOld, InvalidRequest):
             assert wanted is not None or not any(one.usable for one in found)
         else:
@@ -115,7 +131,7 @@ SEEN = "E:\\_work\\1\\s\\onnxruntime\\core\\x.cpp(29)\\onnxruntime.dll!00006FFFF
 SEEN += "Exception(1) tid(24) "
 
 
-class TestNativeTexts:
+class TestExplainNativeError:
     @pytest.mark.parametrize(
         ("text", "kind"),
         [
@@ -133,8 +149,8 @@ class TestNativeTexts:
             ("No adapter is available for DML.", NoAdapter),
         ],
     )
-    def test_that_were_seen(self, text: str, kind: type[GptOssError]) -> None:
-        error = explained("generating", text)
+    def test_messages_with_a_known_code(self, text: str, kind: type[GptOssError]) -> None:
+        error = explain_native_error("generating", text)
         assert type(error) is kind
         assert error is not None
         assert error.message.startswith("generating: ")
@@ -142,22 +158,22 @@ class TestNativeTexts:
         assert "\n" not in error.message
 
     @pytest.mark.parametrize("text", ["", "00007FF887A00050", "x887A0005", "887A00055", "8007000", "device", SEEN])
-    def test_that_say_nothing_of_the_device(self, text: str) -> None:
-        assert explained("generating", text) is None
+    def test_messages_without_a_known_code(self, text: str) -> None:
+        assert explain_native_error("generating", text) is None
 
     @given(st.text(), st.sampled_from(["887A0005", "0x887a0007", "DXGI_ERROR_DEVICE_REMOVED"]), st.text())
-    def test_a_code_among_anything(self, before: str, code: str, after: str) -> None:
-        error = explained("x", f"{before} {code} {after}")
+    def test_a_code_within_any_text(self, before: str, code: str, after: str) -> None:
+        error = explain_native_error("x", f"{before} {code} {after}")
         assert error is not None
         assert len(error.message) < 500
-        nothing = explained("x", f"{before}F{code}0{after}")
-        assert nothing is None or explained("x", f"{before} {after}") is not None
+        nothing = explain_native_error("x", f"{before}F{code}0{after}")
+        assert nothing is None or explain_native_error("x", f"{before} {after}") is not None
 
 
 class Fake:
-    """A COM object: a table of functions that ctypes can call here as Windows' on Windows.
+    """A COM object: a vtable of functions that ctypes calls here as it calls Windows' on Windows.
 
-    ``methods`` takes slots to (argument types, function); it counts queries and releases in ``counts``.
+    ``methods`` maps vtable indices to (argument types, function); ``counts`` counts references.
     """
 
     def __init__(self, name: str, counts: Counter[str], methods: dict[int, tuple[Sequence[Any], Any]]) -> None:
@@ -181,7 +197,7 @@ E_FAIL, E_NOINTERFACE, UNSUPPORTED = 0x80004005 - (1 << 32), 0x80004002 - (1 << 
 
 
 class Machine:
-    """DXGI of a machine with given adapters, each of which may fail in a way of its own."""
+    """DXGI of a machine with the given adapters, each of which can fail in its own way."""
 
     def __init__(self, *described: dict[str, Any], levels: int = 0xC100, enumerate_fails: bool = False) -> None:
         self.counts: Counter[str] = Counter()
@@ -252,9 +268,9 @@ class Machine:
 def listed(monkeypatch: pytest.MonkeyPatch) -> Any:
     def listed(machine: Machine) -> list[Adapter]:
         monkeypatch.setattr(hardware, "WINDOWS", True)
-        monkeypatch.setattr(dxgi, "_library", machine.library)
+        monkeypatch.setattr(dxgi, "_load_library", machine.library)
         try:
-            return adapters.adapters()
+            return adapters.list_adapters()
         finally:
             assert not +machine.counts, "not released"
             assert not -machine.counts, "released too often"
@@ -263,17 +279,17 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class TestDxgi:
-    def test_the_layouts_are_windows(self) -> None:
+    def test_structure_layouts_match_windows(self) -> None:
         assert ctypes.sizeof(dxgi._Desc1) == 312
         assert dxgi._Desc1.dedicated_video.offset == 272
         assert dxgi._Desc1.luid.offset == 296
         assert ctypes.sizeof(dxgi._MemoryInfo) == 32
 
     @pytest.mark.skipif(hardware.WINDOWS, reason="there may be some")
-    def test_there_are_none_elsewhere(self) -> None:
-        assert adapters.adapters() == []
+    def test_no_adapters_on_other_systems(self) -> None:
+        assert adapters.list_adapters() == []
 
-    def test_a_machine_with_two(self, listed: Any) -> None:
+    def test_a_software_and_a_hardware_adapter(self, listed: Any) -> None:
         basic = {"desc": {"vendor_id": 0x1414, "device_id": 0x8C}, "name": "Basic Render Driver"}
         sizes = {"dedicated_video": 8 * GB, "dedicated_system": GB, "shared": 16 * GB}
         card = {"desc": {"vendor_id": 0x10DE, **sizes}, "name": "Grafikkarte é", "luid": (-1, 0xFFFFFFFB)}
@@ -282,7 +298,7 @@ class TestDxgi:
         expected = Adapter(0, "Grafikkarte é", "NVIDIA", "-1:-5", 9 * GB, 16 * GB, False, "32.0.15.6094", "12_1")
         assert real == replace(expected, budget=7 * GB, usage=GB)
 
-    def test_what_an_old_windows_or_driver_does_not_tell(self, listed: Any) -> None:
+    def test_an_old_windows_or_driver_leaves_values_unknown(self, listed: Any) -> None:
         silent = {"old": True, "driver": E_FAIL, "desc": {"flags": 2, "vendor_id": 0x5333}, "name": ""}
         (one,) = listed(Machine(silent, levels=0))
         assert (one.driver, one.feature_level, one.budget, one.usage) == (None, None, None, None)
@@ -290,7 +306,7 @@ class TestDxgi:
         (one,) = listed(Machine({"memory": E_FAIL}))
         assert one.budget is None
 
-    def test_names_need_not_end_nor_be_text(self, listed: Any) -> None:
+    def test_a_name_that_fills_its_field(self, listed: Any) -> None:
         (one,) = listed(Machine({"name": "x" * 200}))
         assert one.name == "x" * 128
 
@@ -299,12 +315,12 @@ class TestDxgi:
         with pytest.raises(DeviceError, match="80004005"):
             listed(Machine({"describe": E_FAIL}, **machine))
 
-    def test_a_null_pointer_is_not_followed(self, monkeypatch: pytest.MonkeyPatch, listed: Any) -> None:
+    def test_a_null_pointer_is_not_dereferenced(self, monkeypatch: pytest.MonkeyPatch, listed: Any) -> None:
         machine = Machine()
         machine.factory.address = 0
         machine.counts["factory"] -= 1
         with pytest.raises(DeviceError, match="null pointer"):
             listed(machine)
 
-    def test_a_driver_without_end(self, listed: Any) -> None:
-        assert len(listed(Machine(*[{}] * 100))) == dxgi._MOST
+    def test_endless_enumeration_is_limited(self, listed: Any) -> None:
+        assert len(listed(Machine(*[{}] * 100))) == dxgi._MAX_ADAPTERS

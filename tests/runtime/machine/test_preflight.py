@@ -1,4 +1,4 @@
-"""Whether models fit, by their manifests' budgets and made-up adapters."""
+"""Whether models fit, checked with memory budgets and made-up adapters."""
 
 from __future__ import annotations
 
@@ -53,42 +53,45 @@ class TestBudget:
         assert most == 0 or budget.at(most) <= memory
 
 
-class TestRoom:
-    def test_a_reserve_is_left(self) -> None:
-        assert preflight.room(CARD) == 16 * GB - preflight.RESERVE
-        assert preflight.room(replace(CARD, dedicated_memory=GB // 4, shared_memory=GB)) == 0
+class TestAvailableMemory:
+    def test_memory_is_reserved_for_the_desktop(self) -> None:
+        assert preflight.available_memory(CARD) == 16 * GB - preflight.RESERVE
+        assert preflight.available_memory(replace(CARD, dedicated_memory=GB // 4, shared_memory=GB)) == 0
 
-    def test_an_integrated_adapter_has_what_it_shares(self) -> None:
-        assert preflight.room(INTEGRATED) == 16 * GB - preflight.RESERVE
+    def test_an_integrated_adapter_uses_shared_memory(self) -> None:
+        assert preflight.available_memory(INTEGRATED) == 16 * GB - preflight.RESERVE
 
-    def test_what_windows_grants_is_a_bound(self) -> None:
-        assert preflight.room(replace(CARD, budget=15 * GB, usage=5 * GB)) == 10 * GB
-        assert preflight.room(replace(CARD, budget=GB, usage=2 * GB)) == 0
-        assert preflight.room(replace(CARD, budget=64 * GB)) == preflight.room(CARD)
+    def test_the_windows_budget_is_a_limit(self) -> None:
+        assert preflight.available_memory(replace(CARD, budget=15 * GB, usage=5 * GB)) == 10 * GB
+        assert preflight.available_memory(replace(CARD, budget=GB, usage=2 * GB)) == 0
+        assert preflight.available_memory(replace(CARD, budget=64 * GB)) == preflight.available_memory(CARD)
 
 
-class TestChecking:
-    def test_it_fits(self) -> None:
+class TestCheckMemory:
+    def test_a_model_that_fits(self) -> None:
         preflight.check_memory(BUDGET, CARD, 8192)
 
-    def test_a_smaller_context_would(self) -> None:
-        with pytest.raises(ResourceError, match=r"131,072 positions need 19\.8 GB.*17\.2 GB of A Card 16\.") as raised:
+    def test_a_smaller_context_fits(self) -> None:
+        text = r"131,072 tokens needs 19\.8 GB, but A Card has 16\.6 GB available of 17\.2 GB"
+        with pytest.raises(ResourceError, match=text) as raised:
             preflight.check_memory(BUDGET, CARD, 131072)
         most = preflight.largest_context(BUDGET, CARD)
         assert most % 1024 == 0
         assert f"--context-length {most})" in (raised.value.remedy or "")
         preflight.check_memory(BUDGET, CARD, most)
 
-    def test_none_would(self) -> None:
+    def test_no_context_fits(self) -> None:
         with pytest.raises(ResourceError) as raised:
             preflight.check_memory(BUDGET, replace(CARD, dedicated_memory=8 * GB), 8192)
         assert "smaller preset" in (raised.value.remedy or "")
         assert "context" not in (raised.value.remedy or "")
+        assert "--provider cpu" not in (raised.value.remedy or "")  # a DirectML artifact does not run there
+        assert "gptoss convert --target cpu" in (raised.value.remedy or "")
 
     @given(BUDGETS, ADAPTERS, st.integers(1, 1 << 18))
-    def test_what_the_remedy_names_fits(self, budget: MemoryBudget, adapter: Adapter, context: int) -> None:
+    def test_the_context_length_in_the_remedy_fits(self, budget: MemoryBudget, adapter: Adapter, context: int) -> None:
         most = preflight.largest_context(budget, adapter)
-        if budget.at(context) <= preflight.room(adapter):
+        if budget.at(context) <= preflight.available_memory(adapter):
             preflight.check_memory(budget, adapter, context)
             return
         with pytest.raises(ResourceError) as raised:
@@ -98,51 +101,51 @@ class TestChecking:
             preflight.check_memory(budget, adapter, most)
 
 
-class TestDirectml:
+class TestPlanDirectml:
     @pytest.fixture(autouse=True)
     def a_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         builds = {"onnxruntime-directml": "1.24.4", "onnxruntime-genai-directml": "0.13.1"}
         monkeypatch.setattr(hardware, "WINDOWS", True)
-        monkeypatch.setattr(installed, "installed", lambda: builds)
+        monkeypatch.setattr(installed, "find_builds", lambda: builds)
         second = replace(CARD, index=1, name="Another", luid="0:2", dedicated_memory=24 * GB)
-        monkeypatch.setattr(preflight, "adapters", lambda: [CARD, second])
+        monkeypatch.setattr(preflight, "list_adapters", lambda: [CARD, second])
 
-    def test_the_context_is_what_fits(self) -> None:
-        adapter, context = preflight.directml(BUDGET, None, 131072, None)
+    def test_the_default_context_is_the_longest_that_fits(self) -> None:
+        adapter, context = preflight.plan_directml(BUDGET, None, 131072, None)
         assert (adapter.index, context) == (1, 131072)
-        adapter, context = preflight.directml(BUDGET, "a card", 131072, None)
+        adapter, context = preflight.plan_directml(BUDGET, "a card", 131072, None)
         assert (adapter.index, context) == (0, preflight.largest_context(BUDGET, CARD))
 
-    def test_what_is_wished_is_not_cut(self) -> None:
-        adapter, context = preflight.directml(BUDGET, 0, 131072, 4096)
+    def test_a_requested_context_is_not_reduced(self) -> None:
+        adapter, context = preflight.plan_directml(BUDGET, 0, 131072, 4096)
         assert (adapter.index, context) == (0, 4096)
         with pytest.raises(ResourceError):
-            preflight.directml(BUDGET, 0, 131072, 131072)
+            preflight.plan_directml(BUDGET, 0, 131072, 131072)
 
-    def test_without_a_manifest_nothing_is_judged(self) -> None:
-        adapter, context = preflight.directml(None, 0, 131072, None)
+    def test_without_a_manifest_memory_is_not_checked(self) -> None:
+        adapter, context = preflight.plan_directml(None, 0, 131072, None)
         assert (adapter.index, context) == (0, 131072)
 
-    def test_an_adapter_that_is_not_there(self) -> None:
+    def test_unknown_adapter(self) -> None:
         with pytest.raises(NoAdapter):
-            preflight.directml(BUDGET, 2, 131072, None)
+            preflight.plan_directml(BUDGET, 2, 131072, None)
 
-    def test_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_directml_on_another_system(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hardware, "WINDOWS", False)
         with pytest.raises(BackendUnavailable, match="needs Windows"):
-            preflight.directml(BUDGET, None, 131072, None)
+            preflight.plan_directml(BUDGET, None, 131072, None)
 
 
-class TestSlots:
-    def test_what_memory_holds(self) -> None:
-        assert preflight.slots(BUDGET, CARD, 8192, 4) == 3
-        assert preflight.slots(BUDGET, CARD, 8192, 1) == 1
-        assert preflight.slots(BUDGET, CARD, 65536, 4) == 1
-        assert preflight.slots(None, CARD, 8192, 4) == 1
+class TestCountSlots:
+    def test_the_number_of_slots_that_fit(self) -> None:
+        assert preflight.count_slots(BUDGET, CARD, 8192, 4) == 3
+        assert preflight.count_slots(BUDGET, CARD, 8192, 1) == 1
+        assert preflight.count_slots(BUDGET, CARD, 65536, 4) == 1
+        assert preflight.count_slots(None, CARD, 8192, 4) == 1
 
     @given(BUDGETS, ADAPTERS, st.integers(1, 1 << 17), st.integers(1, 8))
-    def test_they_fit(self, budget: MemoryBudget, adapter: Adapter, context: int, wished: int) -> None:
-        slots = preflight.slots(budget, adapter, context, wished)
-        assert 1 <= slots <= wished
+    def test_the_slots_fit(self, budget: MemoryBudget, adapter: Adapter, context: int, requested: int) -> None:
+        slots = preflight.count_slots(budget, adapter, context, requested)
+        assert 1 <= slots <= requested
         each = budget.at(context) - budget.weights
-        assert slots == 1 or budget.weights + slots * each <= preflight.room(adapter)
+        assert slots == 1 or budget.weights + slots * each <= preflight.available_memory(adapter)

@@ -45,8 +45,8 @@ Machine = Callable[..., None]
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     def machine(*found: Adapter, builds: dict[str, str], memory: int = 64 * GB, windows: bool = True) -> None:
         monkeypatch.setattr(hardware, "WINDOWS", windows)
-        monkeypatch.setattr(adapters, "adapters", lambda: list(found))
-        monkeypatch.setattr(installed, "installed", lambda: builds)
+        monkeypatch.setattr(adapters, "list_adapters", lambda: list(found))
+        monkeypatch.setattr(installed, "find_builds", lambda: builds)
         monkeypatch.setattr(hardware, "cpu", lambda: hardware.Cpu(8, 16, memory, memory))
 
     return machine
@@ -135,7 +135,7 @@ def test_forcing(machine: Machine) -> None:
     missing = chosen(target="directml", device=7)
     assert (missing.runs, missing.place.device) == (False, 7)
     with pytest.raises(NoAdapter):
-        adapters.choose([CARD], 7)
+        adapters.choose_adapter([CARD], 7)
 
 
 def test_a_target_nobody_knows(machine: Machine) -> None:
