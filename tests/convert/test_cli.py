@@ -12,6 +12,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
+from gptoss_convert.cli.convert import _parse_size
 from gptoss_runtime.artifact.manifest import FileEntry, Manifest
 from gptoss_runtime.cli.main import app
 
@@ -47,6 +48,21 @@ def test_convert_in_words(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     for words in ("small one: ", "peak memory", "experts    int4 block 32", "dB above its rounding", "gptoss chat"):
         assert words in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("900MiB", 900 << 20), ("4gi", 4 << 30), (" 1.5 tb ", 15 * 10**11), ("4096", 4096)],
+)
+def test_a_size(text: str, size: int) -> None:
+    assert _parse_size("max-memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.5", "-4GB", "4GB please", "1.5.3", "4bit", "4PB", "1e3", "9" * 400])
+def test_a_size_that_is_none(text: str, gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    result = gptoss("convert", tiny, "-o", tmp_path / "out", f"--max-file-size={text}")
+    assert result.exit_code == 2
+    assert "Give a size such as 4GB" in result.output
 
 
 def test_what_fails_says_so(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:

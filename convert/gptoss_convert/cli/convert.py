@@ -49,7 +49,10 @@ def convert(
     from gptoss_runtime.cli.render import print_json
 
     cost, console = Cost(), Console(highlight=False, soft_wrap=True)
-    sizes = {"max_memory": _size("max-memory", max_memory), "max_file_size": _size("max-file-size", max_file_size)}
+    sizes = {
+        "max_memory": _parse_size("max-memory", max_memory),
+        "max_file_size": _parse_size("max-file-size", max_file_size),
+    }
     options = Options(preset, _schemes(scheme), name, logits, overwrite, resume, **sizes)
     with conversion_bars() as (progress, check_progress):
         manifest = run(
@@ -65,14 +68,19 @@ def convert(
     console.print(f"Next: gptoss chat {out}")
 
 
-def _size(option: str, text: str | None) -> int | None:
-    """Bytes of "4GB" or "900MiB"; a GB is 10^9 bytes, which is below FAT32's limit of 4 GiB."""
+def _parse_size(option: str, text: str | None) -> int | None:
+    """Bytes of "4GB" or "900MiB"; a GB is 10^9 bytes, which is below FAT32's limit of 4 GiB.
+
+    Not pydantic.ByteSize, which reads "4GB please" and "1.5.3", counts bits, and refuses "4Gi".
+    """
     if text is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    number, prefix, binary = match.groups() if match else ("0", "", "")
+    size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+    if not size:
         raise InvalidRequest(f"--{option} is {text[:40]!r}", remedy="Give a size such as 4GB or 900MiB.")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+    return size
 
 
 def _schemes(assignments: list[str] | None) -> dict[str, str] | None:
