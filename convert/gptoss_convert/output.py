@@ -1,6 +1,6 @@
-"""Output folders that appear at once or not at all, and never in place of a user's own files.
+"""Output folders that appear complete or not at all, and never replace a user's own files.
 
-Knows paths and the file system; of what is written, only how JSON is.
+Knows paths and the file system, and the form of our JSON files; knows nothing of their content.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from gptoss_convert.errors import OutputError, OutputExists
 
 
 def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
-    """Checks that an output path is free, or holds what may be replaced: an earlier output, never a user's own files.
+    """Checks that an output path is free, or holds an earlier output that may be replaced.
 
     Args:
         out: the path.
-        overwrite: whether replacing was asked for.
-        marker: a file that every output of this kind has.
+        overwrite: whether an earlier output may be replaced.
+        marker: name of a file that every output of this kind has; a folder without it is never replaced.
 
     Raises:
-        OutputExists: it is not.
-        OutputError: what is there cannot be seen.
+        OutputExists: the path is in use.
+        OutputError: it cannot be read, or is the current folder.
     """
     if out.resolve() == Path.cwd():
-        raise OutputError(f"{out} is the current folder", remedy="Name a folder in it that is not there yet.")
+        raise OutputError(f"{out} is the current folder", remedy="Give the name of a new folder in it.")
     try:
         free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
         replaceable = (out / marker).is_file()
@@ -42,17 +42,17 @@ def require_free(out: Path, *, overwrite: bool, marker: str) -> None:
         raise OutputExists(f"{out} already exists", remedy="Give another folder, or --overwrite to replace it.")
     if not replaceable:
         raise OutputExists(
-            f"{out} holds no {marker}: it is not an earlier output and won't be replaced",
+            f"{out} has no {marker}: it is not an earlier output and won't be replaced",
             remedy="Give another folder, or remove it yourself.",
         )
 
 
 @contextmanager
 def make_parents(out: Path) -> Iterator[None]:
-    """Makes the folders above an output; those that were not there are gone again if nothing is put into them.
+    """Creates the parents of an output; afterwards removes those that it created and that are still empty.
 
     Raises:
-        OutputError: they cannot be made.
+        OutputError: they cannot be created.
     """
     absent: list[Path] = []
     try:
@@ -64,13 +64,13 @@ def make_parents(out: Path) -> Iterator[None]:
         yield
     finally:
         for parent in absent:
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # not empty
                 parent.rmdir()
 
 
 @contextmanager
 def temporary_sibling(out: Path) -> Iterator[Path]:
-    """A folder beside the output, on the same disk, that is gone afterwards whatever happens."""
+    """A temporary folder beside the output, and so on the same disk; always removed afterwards."""
     with make_parents(out):
         try:
             folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -83,29 +83,29 @@ def temporary_sibling(out: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, out: Path) -> None:
-    """Puts the finished folder in place; what was there before goes only when the new one is there."""
+    """Moves a finished folder to the output path; an earlier output is removed only after that."""
     old = made.parent / "replaced"
     try:
-        made.chmod(0o755)  # mkdtemp's folders are private
+        made.chmod(0o755)  # mkdtemp creates private folders
         try:
             if out.exists():
                 out.rename(old)
             made.rename(out)
-        except BaseException:  # an interrupt, too, must not cost the old one
+        except BaseException:  # an interrupt must not lose the old output
             if old.exists() and not out.exists():
                 old.rename(out)
             raise
     except OSError as error:
         raise OutputError(
-            f"{out}: {error.strerror or error}", remedy="Close programs that have files of that folder open."
+            f"{out}: {error.strerror or error}", remedy="Close programs that have files in that folder open."
         ) from error
 
 
 def link_or_copy(source: Path, copy: Path) -> None:
-    """The same file under a second name, or a copy where the file system has no hard links.
+    """Creates a hard link to a file, or a copy where the file system has no hard links.
 
     Raises:
-        OutputError: neither can be made.
+        OutputError: neither can be created.
     """
     try:
         copy.unlink(missing_ok=True)
@@ -118,5 +118,5 @@ def link_or_copy(source: Path, copy: Path) -> None:
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """JSON with an indent of 2 and the same line ends everywhere."""
+    """Writes JSON with an indent of 2, UTF-8, and the same line endings on every system."""
     file.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

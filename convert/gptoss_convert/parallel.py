@@ -1,6 +1,6 @@
-"""Results in order, made by several threads: NumPy lets go of the interpreter's lock while it works.
+"""An ordered map over several threads. NumPy releases the GIL, so threads suffice.
 
-Knows nothing of what is made. What is ahead of its consumer is bounded, so memory is.
+Only a bounded number of results waits for the consumer, which bounds memory.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ WORKERS = min(8, os.cpu_count() or 1)
 def map_ordered(
     make: Callable[[Item], Result], items: Iterable[Item], *, workers: int = WORKERS, ahead: int | None = None
 ) -> Iterator[Result]:
-    """Yields ``make(item)`` of each item, in the items' order.
+    """Yields ``make(item)`` for each item, in the items' order.
 
     Args:
-        make: called in other threads; what it raises is raised here, and nothing more is begun.
-        items: taken one by one.
-        workers: threads.
-        ahead: results that are being made or wait to be taken; ``None``: as many as threads.
+        make: called in other threads; an exception is raised here, and no further item is started.
+        items: consumed one by one.
+        workers: number of threads.
+        ahead: limit for results in progress or waiting; ``None``: the number of threads.
     """
     waiting: deque[Future[Result]] = deque()
     remaining = iter(items)
     with ThreadPoolExecutor(workers, thread_name_prefix="convert") as pool:
         try:
             for item in remaining:
-                waiting.append(pool.submit(copy_context().run, make, item))  # np.errstate goes along
+                waiting.append(pool.submit(copy_context().run, make, item))  # keeps np.errstate
                 if len(waiting) >= (ahead or workers):
                     yield waiting.popleft().result()
             while waiting:

@@ -1,8 +1,7 @@
-"""Recipes: which initializers a model has, how each is made of the checkpoint, and where it is to lie.
+"""Recipes: which initializers a model has, how each is computed from the checkpoint, and where it is stored.
 
-A recipe says which initializers it makes and how; it holds no data until it is run, so running them one after the other
-(writing.py) keeps the working set at that of one or two, whatever the size of the model. Knows nothing of graphs: an
-initializer is a name, a dtype and a shape.
+A recipe holds no data until it runs. writing.py runs them one after the other, so memory is that of one or two recipes,
+whatever the size of the model. Knows nothing of graphs: an initializer is a name, a dtype and a shape.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from gptoss_convert.row_scaling import scale_rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
-# Windows maps files at 64 KiB granularity; a large tensor that starts on one can be mapped instead of read.
-_MAP_ALIGNMENT, _MAP_FROM = 1 << 16, 1 << 20
+# Windows maps files at a granularity of 64 KiB: a large tensor that starts on a multiple can be mapped instead of read.
+_MAP_ALIGNMENT, _MAP_THRESHOLD = 1 << 16, 1 << 20
 _ALIGNMENT = 64
-_PIECES = 400 << 20  # temporaries of the quantisers, which work piece by piece
-_CAST_ROWS = 4096
+_QUANTISER_TEMPORARIES = 400 << 20  # bytes; quantisers work piece by piece
+_CAST_ROWS = 4096  # rows whose error is computed at a time, in float64
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An initializer to be: name, ONNX dtype and shape."""
+    """Name, ONNX dtype and shape of an initializer."""
 
     name: str
     dtype: ir.DataType
@@ -40,17 +39,17 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Size in the external data file, in bytes."""
+        """Bytes in the external data file."""
         return math.ceil(math.prod(self.shape) * self.dtype.bitwidth / 8)
 
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What running a recipe gave.
+    """What a recipe made.
 
     Attributes:
-        arrays: one an output, of its shape, and of a dtype of the same bytes.
-        squared_error: sum of (stored - exact)², None where nothing was rounded.
+        arrays: one per output, of its shape and of a dtype with the same bytes.
+        squared_error: sum of (stored - exact)²; None if nothing was rounded.
         squared_norm: sum of exact².
         max_error: largest |stored - exact|.
     """
@@ -62,11 +61,11 @@ class RecipeResult:
 
 
 def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> RecipeResult:
-    """A float tensor in another float type, with the error of rounding if there was any.
+    """Casts a float tensor and measures the rounding error.
 
     Args:
-        stored: as the checkpoint has it.
-        dtype: float32 holds bfloat16 and float16 exactly; anything narrower may round.
+        stored: as in the checkpoint.
+        dtype: of the result. float32 holds bfloat16 and float16 exactly; narrower types may round.
     """
     result = stored.astype(dtype, copy=False)
     if result.dtype in (stored.dtype, np.float32):
@@ -82,10 +81,10 @@ def cast(stored: Array, dtype: np.dtype[Any] | type[np.generic]) -> RecipeResult
 
 
 def cast_rows(stored: Array, exponents: NDArray[np.int32], dtype: np.dtype[Any] | type[np.generic]) -> RecipeResult:
-    """A matrix whose rows are brought to a common size before they are cast, with the error of rounding.
+    """Scales a matrix's rows, casts them and measures the rounding error, in terms of the unscaled weights.
 
     Args:
-        stored: float [N, K], as the checkpoint has it.
+        stored: float [N, K], as in the checkpoint.
         exponents: row n is stored times 2^-exponents[n]; see row_scaling.py.
         dtype: of the result.
     """
@@ -107,14 +106,14 @@ def quantise_parts(
     make: Callable[[Item], QuantisedMatrix],
     place: Callable[[Array, Item, Array], None],
 ) -> RecipeResult:
-    """Codes and scales of a matrix that is quantised part by part, several parts at a time.
+    """Quantises a matrix part by part, several parts in parallel, and assembles codes and scales.
 
     Args:
-        outputs: codes and scales as they are to be stored.
-        items: what says which part, in order.
-        make: quantises a part; called in other threads.
-        place: puts what is one part's, codes [N, K/block, bytes] or scales [N, K/block], where it belongs in the whole:
-            (whole, item, part).
+        outputs: codes and scales as they are stored.
+        items: what identifies each part, in order.
+        make: quantises the part of an item; called in other threads.
+        place: called as ``place(whole, item, part)``; copies a part's codes [N, K/block, bytes] or scales [N, K/block]
+            into the whole array.
     """
     codes, scales = (np.empty(spec.shape, spec.dtype.numpy()) for spec in outputs)
     squared_error = squared_norm = max_error = 0.0
@@ -128,14 +127,14 @@ def quantise_parts(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make one or more initializers from the checkpoint.
+    """How to compute one or more initializers from the checkpoint.
 
     Attributes:
-        outputs: what it makes, in the order of the arrays.
-        make: runs it.
+        outputs: the initializers, in the order of the result's arrays.
+        make: computes them.
         group: tensor group for the report, such as "experts".
         scheme: how the group is stored, for the report.
-        read: bytes of the checkpoint that it is made of.
+        read: bytes that it reads from the checkpoint.
     """
 
     outputs: tuple[TensorSpec, ...]
@@ -146,13 +145,13 @@ class Recipe:
 
     @property
     def working_set(self) -> int:
-        """Bytes that making it takes at most: what is read, what is made, and pieces on the way between them."""
-        return self.read + sum(output.nbytes for output in self.outputs) + min(_PIECES, 16 * self.read)
+        """Upper limit in bytes of its memory: its input, its output, and the quantisers' temporaries."""
+        return self.read + sum(output.nbytes for output in self.outputs) + min(_QUANTISER_TEMPORARIES, 16 * self.read)
 
 
 @dataclass
 class GroupReport:
-    """What became of one tensor group: tensors, bytes, and the error of rounding if there was any."""
+    """How one tensor group was stored: number of tensors, bytes and rounding error."""
 
     scheme: str
     tensors: int = 0
@@ -162,26 +161,26 @@ class GroupReport:
     max_error: float = 0.0
     rounded: bool = False
 
-    def add(self, recipe: Recipe, made: RecipeResult) -> None:
-        """Counts one recipe's result in."""
+    def add(self, recipe: Recipe, result: RecipeResult) -> None:
+        """Adds one recipe's result."""
         self.tensors += len(recipe.outputs)
         self.nbytes += sum(output.nbytes for output in recipe.outputs)
-        if made.squared_error is not None:
+        if result.squared_error is not None:
             self.rounded = True
-            self.squared_error += made.squared_error
-            self.squared_norm += made.squared_norm
-            self.max_error = max(self.max_error, made.max_error)
+            self.squared_error += result.squared_error
+            self.squared_norm += result.squared_norm
+            self.max_error = max(self.max_error, result.max_error)
 
     @property
     def snr_db(self) -> float | None:
-        """Signal to noise of the stored weights in dB; None where they are exact."""
+        """Signal-to-noise ratio of the stored weights in dB; None if they are exact."""
         if not self.rounded or self.squared_error == 0:
             return None
         return 10 * math.log10(self.squared_norm / self.squared_error) if self.squared_norm else None
 
 
 class Extent(NamedTuple):
-    """Where an initializer lies: the external data file's name, and offset and length in bytes."""
+    """Location of an initializer: name of the external data file, offset and length in bytes."""
 
     file: str
     offset: int
@@ -191,25 +190,25 @@ class Extent(NamedTuple):
 def plan_layout(
     recipes: Sequence[Recipe], name: str, limit: int | None = None
 ) -> tuple[dict[str, Extent], dict[str, int]]:
-    """Where every initializer goes, and the size of every external data file in bytes.
+    """Assigns every initializer its extent; returns extents by initializer and sizes in bytes by file.
 
     Args:
         recipes: in file order.
-        name: of the first file; a second one is called ``name.1``.
-        limit: bytes that a file may have, for file systems that have one (FAT32: 4 GB); ``None``: one file.
+        name: of the first file; the second one is ``name.1``.
+        limit: largest size of a file in bytes, as on FAT32 (4 GB); ``None``: one file.
 
     Raises:
         WorkflowError: an initializer is larger than ``limit``.
     """
     extents, sizes, file, end = dict[str, Extent](), {name: 0}, name, 0
     for output in (output for recipe in recipes for output in recipe.outputs):
-        alignment = _MAP_ALIGNMENT if output.nbytes >= _MAP_FROM else _ALIGNMENT
+        alignment = _MAP_ALIGNMENT if output.nbytes >= _MAP_THRESHOLD else _ALIGNMENT
         start = -(-end // alignment) * alignment
         if limit is not None and start + output.nbytes > limit:
             if output.nbytes > limit:
                 raise WorkflowError(
-                    f"{output.name} alone has {output.nbytes:,} bytes, and a file may have {limit:,}",
-                    remedy="Allow larger files; 4 GB suffice for gpt-oss.",
+                    f"{output.name} alone has {output.nbytes:,} bytes, but the limit for a file is {limit:,}",
+                    remedy="Raise --max-file-size; 4GB is enough for gpt-oss.",
                 )
             file, start = f"{name}.{len(sizes)}", 0
         extents[output.name] = Extent(file, start, output.nbytes)
