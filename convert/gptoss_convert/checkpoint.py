@@ -3,10 +3,10 @@
 Knows the Hugging Face layout of openai/gpt-oss-20b: config.json, safetensors shards with an optional index, and the
 name, shape and dtype of every tensor. Knows nothing about ONNX, quantisation or what the tensors are for.
 
-Tensors are read when they are asked for, whole or some of their rows, and not mapped: a shard that another program
-truncates meanwhile is then an error and not the process's end, and what is held in memory is what was asked for.
-Headers are read here and not by the safetensors library: its numpy interface has no bfloat16 (0.8), gives no offsets,
-and says of a damaged file neither which tensor nor where.
+Tensors are read on request, whole or by rows. They are not mapped: if another program truncates a shard, a read fails
+with an error where a mapping would end the process, and memory holds only what was requested.
+Headers are parsed here and not by the safetensors library: its numpy interface has no bfloat16 (0.8) and no offsets,
+and its errors name neither the damaged tensor nor its position.
 Format: https://huggingface.co/docs/safetensors, https://huggingface.co/openai/gpt-oss-20b.
 """
 
@@ -39,7 +39,7 @@ _REDOWNLOAD = "Download that file again; a checkpoint is usable only when every 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: nothing is read until :meth:`array` is called."""
+    """Location, dtype and shape of one tensor; nothing is read until :meth:`array` is called."""
 
     name: str
     dtype: str
@@ -55,7 +55,7 @@ class StoredTensor:
             Array of :attr:`shape`, or of fewer rows; bfloat16 is ``ml_dtypes.bfloat16``.
 
         Raises:
-            CheckpointError: the file cannot be read, or has become shorter since it was opened.
+            CheckpointError: the file cannot be read, or became shorter after it was opened.
         """
         start, end, _ = slice(start, end).indices(self.shape[0]) if self.shape else (0, 1, 1)
         shape = (end - start, *self.shape[1:]) if self.shape else ()
@@ -76,7 +76,7 @@ class Checkpoint:
     Attributes:
         path: the folder.
         config: its config.json, checked.
-        tensors: every tensor by name.
+        tensors: all tensors by name.
     """
 
     def __init__(self, path: Path, config: GptOssConfig, tensors: Mapping[str, StoredTensor]) -> None:
@@ -99,14 +99,14 @@ class Checkpoint:
         path = Path(path)
         try:
             found, why = path.is_dir(), "no such folder"
-        except OSError as error:  # above all a parent that may not be searched
+        except OSError as error:  # such as a parent folder without search permission
             found, why = False, error.strerror or str(error)
         if not found:
             raise CheckpointError(
                 f"{path}: {why}", remedy="Give the folder that holds config.json and the *.safetensors files."
             )
         config = GptOssConfig.read(path)
-        tensors = {tensor.name: tensor for file in shard_files(path) for tensor in read_header(file)}
+        tensors = {tensor.name: tensor for file in list_shards(path) for tensor in read_header(file)}
         checkpoint = cls(path, config, tensors)
         checkpoint._check()
         return checkpoint
@@ -128,7 +128,16 @@ class Checkpoint:
     def concatenate(
         self, names: Sequence[str], start: int = 0, end: int | None = None
     ) -> np.ndarray[Any, np.dtype[Any]]:
-        """Several tensors end to end along their first axis, whole or some rows of the result."""
+        """Reads several tensors, concatenated along the first axis.
+
+        Args:
+            names: of the tensors.
+            start: first row of the result to read.
+            end: row after the last one; ``None``: all rows.
+
+        Returns:
+            Array in the stored dtype, [end - start, ...].
+        """
         parts, before = [], 0
         for name in names:
             tensor = self.tensors[name]
@@ -155,12 +164,12 @@ class Checkpoint:
 
 
 def _read_into(stream: RawIOBase, data: memoryview) -> None:
-    """Fills ``data``; one read of Linux ends after 2 GB."""
+    """Fills ``data``; a single read on Linux returns at most 2 GB."""
     done = 0
     while done < len(data):
         count = stream.readinto(data[done:])
         if not count:
-            raise OSError(f"ends {len(data) - done} bytes too early")
+            raise OSError(f"the file ends {len(data) - done} bytes too early")
         done += count
 
 
@@ -169,7 +178,7 @@ def expected_tensors(config: GptOssConfig, *, mxfp4: bool) -> Iterator[tuple[str
 
     Args:
         config: the dimensions.
-        mxfp4: experts as ``*_blocks`` and ``*_scales`` rather than as floats.
+        mxfp4: whether experts are ``*_blocks`` and ``*_scales``, not floats.
     """
     hidden, heads = config.hidden_size, config.num_attention_heads
     query, kv = heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -197,8 +206,8 @@ def expected_tensors(config: GptOssConfig, *, mxfp4: bool) -> Iterator[tuple[str
                 yield e, (experts, columns, rows), FLOATS
 
 
-def shard_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: those of the index if there is one, else every one in the folder.
+def list_shards(path: Path) -> list[Path]:
+    """Lists the safetensors files of a checkpoint: those in the index if there is one, else all in the folder.
 
     Raises:
         CheckpointError: the index is malformed or names a file that is missing or lies outside the folder.
@@ -217,11 +226,11 @@ def shard_files(path: Path) -> list[Path]:
         raise CheckpointError(f"{index}: not a safetensors index ({error!r})", remedy=_REDOWNLOAD) from error
     files = []
     for name in names:
-        # A name with a folder in it could reach anything on the machine, and no published checkpoint has one.
-        if not isinstance(name, str) or not _is_plain(name):
+        # A name with a folder could refer to any file on the machine, and no published checkpoint has one.
+        if not isinstance(name, str) or not _is_plain_name(name):
             raise CheckpointError(
                 f"{index}: names {name!r}, which is not a file in this folder",
-                remedy="Don't use this checkpoint unless you trust whoever wrote that index.",
+                remedy="Don't use this checkpoint unless you trust the author of that index.",
             )
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: missing, but named by {index.name}", remedy=_REDOWNLOAD)
@@ -229,8 +238,8 @@ def shard_files(path: Path) -> list[Path]:
     return files
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a file name stays in its folder, on Windows too: no separators, drives or streams."""
+def _is_plain_name(name: str) -> bool:
+    """Whether a name refers to a file in its own folder, also on Windows: no separator, drive or stream."""
     return Path(name).name == name and not set(name) & set("/\\:\0") and name not in ("", ".", "..")
 
 
@@ -238,7 +247,7 @@ def read_header(file: Path) -> list[StoredTensor]:
     """Reads the header of one safetensors file and checks it against the file's size.
 
     Raises:
-        CheckpointError: not a safetensors file, truncated, or a tensor that doesn't fit its bytes.
+        CheckpointError: not a safetensors file, truncated, or a tensor whose shape doesn't match its bytes.
     """
 
     def broken(why: str) -> CheckpointError:
@@ -252,7 +261,7 @@ def read_header(file: Path) -> list[StoredTensor]:
                 raise broken(f"truncated or not safetensors: a header of {length} bytes in a file of {size}")
             header = json.loads(stream.read(length))
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        tensors = [_stored(file, 8 + length, name, entry) for name, entry in entries]
+        tensors = [_parse_entry(file, 8 + length, name, entry) for name, entry in entries]
     except OSError as error:
         raise broken(str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -263,12 +272,12 @@ def read_header(file: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _stored(file: Path, base: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
+def _parse_entry(file: Path, base: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
     dtype, shape, (start, end) = str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
-    # Other dtypes are allowed to lie beside the model's tensors: only those the model needs are checked for theirs.
+    # Tensors that the model doesn't need may have other dtypes; expected_tensors lists those of the others.
     itemsize = DTYPES[dtype].itemsize if dtype in DTYPES else None
     if start < 0 or end < start or any(n < 0 for n in shape):
-        raise ValueError(f"{name}: impossible extent")
+        raise ValueError(f"{name}: invalid offsets or shape")
     if itemsize is not None and math.prod(shape) * itemsize != end - start:
         raise ValueError(f"{name}: {end - start} bytes for {dtype} {list(shape)}")
     return StoredTensor(name, dtype, shape, file, base + start, end - start)

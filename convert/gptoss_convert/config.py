@@ -1,7 +1,7 @@
 """config.json of a gpt-oss checkpoint, as far as the graph needs it.
 
-Knows the two spellings of the rotary settings (``rope_scaling`` + ``rope_theta`` as published, ``rope_parameters``
-since transformers 5) and which dimensions the kernels take. Reads nothing but config.json.
+Knows the two forms of the rotary settings (``rope_scaling`` + ``rope_theta`` as published, ``rope_parameters`` since
+transformers 5) and which dimensions the kernels accept. Reads only config.json.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any, Literal
 
 from gptoss_convert.errors import CheckpointError, UnsupportedModel
 
-_HUGE = 1e12  # rotary settings below it keep every step of YaRN within float32
-_MOST_LAYERS = 1000  # gpt-oss-120b has 36
-_LARGEST = 2**31 - 1  # of any dimension: what ONNX's kernels count with
+_MAX_SETTING = 1e12  # below it, every step of YaRN stays within float32
+_MAX_LAYERS = 1000  # gpt-oss-120b has 36
+_MAX_DIMENSION = 2**31 - 1  # ONNX kernels use int32
+_POSITIVE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "num_local_experts", "sliding_window", "max_position_embeddings"),
+)
 AttentionType = Literal["sliding_attention", "full_attention"]
 
 
@@ -27,12 +31,12 @@ class Yarn:
 
     Attributes:
         theta: base of the frequencies.
-        factor: context extension; 1.0 means plain RoPE.
+        factor: context extension; 1.0: plain RoPE.
         original_max_position_embeddings: context length before the extension, in tokens.
-        beta_fast: rotations above which a frequency is left alone.
-        beta_slow: rotations below which a frequency is divided by ``factor``.
-        truncate: round the bounds of the ramp between the two to whole dimensions.
-        attention_factor: scale of cos and sin; None means 0.1 ln(factor) + 1.
+        beta_fast: number of rotations above which a frequency is unchanged.
+        beta_slow: number of rotations below which a frequency is divided by ``factor``.
+        truncate: round the bounds of the ramp between the two to integers.
+        attention_factor: scale of cos and sin; None: 0.1 ln(factor) + 1.
     """
 
     theta: float = 150000.0
@@ -46,7 +50,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class GptOssConfig:
-    """The dimensions of a gpt-oss model; the names are config.json's own."""
+    """The dimensions of a gpt-oss model, with the names of config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -72,7 +76,7 @@ class GptOssConfig:
 
         Raises:
             CheckpointError: it is missing or malformed.
-            UnsupportedModel: another architecture, or dimensions no kernel takes.
+            UnsupportedModel: another architecture, or dimensions that no kernel accepts.
         """
         file = folder / "config.json"
         try:
@@ -87,81 +91,68 @@ class GptOssConfig:
             kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
             raise UnsupportedModel(
                 f"{file}: model_type is {kind!r}, not 'gpt_oss'",
-                remedy="Only gpt-oss is converted here; for other models use Olive's own ModelBuilder pass.",
+                remedy="This converter is for gpt-oss; for other models use Olive's own ModelBuilder pass.",
             )
         try:
             config = cls._parse(raw)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"{file}: {error!r}", remedy="Take config.json from the same revision.") from error
+            raise CheckpointError(f"{file}: {error!r}", remedy="Use the config.json of the same revision.") from error
         config._check(file)
         return config
 
     @classmethod
     def _parse(cls, raw: Mapping[str, Any]) -> GptOssConfig:
-        layers = _whole(raw, "num_hidden_layers")
-        if layers > _MOST_LAYERS:
+        layers = _parse_int(raw, "num_hidden_layers")
+        if layers > _MAX_LAYERS:
             raise ValueError(f"num_hidden_layers is {layers}")
         types = raw.get("layer_types") or [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
         return cls(
-            **{
-                name: _whole(raw, name)
-                for name in (
-                    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-                    *("num_key_value_heads", "head_dim", "num_local_experts", "sliding_window"),
-                    "max_position_embeddings",
-                )
-            },
+            **{name: _parse_int(raw, name) for name in _POSITIVE},
             num_experts_per_tok=int(raw.get("num_experts_per_tok") or raw["experts_per_token"]),
             layer_types=tuple(types),
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
             swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
-            rope=_yarn(raw),
-            eos_token_id=_token(raw, "eos_token_id"),
-            pad_token_id=_token(raw, "pad_token_id"),
+            rope=_parse_yarn(raw),
+            eos_token_id=_parse_token_id(raw, "eos_token_id"),
+            pad_token_id=_parse_token_id(raw, "pad_token_id"),
         )
 
     def _check(self, file: Path) -> None:
         def refuse(why: str) -> UnsupportedModel:
-            return UnsupportedModel(f"{file}: {why}", remedy="No kernel takes such dimensions; see docs/conversion.md.")
+            return UnsupportedModel(
+                f"{file}: {why}", remedy="No kernel accepts such dimensions; see docs/conversion.md."
+            )
 
-        positive: tuple[str, ...] = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        )
-        positive += ("num_key_value_heads", "head_dim", "num_local_experts", "sliding_window")
-        for name in (*positive, "max_position_embeddings"):
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise refuse(f"{name} is {getattr(self, name)}")
         if self.hidden_size % 32 or self.intermediate_size % 32:
             raise refuse("hidden_size and intermediate_size must be multiples of 32, the MXFP4 block")
         if self.num_attention_heads % self.num_key_value_heads:
             raise refuse("num_attention_heads must be a multiple of num_key_value_heads")
-        if self.head_dim % 16:  # GroupQueryAttention's rotary kernel works on 16 lanes
+        if self.head_dim % 16:  # GroupQueryAttention's rotary kernel works on 16 values at a time
             raise refuse("head_dim must be a multiple of 16")
         if not 0 < self.num_experts_per_tok <= self.num_local_experts:
             raise refuse(f"num_experts_per_tok is {self.num_experts_per_tok} of {self.num_local_experts} experts")
         kinds = ("sliding_attention", "full_attention")
         if len(self.layer_types) != self.num_hidden_layers or any(kind not in kinds for kind in self.layer_types):
             raise refuse("layer_types must name sliding_attention or full_attention for every layer")
-        if not (0 <= self.rms_norm_eps < _HUGE and 0 < self.swiglu_limit < math.inf):
+        if not (0 <= self.rms_norm_eps < _MAX_SETTING and 0 < self.swiglu_limit < math.inf):
             raise refuse(f"rms_norm_eps is {self.rms_norm_eps}, swiglu_limit {self.swiglu_limit}")
 
     def window(self, layer: int) -> int | None:
-        """Positions a query of this layer sees, itself included; None where it sees all before it."""
+        """Positions that a query of this layer attends to, its own included; None: all earlier ones."""
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
 
 
-def _whole(raw: Mapping[str, Any], name: str) -> int:
+def _parse_int(raw: Mapping[str, Any], name: str) -> int:
     number = int(raw[name])
-    if number != raw[name] or abs(number) > _LARGEST:
+    if number != raw[name] or abs(number) > _MAX_DIMENSION:
         raise ValueError(f"{name} is {raw[name]!r}")
     return number
 
 
-def _token(raw: Mapping[str, Any], name: str) -> int | None:
+def _parse_token_id(raw: Mapping[str, Any], name: str) -> int | None:
     value = raw.get(name)
     if isinstance(value, list) and value:  # transformers allows several
         value = value[0]
@@ -170,16 +161,18 @@ def _token(raw: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _yarn(raw: Mapping[str, Any]) -> Yarn:
-    yarn = _parse_yarn(raw)
-    ordered = 0 < yarn.beta_slow <= yarn.beta_fast < _HUGE
-    within = 1 < yarn.theta < _HUGE and 1 <= yarn.factor < _HUGE and 0 < yarn.original_max_position_embeddings < _HUGE
-    if not (ordered and within and (yarn.attention_factor is None or 0 < yarn.attention_factor < _HUGE)):
-        raise ValueError(f"no rotary settings that a position can be computed with: {yarn}")
+def _parse_yarn(raw: Mapping[str, Any]) -> Yarn:
+    yarn = _read_yarn(raw)
+    betas_valid = 0 < yarn.beta_slow <= yarn.beta_fast < _MAX_SETTING
+    theta_valid = 1 < yarn.theta < _MAX_SETTING and 1 <= yarn.factor < _MAX_SETTING
+    context_valid = 0 < yarn.original_max_position_embeddings < _MAX_SETTING
+    scale_valid = yarn.attention_factor is None or 0 < yarn.attention_factor < _MAX_SETTING
+    if not (betas_valid and theta_valid and context_valid and scale_valid):
+        raise ValueError(f"rotary settings out of range: {yarn}")
     return yarn
 
 
-def _parse_yarn(raw: Mapping[str, Any]) -> Yarn:
+def _read_yarn(raw: Mapping[str, Any]) -> Yarn:
     settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = float(settings.get("rope_theta") or raw.get("rope_theta") or 150000.0)
     kind = settings.get("rope_type", settings.get("type", "default"))

@@ -1,7 +1,7 @@
-"""Symmetric block quantisers for the integer kernels, and how far they are off.
+"""Symmetric block quantisers for the integer kernels, with their error.
 
-Knows codes, scales and errors of one matrix; knows nothing of files or graphs. Codes are unsigned with an implied zero
-point of half their range (8 of 16, 128 of 256), which MatMulNBits and QMoE assume when no zero point is given.
+Knows codes, scales and errors of one matrix; knows nothing of files or graphs. Codes are unsigned. Their zero point is
+half their range (8 of 16, 128 of 256), which MatMulNBits and QMoE assume when none is given.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
-# Fractions of the largest magnitude that int4's outermost code may stand for: clipping the peak a little buys a finer
-# step for the rest. The range is where minima were found on Gaussian and MXFP4 weights; beyond it none was.
+# Candidates for the value of int4's outermost code, as fractions of the largest magnitude: clipping the peak a little
+# gives the other weights a finer step. On Gaussian and MXFP4 weights all minima were found in this range.
 _SHRINK = np.linspace(0.80, 1.0, 9, dtype=np.float32)
-_PIECE = 1 << 17  # weights at a time: temporaries that stay in a core's cache
+_PIECE = 1 << 17  # weights at a time, so that temporaries stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class QuantisedMatrix:
 
     Attributes:
         packed: uint8 [..., K·bits/8]; for 4 bits the even index is in the low nibble.
-        scales: float32 [..., K/block]; exponents as float8_e8m0 where the codes are MXFP4.
+        scales: float32 [..., K/block]; float8_e8m0 exponents if the codes are MXFP4.
         squared_error: sum over all weights of (dequantised - exact)².
         squared_norm: sum over all weights of exact².
         max_error: largest |dequantised - exact|.
@@ -39,15 +39,15 @@ class QuantisedMatrix:
 
 
 def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> QuantisedMatrix:
-    """Quantises along the last axis, searching each block's scale for the least square error.
+    """Quantises along the last axis; int4 scales are searched for the least square error of their block.
 
     Args:
         weights: float [..., K]; K a multiple of ``block``.
         bits: 4 or 8.
-        block: weights that share a scale.
+        block: number of weights that share a scale.
 
     Raises:
-        ValueError: K isn't a multiple of ``block``, or ``bits`` is neither 4 nor 8.
+        ValueError: K is not a multiple of ``block``, or ``bits`` is neither 4 nor 8.
     """
     if bits not in (4, 8) or weights.shape[-1] % block:
         raise ValueError(f"cannot quantise [..., {weights.shape[-1]}] to {bits} bits in blocks of {block}")
@@ -66,9 +66,9 @@ def quantise(weights: NDArray[np.floating[Any]], *, bits: int, block: int) -> Qu
 
 
 def _quantise(weights: NDArray[np.floating[Any]], bits: int, block: int) -> QuantisedMatrix:
-    """[N, K] in one piece."""
+    """Quantises [N, K] in one piece."""
     grouped = np.asarray(weights, np.float32).reshape(len(weights), -1, block)
-    scales = _search(grouped, bits) if bits == 4 else _peak(grouped) / np.float32(127)
+    scales = _search_scales(grouped, bits) if bits == 4 else _peak(grouped) / np.float32(127)
     codes, error = _encode(grouped, scales, bits)
     half = 1 << (bits - 1)
     unsigned = (codes + half).astype(np.uint8).reshape(weights.shape)
@@ -83,13 +83,13 @@ def _quantise(weights: NDArray[np.floating[Any]], bits: int, block: int) -> Quan
 
 
 def dequantise(packed: NDArray[np.uint8], scales: Float32, *, bits: int, block: int) -> Float32:
-    """The values that the kernels compute with: (code - zero point) · scale.
+    """Decodes to the values that the kernels compute with: (code - zero point) · scale.
 
     Args:
         packed: uint8 [..., K·bits/8].
         scales: float32 [..., K/block].
         bits: 4 or 8.
-        block: weights that share a scale.
+        block: number of weights that share a scale.
 
     Returns:
         float32 [..., K].
@@ -105,8 +105,8 @@ def _peak(grouped: Float32) -> Float32:
     return peak
 
 
-def _search(grouped: Float32, bits: int) -> Float32:
-    """The best of a few scales a block. The largest magnitude sits on -8, the longer side of the signed range."""
+def _search_scales(grouped: Float32, bits: int) -> Float32:
+    """The best candidate scale of each block. The largest magnitude maps to -8, the larger end of the signed range."""
     index = np.abs(grouped).argmax(axis=-1, keepdims=True)
     signed_peak = np.take_along_axis(grouped, index, axis=-1)[..., 0]
     best_scale = best_error = None

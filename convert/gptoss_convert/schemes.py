@@ -1,7 +1,7 @@
-"""How each group of tensors is stored: the vocabulary of the ``quantisation`` setting in olive_configs/.
+"""How each group of tensors is stored: the values of the ``quantisation`` setting in olive_configs/.
 
-Knows names and presets, not numbers. A scheme is written as its type ("int8", "mxfp4", "bfloat16") or in full
-({"type": "int4", "block_size": 64}).
+Knows names and presets; knows nothing of weights. A scheme is given as its type ("int8", "mxfp4", "bfloat16") or in
+full ({"type": "int4", "block_size": 64}).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Scheme(BaseModel):
 
     Attributes:
         type: a float type, a block-quantised integer type, or mxfp4 (experts only).
-        block_size: weights that share a scale, for int4 and int8.
-        accuracy_level: what MatMulNBits may round activations to: 1 keeps float32, 4 allows int8.
+        block_size: number of weights that share a scale, for int4 and int8.
+        accuracy_level: type to which MatMulNBits may round activations: 1: float32, 4: int8.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +53,7 @@ class Scheme(BaseModel):
 
 
 class Quantisation(BaseModel):
-    """A scheme for every tensor group. Norms, biases and sinks are always kept in the graph's float type."""
+    """A scheme for every tensor group. Norms, biases and sinks always have a float type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,22 +72,27 @@ class Quantisation(BaseModel):
 
 
 def require_whole_blocks(group: str, scheme: Scheme, columns: int) -> None:
-    """Checks that rows of a matrix are whole blocks.
+    """Checks that a matrix's rows divide into blocks.
+
+    Args:
+        group: tensor group, for the error.
+        scheme: how the matrix is stored.
+        columns: length of a row.
 
     Raises:
-        WorkflowError: they aren't.
+        WorkflowError: the rows don't.
     """
     if columns % scheme.block_size:
         raise WorkflowError(
-            f"{group}: rows of {columns} weights are not whole blocks of {scheme.block_size}",
-            remedy="Choose a block_size that divides them; 32 always does.",
+            f"{group}: rows of {columns} weights do not divide into blocks of {scheme.block_size}",
+            remedy="Choose a block_size that divides the row; 32 always does.",
         )
 
 
 def resolve(
     presets: Mapping[str, Mapping[Group, Any]], preset: str, overrides: Mapping[str, Any] | None = None
 ) -> Quantisation:
-    """A target's preset with the user's changes applied.
+    """Applies the user's changes to a target's preset.
 
     Args:
         presets: the target's named presets.
