@@ -75,10 +75,11 @@ def _imports(tree: ast.AST, known: Mapping[str, Path]) -> Iterable[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom) and node.module in known:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                yield submodule if submodule in known else node.module
+        elif isinstance(node, ast.ImportFrom):
+            package = node.module or ""
+            if package in known:
+                named = (f"{package}.{alias.name}" for alias in node.names)
+                yield from (submodule if submodule in known else package for submodule in named)
 
 
 def find_circle(graph: Graph) -> list[str] | None:
