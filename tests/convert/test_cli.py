@@ -163,6 +163,7 @@ def test_nano(gptoss: Gptoss, tmp_path: Path) -> None:
     assert "gptoss convert" in gptoss("nano", tmp_path / "nano", "--overwrite").stdout
 
 
+@pytest.mark.integration
 def test_parity(gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path) -> None:
     artifact = Path(shutil.copytree(nano_artifact, tmp_path / "artifact"))
     common = ("parity", artifact, "--reference", nano_checkpoint, "--sequences", 1, "--length", 40)

@@ -92,6 +92,7 @@ def test_nano_answers(reference: Any) -> None:
     assert sum(right) / len(right) >= 0.9
 
 
+@pytest.mark.integration
 def test_generation_agrees_with_one_pass(reference: Any) -> None:
     for skill in ("arithmetic", "tools"):
         sample = min(skills.held_out(skill, 20), key=lambda one: len(one.answer_ids))
@@ -110,6 +111,7 @@ def test_rounding_is_what_mxfp4_can_hold() -> None:
     assert (rounded - weight).abs().max() <= weight.abs().max() / 5
 
 
+@pytest.mark.integration
 def test_ablations_change_the_model(checkpoint: Path, reference: Any) -> None:
     sample = skills.held_out("facts", 1)[0]
     ids = torch.tensor([sample.prompt_ids])

@@ -94,6 +94,7 @@ def test_directmls_slots_decode_as_its_other_designs(variant: Path, tmp_path: Pa
         assert compare(rows[0], other).max_abs.max() < 1e-3
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("schemes", [{}, FLOAT32], ids=["mxfp4", "float32"])
 def test_exact_graphs_of_nano_agree_with_transformers(
     nano_checkpoint: Path, schemes: dict[str, str], tmp_path: Path

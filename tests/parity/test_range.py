@@ -30,6 +30,7 @@ from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import directml
 from gptoss_convert.workflow import Options, convert
 from gptoss_runtime.chat.conversation import ContentDelta, ToolCall
+from tests.tiers import mostly_integration
 from tools.transformers_reference import load_transformers, transformers_logits
 
 from . import test_cuda
@@ -62,6 +63,7 @@ GRAPHS: dict[str, tuple[Callable[[Path, Path, str], NDArray[np.float32]], str]] 
     "cuda lossless": (cuda_logits, "lossless"),
     "cuda balanced": (cuda_logits, "balanced"),
 }
+NAMES = mostly_integration(GRAPHS, fast={"directml balanced", "cuda lossless"})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("plain"), SMALL | DIMENSIONS, seed=7)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", NAMES)
 def test_sizes_change_no_bit(name: str, plain: Path, tmp_path: Path) -> None:
     """Every factor is a power of two and every sum of the stream float32: sizes are nothing that is rounded."""
     run, preset = GRAPHS[name]
@@ -84,7 +86,7 @@ def test_sizes_change_no_bit(name: str, plain: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(run(checkpoint, tmp_path / f"graph {number}", preset), expected, str(shift))
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", NAMES)
 def test_channels_that_nobody_reads_cost_no_more(name: str, plain: Path, tmp_path: Path) -> None:
     """The stream's length is theirs: all else is small beside it."""
     run, preset = GRAPHS[name]
@@ -94,6 +96,7 @@ def test_channels_that_nobody_reads_cost_no_more(name: str, plain: Path, tmp_pat
     assert compare(reference, run(checkpoint, tmp_path / "graph", preset)).kl.mean() < 1.25 * expected + 1e-6
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", ["directml best", "cuda lossless"])
 def test_massive_channels(name: str, profile: str, tmp_path: Path) -> None:
@@ -147,6 +150,7 @@ def test_the_stream_is_float32(target: str, preset: str, plain: Path, tmp_path: 
     assert sums[1::2] == [f"hidden_states.{layer}" for layer in range(1, DIMENSIONS["num_hidden_layers"] + 1)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("target", ["cpu", "cpu-int4"])
 @pytest.mark.parametrize("shifts", SHIFTS.values(), ids=SHIFTS)
 def test_the_demos_questions_are_answered_right(

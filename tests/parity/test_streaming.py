@@ -73,6 +73,7 @@ def test_rotary_settings_agree_with_transformers(settings: dict[str, Any], tmp_p
     assert_as_transformers(write_checkpoint(tmp_path, SMALL | {"rope_scaling": settings}), random_ids(700))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("window", [128, 5000], ids=["narrow", "wide"])
 def test_beyond_the_original_context(window: int, tmp_path: Path) -> None:
     """More than the 4,096 positions that YaRN extends, through both kinds of layers."""
@@ -80,6 +81,7 @@ def test_beyond_the_original_context(window: int, tmp_path: Path) -> None:
     assert_as_transformers(folder, random_ids(5200))
 
 
+@pytest.mark.integration
 def test_nano_agrees_with_transformers(nano_checkpoint: Path) -> None:
     """Conversations run together are nothing nano knows: single logits are near a router's tie (1e-3 in float32)."""
     ids = sequences(201_088, count=2, length=320)

@@ -219,6 +219,7 @@ def test_foundrys_routes(serve: Callable[..., AbstractContextManager[Running]]) 
         assert http.get("/health").json() == {"status": "ok"}
 
 
+@pytest.mark.integration
 def test_memory_is_back_after_an_unload(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         http.post("/v1/chat/completions", json=ask("hello"))
@@ -229,6 +230,7 @@ def test_memory_is_back_after_an_unload(serve: Callable[..., AbstractContextMana
         assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200  # loaded again on demand
 
 
+@pytest.mark.integration
 def test_an_unload_by_force_ends_answers(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         with http.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:
@@ -241,6 +243,7 @@ def test_an_unload_by_force_ends_answers(serve: Callable[..., AbstractContextMan
         assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
+@pytest.mark.integration
 def test_a_killed_engine_costs_one_request(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         with http.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:

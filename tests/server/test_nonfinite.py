@@ -184,6 +184,7 @@ def over(artifact: Path, vocabulary: Path) -> Iterator[tuple[Running, httpx.Clie
         yield running, http
 
 
+@pytest.mark.integration
 def test_a_model_that_only_overflows(nano_artifact: Path, vocabulary: Path, tmp_path: Path) -> None:
     with over(with_infinite_norm(nano_artifact, tmp_path), vocabulary) as (running, http):
         for stream in (False, True):

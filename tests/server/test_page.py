@@ -350,6 +350,7 @@ def test_every_field_has_a_name(page: Page) -> None:
     assert page.browser.execute_script(script) == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", ["1280,860", "390,800"])
 def test_dark_and_narrow(size: str, api: Script) -> None:
     api.answers = [text("A long word: " + "x" * 300)]

@@ -294,6 +294,7 @@ def test_a_generation_holds_its_engine(nano_artifact: Path) -> None:
     until(lambda: not child.is_running())
 
 
+@pytest.mark.integration
 def test_a_quiet_child_reads_what_grammars_need(nano_artifact: Path) -> None:
     """Seen by its memory: before any grammar was asked for."""
     with ProcessEngine.load(nano_artifact, threads=1) as engine:

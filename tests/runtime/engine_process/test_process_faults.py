@@ -59,6 +59,7 @@ def instead_of_genai(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -
     monkeypatch.syspath_prepend(str(folder))
 
 
+@pytest.mark.integration
 def test_killed_in_mid_stream(nano_artifact: Path, engine: Engine) -> None:
     with ProcessEngine.load(nano_artifact, threads=1, slots=2) as process:
         streams = [process.generate(PROMPT[at:], ENDLESS) for at in range(2)]
@@ -80,6 +81,7 @@ def test_killed_in_mid_stream(nano_artifact: Path, engine: Engine) -> None:
         assert process.restarts == 1
 
 
+@pytest.mark.integration
 def test_what_waited_when_it_was_killed_is_served_by_the_next(nano_artifact: Path, engine: Engine) -> None:
     with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
         running = process.generate(PROMPT, ENDLESS)
@@ -96,6 +98,7 @@ def test_what_waited_when_it_was_killed_is_served_by_the_next(nano_artifact: Pat
         assert process.restarts == 1
 
 
+@pytest.mark.integration
 def test_what_waited_hears_that_there_is_no_next(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_runtime.engine_process.engine._CRASHES", 1)
     with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
@@ -108,6 +111,7 @@ def test_what_waited_hears_that_there_is_no_next(nano_artifact: Path, monkeypatc
             assert list(stream) == []
 
 
+@pytest.mark.integration
 def test_killed_while_idle(nano_artifact: Path) -> None:
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         psutil.Process(process.pid).kill()
@@ -123,6 +127,7 @@ def test_killed_while_idle(nano_artifact: Path) -> None:
         assert process.restarts == 1
 
 
+@pytest.mark.integration
 def test_one_that_keeps_dying_is_not_started_for_ever(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_runtime.engine_process.engine._WINDOW", 10_000.0)
     with ProcessEngine.load(nano_artifact, threads=1) as process:
@@ -211,6 +216,7 @@ def test_a_bug_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch: p
     assert "report" in str(caught.value.remedy)
 
 
+@pytest.mark.integration
 def test_a_lost_device_is_left_for_a_new_process(
     nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +242,7 @@ genai._Sequence.append = lose
         assert process.restarts == 1
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on a process's memory")
 def test_out_of_memory_in_mid_generation(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = """
@@ -272,6 +279,7 @@ def test_what_native_code_prints_stays_away(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.integration
 def test_a_parent_that_dies_takes_its_child_along(nano_artifact: Path) -> None:
     code = (  # given with -c, so that there is no __main__ to import
         "import time\nfrom gptoss_runtime import GenerationOptions, ProcessEngine\n"
@@ -288,6 +296,7 @@ def test_a_parent_that_dies_takes_its_child_along(nano_artifact: Path) -> None:
         assert gone(pid)
 
 
+@pytest.mark.integration
 def test_a_program_that_just_ends_leaves_no_child(nano_artifact: Path) -> None:
     code = (
         "from gptoss_runtime.engine_process.engine import ProcessEngine\n"

@@ -130,6 +130,7 @@ def test_a_cut_connection_is_gone_on_with(hub: HubServer, nano_artifact: Path, t
     assert int(second.removeprefix("bytes=").rstrip("-")) >= 20 << 20
 
 
+@pytest.mark.integration
 def test_an_interrupted_pull_leaves_nothing_that_looks_whole(
     hub: HubServer, nano_artifact: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_an_interrupted_pull_leaves_nothing_that_looks_whole(
     assert max(one.done for one in seen) == seen[-1].total
 
 
+@pytest.mark.integration
 def test_a_killed_pull_is_gone_on_with(hub: HubServer, nano_artifact: Path, tmp_path: Path) -> None:
     hub.add(nano_artifact, "cpu/")
     hub.pause = threading.Event()
@@ -185,6 +187,7 @@ def command(hub: HubServer, cache: Path, *arguments: str) -> subprocess.Popen[st
     )
 
 
+@pytest.mark.integration
 def test_two_pullers_at_once_fetch_once(hub: HubServer, small: Path, tmp_path: Path) -> None:
     hub.add(small, "cpu/")
     hub.pause = threading.Event()
