@@ -5,22 +5,23 @@ from typing import Any
 import pytest
 
 from gptoss_runtime import FinishReason, GenerationOptions, InvalidRequest
-from gptoss_runtime.engine.scripted import EOS, ScriptedEngine
+from gptoss_runtime.engine.scripted import ScriptedEngine
+from gptoss_runtime.harmony_tokens import RETURN
 
 GREEDY = GenerationOptions(temperature=0)
 
 
 def test_a_stop_token_ends_it_and_is_given_out() -> None:
     generation = ScriptedEngine([[7, 8]]).generate([1, 2, 3], GREEDY)
-    assert list(generation) == [7, 8, EOS]
+    assert list(generation) == [7, 8, RETURN]
     result = generation.result
-    assert (result.finish_reason, result.stop_token) == (FinishReason.STOP, EOS)
+    assert (result.finish_reason, result.stop_token) == (FinishReason.STOP, RETURN)
     assert (result.usage.prompt_tokens, result.usage.new_tokens) == (3, 3)
 
 
 def test_own_stop_tokens_replace_the_artifacts() -> None:
-    generation = ScriptedEngine([[7, EOS, 8, 9]]).generate([1], GenerationOptions(stop_token_ids=(8,)))
-    assert list(generation) == [7, EOS, 8]
+    generation = ScriptedEngine([[7, RETURN, 8, 9]]).generate([1], GenerationOptions(stop_token_ids=(8,)))
+    assert list(generation) == [7, RETURN, 8]
     assert generation.result.stop_token == 8
 
 
@@ -34,7 +35,7 @@ def test_the_limit_and_the_context_end_it_as_length(limit: int | None, expected:
 
 def test_a_stop_token_at_the_limit_is_a_stop() -> None:
     generation = ScriptedEngine([[7]]).generate([1], GenerationOptions(max_new_tokens=2))
-    assert list(generation)[-1] == EOS
+    assert list(generation)[-1] == RETURN
     assert generation.result.finish_reason is FinishReason.STOP
 
 
@@ -48,7 +49,7 @@ def test_cancel_ends_it_within_a_token() -> None:
             generation.cancel()
     assert seen == [7, 7, 7]
     assert generation.result.finish_reason is FinishReason.CANCELLED
-    assert list(engine.generate([1], GREEDY)) == [8, EOS]
+    assert list(engine.generate([1], GREEDY)) == [8, RETURN]
 
 
 def test_close_before_during_and_after() -> None:

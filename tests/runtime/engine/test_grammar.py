@@ -19,7 +19,7 @@ from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.chat.turn_grammar import turn_grammar
 from gptoss_runtime.engine import grammar as grammar_module
 from gptoss_runtime.engine.grammar import Constraint
-from gptoss_runtime.engine.scripted import EOS, ScriptedEngine
+from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.harmony_tokens import RETURN
 
 VOCABULARY = 201_088
@@ -122,7 +122,7 @@ def test_a_bad_grammar_is_refused_before_anything_starts(tokenizer: Path, gramma
     assert caught.value.remedy
     assert len(caught.value.message) < 1000
     assert engine.prompts == []
-    assert list(engine.generate([1], GenerationOptions(temperature=0))) == [7, EOS]
+    assert list(engine.generate([1], GenerationOptions(temperature=0))) == [7, RETURN]
 
 
 def test_generations_keep_to_it(tokenizer: Path, harmony: Harmony) -> None:
@@ -130,7 +130,7 @@ def test_generations_keep_to_it(tokenizer: Path, harmony: Harmony) -> None:
     engine = ScriptedEngine([wish, wish, wish], tokenizer=tokenizer)
     generation = engine.generate([1], GenerationOptions(grammar='start: "yes" | "no"', temperature=0))
     assert harmony.decode(generation) == "no<|return|>"
-    assert generation.result.stop_token == EOS
+    assert generation.result.stop_token == RETURN
     # without a stop token the end of the grammar is the end
     options = GenerationOptions(grammar='start: "yes" | "no"', temperature=0, stop_token_ids=())
     generation = engine.generate([1], options)
@@ -146,7 +146,7 @@ def test_a_grammar_that_becomes_too_costly_ends_the_generation_cleanly(tokenizer
     generation = engine.generate([1], GenerationOptions(grammar=grammar, temperature=0))
     with pytest.raises(InvalidRequest, match="row"):
         list(generation)
-    assert list(engine.generate([1], GenerationOptions(temperature=0))) == [7, EOS]
+    assert list(engine.generate([1], GenerationOptions(temperature=0))) == [7, RETURN]
 
 
 def test_an_engine_without_a_tokenizer_says_so() -> None:
