@@ -59,8 +59,8 @@ class FaultyEngine(ScriptedEngine):
         self._faults = dict(faults)
         self._at = at
 
-    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[Logits, int]:
-        logits, cached = super()._advance(tokens, owner=owner, room=room)
+    def _forward(self, tokens: list[int], *, owner: object, max_length: int) -> tuple[Logits, int]:
+        logits, cached = super()._forward(tokens, owner=owner, max_length=max_length)
         step, fault = self._faults.get(len(self.prompts) - 1, (-1, ""))
         if len(tokens) - len(self.prompts[-1]) == step:
             FAULTS[fault](logits, self._at)

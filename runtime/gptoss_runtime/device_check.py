@@ -155,7 +155,7 @@ class _Run:
         """Feeds a sequence; keeps the logits after its prompt and after every step."""
         prompt, fed, before = len(tokens) - steps, self.prompt_tokens + self.steps, 0
         started = time.perf_counter()
-        for end, rows in self.engine.rows(tokens, steps=steps):
+        for end, rows in self.engine.iter_logits(tokens, steps=steps):
             seconds = time.perf_counter() - started
             if end <= prompt:
                 self.prompt_tokens += end - before

@@ -142,13 +142,13 @@ def test_logits_that_are_not_finite_are_a_failure_in_valid_json(
     gptoss: Gptoss, checkpoint: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever options ask for, nothing of it is written."""
-    rows = parities.GenaiEngine.rows
+    iter_logits = parities.GenaiEngine.iter_logits
 
     def overflowing(self: Any, ids: Any, *, steps: int = 0) -> Any:
-        for end, logits in rows(self, ids, steps=steps):
+        for end, logits in iter_logits(self, ids, steps=steps):
             yield end, np.where(end == 23, np.float32(np.nan), logits)
 
-    monkeypatch.setattr(parities.GenaiEngine, "rows", overflowing)
+    monkeypatch.setattr(parities.GenaiEngine, "iter_logits", overflowing)
     common = (artifact, "--reference", checkpoint, "--length", 40, "--record", "--report", tmp_path / "page.html")
     before = (artifact / "manifest.json").read_bytes()
     failed = reported(gptoss(*common, "--json"), code=9)

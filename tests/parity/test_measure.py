@@ -67,7 +67,7 @@ class Made:
     gives_all: bool = False
     fed: list[tuple[int, int]] = field(default_factory=list)
 
-    def rows(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def iter_logits(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
         self.fed.append((len(token_ids), steps))
         sequence = next(n for n, ids in enumerate(self.reference.token_ids) if ids[: len(token_ids)] == token_ids)
         prompt = len(token_ids) - steps
@@ -284,7 +284,7 @@ def test_a_graph_that_does_not_run_on_the_cpu(
     with pytest.raises(ZeroDivisionError):
         measure(tmp_path / "out", reference)
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "rows", lambda *_, **__: iter(lambda: 1 / 0, None))
+        patch.setattr(Session, "iter_logits", lambda *_, **__: iter(lambda: 1 / 0, None))
         with pytest.raises(BackendError, match=r"running .*model\.onnx on the CPU"):
             measure(tmp_path / "out", reference)
     model = ir.load(tmp_path / "out" / "model.onnx")

@@ -42,7 +42,7 @@ class Device(ScriptedEngine):
         self.read: list[tuple[int, int]] = []
         self._perturb = perturb or (lambda *_: None)
 
-    def rows(self, token_ids: Iterable[int], *, steps: int = 0) -> Iterator[tuple[int, Logits]]:
+    def iter_logits(self, token_ids: Iterable[int], *, steps: int = 0) -> Iterator[tuple[int, Logits]]:
         tokens = list(token_ids)
         prompt = len(tokens) - steps
         self.read.append((len(tokens), steps))
@@ -176,10 +176,10 @@ def test_a_short_reference() -> None:
 
 
 def test_an_engine_that_only_has_logits(reference: ReferenceLogits) -> None:
-    """``Engine.rows`` of engines that have nothing better, such as one in another process."""
+    """``Engine.iter_logits`` of engines that have nothing better, such as one in another process."""
 
     class Plain(Device):
-        rows = Engine.rows
+        iter_logits = Engine.iter_logits
 
         def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> Logits:
             tokens = tuple(token_ids)

@@ -93,8 +93,8 @@ class Measurement:
 class Decoder(Protocol):
     """A loaded artifact: GenaiEngine and Session are such."""
 
-    def rows(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """After every piece of a prompt and every step: how many tokens were fed, the logits of the last of them."""
+    def iter_logits(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yields the number of tokens fed and the last ones' logits, after every prompt chunk and every step."""
 
 
 def measure(
@@ -128,20 +128,20 @@ def measure(
     opened, ids = require_fitting(artifact, reference.about, provider), reference.token_ids
     errors, reason = _layers(opened, reference, provider) if layers else (None, None)
     with _decoder(opened, provider) as decoder:
-        gives_all = len(next(decoder.rows(ids[0][:2]))[1]) > 1
+        gives_all = len(next(decoder.iter_logits(ids[0][:2]))[1]) > 1
         each = 1 if gives_all else prefills
         prompts = [(number, tokens[:end]) for number, tokens in enumerate(ids) for end in _ends(tokens, each)]
         steps = min(steps, len(ids[0]))
         prefill, by_steps = _Compared("prefill", reference, errors), _Compared("steps", reference, errors)
         done, total = 0, sum(len(tokens) for _, tokens in prompts) + len(ids[0])
         for number, tokens in prompts:
-            for end, rows in decoder.rows(tokens):
+            for end, rows in decoder.iter_logits(tokens):
                 if gives_all or end == len(tokens):  # of a prompt in pieces, each gives its last
                     prefill.add(number, end, rows if gives_all else rows[-1:])
                 if progress:
                     progress(done + end, total)
             done += len(tokens)
-        for end, rows in decoder.rows(ids[0], steps=steps):
+        for end, rows in decoder.iter_logits(ids[0], steps=steps):
             if end > len(ids[0]) - steps:
                 by_steps.add(0, end, rows[-1:])
             if progress:
@@ -214,10 +214,10 @@ class _OnTheCpu:
         with _native_errors(f"loading {model} on the CPU"):
             self._session = Session(model)
 
-    def rows(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def iter_logits(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See :class:`Decoder`."""
         with _native_errors(f"running {self._model} on the CPU"):
-            yield from self._session.rows(token_ids, steps=steps)
+            yield from self._session.iter_logits(token_ids, steps=steps)
 
 
 @contextmanager

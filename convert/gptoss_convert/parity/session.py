@@ -96,12 +96,12 @@ class Session:
             at += piece
             yield outputs[: len(names)]
 
-    def rows(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Reads a sequence as a prompt, its last ``steps`` tokens one by one.
+    def iter_logits(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Feeds a sequence as a prompt, its last ``steps`` tokens one by one.
 
         Yields:
-            After every piece of the prompt and after every step how many tokens were fed, and the logits of the last
-            of them that the graph gives, float32 [positions, vocab].
+            After every prompt chunk and every step: the number of tokens fed so far, and the logits that the graph
+            returned for the last of them, float32 [positions, vocab].
         """
         prompt = len(token_ids) - steps
         pieces = [*pieces_of(prompt), *[1] * steps]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from gptoss_runtime.chat.conversation import JSON_OBJECT, ResponseFormat, Tool
 from gptoss_runtime.engine.grammar import check_schema
-from gptoss_runtime.engine.json_schema import embedded, without_costly
+from gptoss_runtime.engine.json_schema import remove_costly_keywords, to_grammar_text
 from gptoss_runtime.engine.options import MAX_GRAMMAR
 from gptoss_runtime.errors import InvalidRequest
 
@@ -142,7 +142,7 @@ def _enforceable(schema: Mapping[str, Any], *, what: str, strict: bool) -> str:
         raise InvalidRequest(
             f"{what} is a JSON schema of {len(text):,} characters", remedy=f"Keep it to {_MAX_SCHEMA:,} characters."
         )
-    return embedded(JSON_OBJECT.schema, lenient=True)
+    return to_grammar_text(JSON_OBJECT.schema, lenient=True)
 
 
 @functools.lru_cache(maxsize=256)
@@ -151,10 +151,10 @@ def _compiled(text: str, what: str, strict: bool) -> str:
     schema = json.loads(text)
     if strict:
         check_schema(schema, what=what, lenient=False)
-        return embedded(schema, lenient=False)
+        return to_grammar_text(schema, lenient=False)
     for whole in (True, False):
         with suppress(InvalidRequest, RecursionError):
-            simpler = schema if whole else without_costly(schema)
+            simpler = schema if whole else remove_costly_keywords(schema)
             check_schema(simpler, what=what, lenient=True)
-            return embedded(simpler, lenient=True)
-    return embedded(JSON_OBJECT.schema, lenient=True)
+            return to_grammar_text(simpler, lenient=True)
+    return to_grammar_text(JSON_OBJECT.schema, lenient=True)

@@ -1,7 +1,7 @@
-"""The engine's interface: token ids in, token ids out, with cancellation, a finish reason, usage and timings.
+"""The engine interface: token ids in, token ids out, with cancellation, a finish reason, usage and timings.
 
-The rest of the runtime is written against ``Engine`` and ``Generation``; ``gptoss_runtime.engine.loading.load_engine``
-picks the implementation. Knows nothing of text, tokenisation or harmony, and nothing of its implementations.
+The rest of the runtime uses ``Engine`` and ``Generation``; ``gptoss_runtime.engine.loading.load_engine`` chooses the
+implementation. Knows nothing of text, tokenisation or harmony, and nothing of its implementations.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gptoss_runtime.engine.results import GenerationResult, ModelInfo, TokenLogp
 
 
 class Generation(ABC, Iterator[int]):
-    """A running generation: iterate for the token ids, the stop token included, each as soon as it is known.
+    """A running generation: an iterator over the generated token ids, the stop token included.
 
-    ``cancel`` may be called from any thread, also while the prompt is being read; iteration then ends within one token
-    (one chunk of the prompt) and the engine stays usable. ``result`` is there once iteration ended, also by an error.
-    ``logprobs`` has an entry for every id given out so far if the options ask for them, and is empty otherwise.
+    ``cancel`` may be called from any thread, also during prefill: iteration ends within one token (or one prompt
+    chunk) and the engine stays usable. ``result`` is available once iteration has ended, also after an error.
+    ``logprobs`` has one entry per id yielded so far if the options request them; otherwise it is empty.
 
-    Iteration raises ``NumericalError`` where the model's logits are not finite, another ``GptOssError`` where the
-    engine fails otherwise; ``result`` then has the finish reason "error" and counts the ids given out before.
+    Iteration raises ``NumericalError`` if the model's logits are not finite, and another ``GptOssError`` if the engine
+    fails for another reason. ``result`` then has the finish reason "error" and counts the ids yielded before.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Generation(ABC, Iterator[int]):
         self.logprobs: list[TokenLogprobs] = []
 
     def cancel(self) -> None:
-        """Asks the generation to end; thread-safe, returns at once."""
+        """Requests the end of the generation; thread-safe, returns at once."""
         self._cancel.set()
 
     @property
     def result(self) -> GenerationResult:
-        """How it went.
+        """The finish reason, usage and timings.
 
         Raises:
             RuntimeError: iteration has not ended yet.
@@ -52,7 +52,7 @@ class Generation(ABC, Iterator[int]):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the generation now; ``result`` says "cancelled" if it had not ended by itself."""
+        """Ends the generation now; its finish reason is "cancelled" unless it had already ended."""
 
     def __enter__(self) -> Self:
         return self
@@ -64,51 +64,51 @@ class Generation(ABC, Iterator[int]):
 class Engine(ABC):
     """A loaded model.
 
-    Safe to use from several threads; generations that run at once take turns and do not disturb each other's tokens.
-    More of them than ``slots`` share a KV cache, so that each turn costs a prefill: queue them instead, as
+    Thread-safe: concurrent generations are interleaved and do not affect each other's tokens. If there are more of them
+    than ``slots``, they evict each other's KV cache and every switch costs a prefill; queue them instead, as
     ``gptoss_runtime.engine_process.engine.ProcessEngine`` does.
     """
 
     info: ModelInfo
-    slots: int = 1  # KV caches: generations that can run at once
+    slots: int = 1  # number of KV caches, and so of generations that can run at once
 
     @abstractmethod
     def generate(self, token_ids: Iterable[int], options: GenerationOptions | None = None) -> Generation:
-        """Starts a generation; the work is done as the result is iterated.
+        """Starts a generation; tokens are computed as it is iterated.
 
         Args:
             token_ids: the prompt, at least one id.
-            options: ``None``: the defaults.
+            options: sampling and stopping; ``None`` means the defaults.
 
         Raises:
-            InvalidRequest: the prompt or an option cannot be served; nothing was started.
+            InvalidRequest: the prompt or an option is invalid; nothing was started.
             ContextOverflow: the prompt leaves no room for an answer.
         """
 
     @abstractmethod
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
-        """The logits after every token, for tests of parity.
+        """Computes the logits after every token, for parity tests.
 
         Args:
             token_ids: the sequence, at least one id.
-            stepwise: feed the tokens one by one through the KV cache, as decoding does, and not in one prefill.
+            stepwise: feed the tokens one by one through the KV cache, as decoding does, instead of in one prefill.
 
         Returns:
             float32 ``[tokens, vocab]``; row i follows token i.
         """
 
-    def rows(self, token_ids: Iterable[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Reads a sequence into an empty KV cache as a generation reads its prompt, to compare its logits.
+    def iter_logits(self, token_ids: Iterable[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Feeds a sequence to an empty KV cache as a generation would, and yields the logits along the way.
 
         Args:
             token_ids: the sequence, at least one id.
-            steps: of its tokens, the last are fed one by one, as decoding does.
+            steps: how many of the last tokens are fed one by one, as decoding does; the others are the prompt.
 
         Yields:
-            After every piece of the prompt and after every step how many tokens were fed, and the logits of the last
-            of them that the graph gives, float32 ``[positions, vocab]``.
+            After every prompt chunk and every step: the number of tokens fed so far, and the logits that the graph
+            returned for the last of them, float32 ``[positions, vocab]``.
         """
-        tokens = list(token_ids)  # an engine that only has ``logits`` computes the steps at once
+        tokens = list(token_ids)  # this default, on top of ``logits``, computes all steps at once
         prompt = len(tokens) - steps
         if prompt:
             yield prompt, self.logits(tokens[:prompt])
@@ -118,7 +118,7 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Gives the model's memory back; the engine cannot be used afterwards."""
+        """Frees the model's memory; the engine cannot be used afterwards."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,7 @@
-"""Has onnxruntime-genai load an artifact without reading the folder by itself: it gets what was checked.
+"""Loads an artifact into onnxruntime-genai so that genai sees only checked data, and not the folder itself.
 
-The configuration is one that is written here, in a private folder; the graph is given as the bytes that were checked;
-the weights stay where they are, and are compared after loading. Knows what genai reads when; imports nothing of it.
+genai reads a configuration written here, in a private folder, and gets the graph as the bytes that were checked. The
+weights stay in place and are checked for changes after loading. Knows what genai reads and when; imports nothing of it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ _LINK = "weights"
 
 
 def load_model(genai: ModuleType, artifact: Artifact, configure: Callable[[Any], None]) -> Any:
-    """A genai Model of an artifact.
+    """Loads an artifact as a genai Model.
 
     Args:
         genai: onnxruntime-genai.
-        artifact: which.
-        configure: called with the genai Config, before anything is loaded.
+        artifact: what to load.
+        configure: called with the genai Config before anything is loaded.
 
     Raises:
-        ArtifactError: the folder changed since it was checked; nothing that was loaded is used.
-        ResourceError: there is no place for the configuration.
+        ArtifactError: the folder changed since it was checked; the loaded model is discarded.
+        ResourceError: the configuration cannot be written.
         Exception: what genai raises.
     """
     weights = (artifact.path / artifact.graph.name).parent
-    joins = hasattr(genai.Config, "from_package_ep")  # such a genai takes paths as relative to its configuration
+    relative_paths = hasattr(genai.Config, "from_package_ep")  # newer versions resolve paths against their config
     with _private_folder() as folder:
-        named = _from(folder, weights) if joins else str(weights)
-        text = json.dumps(genai_config.compose(artifact.config, named), ensure_ascii=False)  # genai reads no \\u
-        _write(folder / CONFIG, text)
+        weights_path = _relative_path(folder, weights) if relative_paths else str(weights)
+        config_json = genai_config.compose(artifact.config, weights_path)
+        text = json.dumps(config_json, ensure_ascii=False)  # genai does not parse \\u escapes
+        _write_text(folder / CONFIG, text)
         config = genai.Config(str(folder))
         configure(config)
         graph = artifact.graph_bytes()
         config.add_model_data(genai_config.GRAPH, graph)
-        with contextlib.nullcontext() if joins else _same_working_folder():
+        with contextlib.nullcontext() if relative_paths else _restored_working_directory():
             model = genai.Model(config)
     artifact.require_unchanged()
     return model
@@ -54,12 +55,13 @@ def load_model(genai: ModuleType, artifact: Artifact, configure: Callable[[Any],
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder of this user's alone. Removed file by file: nothing that a link leads to is touched."""
+    """A temporary folder that only this user can read; removed file by file, so that links are not followed."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="gptoss-")).resolve()
     except OSError as error:
         raise ResourceError(
-            f"no temporary folder: {error.strerror or error}", remedy="Free some disk space, or set TMPDIR (TEMP)."
+            f"a temporary folder cannot be created: {error.strerror or error}",
+            remedy="Free some disk space, or set TMPDIR (on Windows: TEMP) to another folder.",
         ) from error
     try:
         yield folder
@@ -69,15 +71,15 @@ def _private_folder() -> Iterator[Path]:
                 remove(folder / name)
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except (OSError, UnicodeEncodeError) as error:
         raise ResourceError(f"{path} cannot be written: {error}", remedy="Free some disk space.") from error
 
 
-def _from(folder: Path, weights: Path) -> str:
-    """The weights' folder as seen from another one; on Windows it may be on another drive, and is then linked to."""
+def _relative_path(folder: Path, weights: Path) -> str:
+    """The path from ``folder`` to ``weights``. On Windows, if they are on different drives, that of a link to them."""
     try:
         return os.path.relpath(weights, folder)
     except ValueError:
@@ -85,7 +87,7 @@ def _from(folder: Path, weights: Path) -> str:
     try:
         link.symlink_to(weights, target_is_directory=True)
     except OSError as error:
-        if not _is_joined(link, weights):
+        if not _create_junction(link, weights):
             raise ResourceError(
                 f"onnxruntime-genai cannot reach {weights} from {folder}: {error.strerror or error}",
                 remedy="Set TEMP to a folder on the artifact's drive, or copy the artifact to a drive of this machine.",
@@ -93,8 +95,8 @@ def _from(folder: Path, weights: Path) -> str:
     return _LINK
 
 
-def _is_joined(link: Path, weights: Path) -> bool:
-    """Makes a junction: Windows' links that need no privilege, but lead to this machine's drives only."""
+def _create_junction(link: Path, weights: Path) -> bool:
+    """Creates a junction, a Windows link that needs no privilege but reaches only local drives; returns success."""
     if sys.platform == "win32":
         import _winapi
 
@@ -105,8 +107,8 @@ def _is_joined(link: Path, weights: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _same_working_folder() -> Iterator[None]:
-    """genai 0.13.1 works in the configuration's folder while it loads, and finds back to none with a name like Zoë."""
+def _restored_working_directory() -> Iterator[None]:
+    """Restores the working directory: genai 0.13.1 changes it while loading and fails to return to a name like Zoë."""
     before = os.getcwd()  # noqa: PTH109
     try:
         yield

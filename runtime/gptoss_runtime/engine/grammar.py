@@ -1,7 +1,7 @@
-"""Grammars that what is generated has to match: llguidance, behind a mask over the vocabulary; its only user.
+"""Constrained decoding: token masks from a grammar, by llguidance. The only module that imports it.
 
-A grammar comes from a client, so everything it can cost is bounded: its length, what its JSON schemas may hold
-(``json_schema``), and llguidance's own limits. Knows token ids and grammars; knows nothing of harmony or engines.
+Grammars come from clients, so their cost is bounded: by their length, by limits on their JSON schemas (``json_schema``)
+and by llguidance's own limits. Knows token ids and grammars; knows nothing of harmony or engines.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 
 from gptoss_runtime.artifact import strict_json
 from gptoss_runtime.artifact.vocabulary import byte_alphabet
-from gptoss_runtime.engine.json_schema import check_bounds, embedded
+from gptoss_runtime.engine.json_schema import check_bounds, to_grammar_text
 from gptoss_runtime.errors import ArtifactError, BackendUnavailable, InvalidRequest
 
-_EOS = "<|endoftext|>"  # stands for "the grammar may end here"; the generation's stop tokens take its place
+_EOS = "<|endoftext|>"  # llguidance allows it where the grammar may end; masks replace it by the stop tokens
 _SCHEMA = re.compile(r"%json\s*")
-# llguidance would tokenise text that is certain to come, special tokens parsed: "<|end|>" in a schema's enum would be
-# the control token. So the model chooses how to spell it.
-_BY_BYTES = '\n%llguidance { "no_forcing": true }\n'
-_MAX_INTERSECTIONS = 16  # of regexes: the cost is exponential in them
-_MAX_SAID = 600  # characters shown of what llguidance says
+# llguidance would tokenise text that the grammar forces, and parse special tokens in it: "<|end|>" in a schema's enum
+# would become the control token. Without forcing, the model spells such text itself.
+_NO_FORCING = '\n%llguidance { "no_forcing": true }\n'
+_MAX_INTERSECTIONS = 16  # of regexes; the cost is exponential in their number
+_MAX_QUOTED = 600  # characters of llguidance's message to quote
 _load_lock = threading.Lock()
 
 
 def _import_llguidance() -> ModuleType:
-    """llguidance.
+    """Imports llguidance.
 
     Raises:
         BackendUnavailable: it is not installed, or its library does not load.
@@ -49,16 +49,16 @@ def _import_llguidance() -> ModuleType:
 
 
 class Constraint:
-    """A grammar over one generation: which tokens may come next, told of each that came.
+    """A compiled grammar and its state in one generation: gives the mask for each token, and accepts the chosen one.
 
     Args:
-        tokenizer: the artifact's tokenizer.json; it takes a second to read, once a process.
+        tokenizer: the artifact's tokenizer.json; reading it takes a second, once per process.
         grammar: in llguidance's Lark syntax.
-        vocab_size: rows of the logits; those without a token are never allowed.
+        vocab_size: number of logits per position; ids without a token are never allowed.
         stops: the generation's stop tokens, allowed where the grammar may end.
 
     Raises:
-        InvalidRequest: the grammar is wrong, allows nothing, or costs too much.
+        InvalidRequest: the grammar is invalid, matches nothing, or costs too much.
         ArtifactError: the tokenizer cannot be read.
         BackendUnavailable: llguidance is not installed.
     """
@@ -66,44 +66,47 @@ class Constraint:
     def __init__(self, tokenizer: Path, grammar: str, *, vocab_size: int, stops: Iterable[int]) -> None:
         llguidance = _import_llguidance()
         _check_costs(grammar)
-        tokens, self._eos = _tokenizer(tokenizer.absolute())
+        llg_tokenizer, self._eos = _load_tokenizer(tokenizer.absolute())
         self._stops = np.fromiter((stop for stop in stops if stop < vocab_size), np.int64)
         self._vocab_size = vocab_size
         self._matcher = llguidance.LLMatcher(
-            tokens, llguidance.LLMatcher.grammar_from_lark(grammar + _BY_BYTES), log_level=0, limits=_limits()
+            llg_tokenizer,
+            llguidance.LLMatcher.grammar_from_lark(grammar + _NO_FORCING),
+            log_level=0,
+            limits=_parser_limits(),
         )
-        self._check()
-        self._mask: NDArray[np.bool_] | None = None  # until a token is accepted
-        self.allowed()
+        self._check_matcher()
+        self._mask: NDArray[np.bool_] | None = None  # computed once per token
+        self.token_mask()
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """The tokens that may come next, bool ``[vocab_size]``; not to be changed.
+    def token_mask(self) -> NDArray[np.bool_]:
+        """True for the tokens that may come next, bool ``[vocab_size]``; must not be modified.
 
         Raises:
-            InvalidRequest: the grammar became too costly to follow.
+            InvalidRequest: the grammar exceeded a cost limit.
         """
         if self._mask is None:
-            self._mask = self._computed()
+            self._mask = self._compute_mask()
         return self._mask
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may come any more, not even a stop token as there are none."""
-        return not self.allowed().any()
+        """Whether no token is allowed any more: the grammar has ended and there are no stop tokens."""
+        return not self.token_mask().any()
 
     def accept(self, token: int) -> None:
-        """Takes note of a token that ``allowed`` allowed, unless it is a stop token: that is no part of the grammar.
+        """Advances the grammar by an allowed token. Do not call it with a stop token: the grammar has none.
 
         Raises:
-            InvalidRequest: the grammar became too costly to follow.
+            InvalidRequest: the grammar exceeded a cost limit.
         """
         self._mask = None
         if not self._matcher.consume_token(token):
-            self._check()
+            self._check_matcher()
 
-    def _computed(self) -> NDArray[np.bool_]:
+    def _compute_mask(self) -> NDArray[np.bool_]:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
+        self._check_matcher()
         known = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
         mask = np.pad(known, (0, self._vocab_size - known.size)) if known.size < self._vocab_size else known
         if mask[self._eos]:
@@ -111,21 +114,21 @@ class Constraint:
             mask[self._stops] = True
         return mask
 
-    def _check(self) -> None:
+    def _check_matcher(self) -> None:
         if self._matcher.is_error():
-            raise _refused("the grammar", self._matcher.get_error())
+            raise _grammar_error("the grammar", self._matcher.get_error())
 
 
 def check_schema(schema: object, *, what: str, lenient: bool) -> None:
-    """Compiles a JSON schema over single bytes, which takes milliseconds and finds what is wrong with it.
+    """Checks that a JSON schema can be enforced, by compiling it over a vocabulary of single bytes; takes milliseconds.
 
     Args:
         schema: JSON values.
-        what: its name in errors.
-        lenient: as for ``json_schema.embedded``.
+        what: the schema's name in errors.
+        lenient: as for ``json_schema.to_grammar_text``.
 
     Raises:
-        InvalidRequest: it cannot be enforced, or costs too much.
+        InvalidRequest: the schema cannot be enforced, or costs too much.
         BackendUnavailable: llguidance is not installed.
     """
     try:
@@ -133,32 +136,33 @@ def check_schema(schema: object, *, what: str, lenient: bool) -> None:
     except InvalidRequest as error:
         raise InvalidRequest(f"{what}: {error.message}", remedy=error.remedy) from error
     llguidance = _import_llguidance()
-    grammar = llguidance.LLMatcher.grammar_from_lark(f"start: %json {embedded(schema, lenient=lenient)}")
-    matcher = llguidance.LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=_limits())
+    grammar = llguidance.LLMatcher.grammar_from_lark(f"start: %json {to_grammar_text(schema, lenient=lenient)}")
+    matcher = llguidance.LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=_parser_limits())
     if not matcher.is_error():
-        matcher.compute_bitmask()  # finds that nothing can match
+        matcher.compute_bitmask()  # detects that nothing can match
     if matcher.is_error():
-        raise _refused(what, matcher.get_error())
+        raise _grammar_error(what, matcher.get_error())
 
 
-def _refused(what: str, said: str) -> InvalidRequest:
-    """The error for something llguidance refuses, with what it said."""
-    said = " ".join(said.partition("<backtrace>")[0].replace("<non-verbose/>", "").split())
-    if said.startswith("NoExtension"):
-        said = "nothing can match it"
+def _grammar_error(what: str, message: str) -> InvalidRequest:
+    """Converts llguidance's message to an error."""
+    message = " ".join(message.partition("<backtrace>")[0].replace("<non-verbose/>", "").split())
+    if message.startswith("NoExtension"):
+        message = "nothing can match it"
     return InvalidRequest(
-        f"{what} cannot be enforced: {said[:_MAX_SAID]}", remedy="Simplify it; docs/runtime.md says what is supported."
+        f"{what} cannot be enforced: {message[:_MAX_QUOTED]}",
+        remedy="Simplify it; docs/runtime.md lists what is supported.",
     )
 
 
 @functools.cache
-def _limits() -> Any:
-    """llguidance's limits: wider than its own where 500 optional properties in a schema would meet them."""
+def _parser_limits() -> Any:
+    """llguidance's limits, raised above its defaults where a schema of 500 optional properties would exceed them."""
     return _import_llguidance().LLParserLimits(max_items_in_row=20_000, step_max_items=1_000_000, verbose_errors=False)
 
 
-class _Bytes:
-    """Every byte a token: a vocabulary for looking at a grammar without a model's."""
+class _ByteVocabulary:
+    """A vocabulary in which every byte is a token, for compiling grammars without a model's vocabulary."""
 
     tokens: ClassVar = [*(bytes([byte]) for byte in range(256)), b"<eos>"]
     eos_token_id = 256
@@ -171,43 +175,43 @@ class _Bytes:
 
 @functools.cache
 def _byte_tokenizer() -> Any:
-    """A tokenizer of single bytes, for compiling a grammar without special tokens."""
+    """A tokenizer over single bytes; it has no special tokens."""
     llguidance = _import_llguidance()
-    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()))
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_ByteVocabulary()))
 
 
 def _check_costs(grammar: str) -> None:
-    """Refuses what llguidance's limits do not end soon enough.
+    """Checks the costs that llguidance's limits do not bound soon enough.
 
     Raises:
-        InvalidRequest: a schema out of bounds, or more intersections than can be served.
+        InvalidRequest: a schema exceeds a limit, or the grammar has too many intersections.
     """
     decoder = json.JSONDecoder()
-    intersections = at = 0
-    for found in _SCHEMA.finditer(grammar):
-        if found.start() < at:
-            continue  # a schema's own text
+    intersections = position = 0
+    for match in _SCHEMA.finditer(grammar):
+        if match.start() < position:
+            continue  # inside the previous schema
         try:
-            schema, end = decoder.raw_decode(grammar, found.end())
+            schema, end = decoder.raw_decode(grammar, match.end())
         except (ValueError, RecursionError):
-            continue  # part of a text, or llguidance will say what is wrong with it
+            continue  # part of a string, or an error that llguidance will report
         check_bounds(schema)
-        intersections += grammar.count("&", at, found.start())
-        at = end
-    intersections += grammar.count("&", at)
+        intersections += grammar.count("&", position, match.start())
+        position = end
+    intersections += grammar.count("&", position)
     if intersections > _MAX_INTERSECTIONS:
         raise InvalidRequest(
-            f"the grammar has & {intersections} times", remedy=f"Use & at most {_MAX_INTERSECTIONS} times."
+            f"the grammar uses & {intersections} times", remedy=f"Use & at most {_MAX_INTERSECTIONS} times."
         )
 
 
-def read_vocabulary(tokenizer: Path) -> None:
-    """Reads what the first grammar over this tokenizer.json would have to wait for. Raises as ``Constraint``."""
-    _tokenizer(tokenizer.absolute())
+def preload_vocabulary(tokenizer: Path) -> None:
+    """Loads the vocabulary of a tokenizer.json, so that the first grammar starts sooner. Raises as ``Constraint``."""
+    _load_tokenizer(tokenizer.absolute())
 
 
-def _tokenizer(path: Path) -> tuple[Any, int]:
-    with _load_lock:  # so that two threads do not read it twice
+def _load_tokenizer(path: Path) -> tuple[Any, int]:
+    with _load_lock:  # two threads must not read it twice
         return _read_tokenizer(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
@@ -219,15 +223,15 @@ def _read_tokenizer(path: Path, _changed: int) -> tuple[Any, int]:
         return llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary)), vocabulary.eos_token_id
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError) as error:
         raise ArtifactError(
-            f"{path} cannot be used for grammars: {error!r}", remedy="Use a tokenizer.json of gpt-oss, unchanged."
+            f"{path} cannot be used for grammars: {error!r}", remedy="Use gpt-oss's tokenizer.json, unchanged."
         ) from error
 
 
 class _Vocabulary:
-    """A byte-level tokenizer.json's tokens: all that masks need. Its merges would take a second more to read.
+    """The tokens of a byte-level tokenizer.json, which is all that masks need; merges would take a second more to read.
 
     Args:
-        content: of the file.
+        content: the parsed file.
     """
 
     bos_token_id = None
@@ -243,8 +247,8 @@ class _Vocabulary:
             self.tokens[token] = text.encode()
         self.special_token_ids = sorted(special)
         self.eos_token_id = next(token for token, text in special.items() if text == _EOS)
-        self._byte = {token: at for at, token in enumerate(self.tokens) if len(token) == 1}
+        self._byte_ids = {token: index for index, token in enumerate(self.tokens) if len(token) == 1}
 
     def __call__(self, text: bytes) -> list[int]:
-        """Some spelling of a text; none is asked for, as nothing is forced (``_BY_BYTES``)."""
-        return [self._byte[bytes([byte])] for byte in text]
+        """Encodes text byte by byte. llguidance requires the method but does not call it with ``_NO_FORCING``."""
+        return [self._byte_ids[bytes([byte])] for byte in text]

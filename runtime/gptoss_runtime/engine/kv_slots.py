@@ -1,7 +1,6 @@
-"""Which KV cache a generation goes on with, where several are kept.
+"""The KV cache slots of an engine: which cached sequence a generation continues, and which ones are kept.
 
-A slot is a sequence of tokens whose keys and values are in memory. Knows their tokens, owners and sizes; knows nothing
-of how they are computed.
+Knows the sequences' tokens, owners and sizes; knows nothing of how keys and values are computed.
 """
 
 from __future__ import annotations
@@ -11,99 +10,101 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 
-class Sequence(Protocol):
-    """Tokens in a KV cache.
+class CachedSequence(Protocol):
+    """Tokens whose keys and values are in memory.
 
-    ``room`` is how many positions were allocated; ``owner`` belongs to the generation that is using it, None: idle.
+    ``capacity`` is the number of positions allocated; ``owner`` identifies the generation using it, None if idle.
     """
 
     tokens: list[int]
-    room: int
+    capacity: int
     owner: object
 
 
-S = TypeVar("S", bound=Sequence)
+S = TypeVar("S", bound=CachedSequence)
 
 
-class Slots(Generic[S]):
-    """Keeps the sequences of generations that run, and those of ended ones as long as there is room.
+class KVSlotPool(Generic[S]):
+    """Holds the sequences of running generations, and those of ended ones while there is room.
 
-    For one thread at a time, but for ``release``.
+    Not thread-safe, except ``release``.
 
     Args:
-        count: sequences at most.
-        idle_room: positions that idle sequences may have allocated together; the least recently used go first.
+        count: maximum number of sequences.
+        idle_capacity: positions that all idle sequences together may have allocated; the least recently used are
+            dropped first.
     """
 
-    def __init__(self, count: int, idle_room: int) -> None:
+    def __init__(self, count: int, idle_capacity: int) -> None:
         self.count = count
-        self._idle_room = idle_room
-        self._kept: list[S] = []  # the least recently used first
+        self._idle_capacity = idle_capacity
+        self._sequences: list[S] = []  # least recently used first
 
     def take(self, tokens: list[int], owner: object) -> S | None:
-        """Takes out the sequence to go on with; ``put`` brings it back, so that one that failed is gone.
+        """Removes and returns the sequence to continue with; ``put`` returns it, so one that fails stays removed.
 
-        It is the owner's own, or else the idle one most of which is a prefix of ``tokens``, or else, where no further
-        one may be kept, the least recently used. With fewer slots than running generations they rob each other.
+        In order of preference: the owner's own sequence; the idle one that shares the longest prefix with ``tokens``,
+        net of what continuing discards; and if the pool is full, the least recently used, preferably an idle one.
+        With more running generations than slots, they evict each other's cache.
 
         Returns:
-            None: make a new one.
+            The sequence, or None if a new one is needed.
         """
-        kept = list(self._kept)
-        chosen = next((sequence for sequence in kept if sequence.owner is owner), None)
+        sequences = list(self._sequences)
+        chosen = next((sequence for sequence in sequences if sequence.owner is owner), None)
         if chosen is None:
-            idle = [sequence for sequence in kept if sequence.owner is None]
-            best = max(idle, key=lambda sequence: _worth(sequence, tokens), default=None)
-            if best is not None and _worth(best, tokens) > 0:
+            idle = [sequence for sequence in sequences if sequence.owner is None]
+            best = max(idle, key=lambda sequence: _score_reuse(sequence, tokens), default=None)
+            if best is not None and _score_reuse(best, tokens) > 0:
                 chosen = best
-            elif len(kept) >= self.count:
-                chosen = (idle or kept)[0]
+            elif len(sequences) >= self.count:
+                chosen = (idle or sequences)[0]
         if chosen is not None:
-            self._kept.remove(chosen)
+            self._sequences.remove(chosen)
         return chosen
 
     def put(self, sequence: S, owner: object) -> None:
-        """Keeps a sequence as the owner's."""
+        """Adds a sequence in use by ``owner``."""
         sequence.owner = owner
-        self._kept.append(sequence)
+        self._sequences.append(sequence)
         self.trim()
 
     def release(self, owner: object) -> None:
-        """The owner has ended: its sequence is idle; from any thread, and in a finaliser."""
-        for sequence in tuple(self._kept):
+        """Marks the owner's sequence as idle; safe to call from any thread and from a finaliser."""
+        for sequence in tuple(self._sequences):
             if sequence.owner is owner:
                 sequence.owner = None
 
     def drop(self, owner: object) -> None:
-        """Drops the owner's sequence: what is in its KV cache is wrong."""
-        self._kept = [kept for kept in self._kept if kept.owner is not owner]
+        """Drops the owner's sequence, because its keys and values are wrong."""
+        self._sequences = [sequence for sequence in self._sequences if sequence.owner is not owner]
 
     def trim(self) -> None:
-        """Drops idle sequences that are too many."""
-        room = self._idle_room
-        for sequence in [kept for kept in reversed(self._kept) if kept.owner is None]:
-            room -= sequence.room
-            if room < 0:
-                self._kept.remove(sequence)
+        """Drops the least recently used idle sequences until the others fit ``idle_capacity``."""
+        remaining = self._idle_capacity
+        for sequence in [sequence for sequence in reversed(self._sequences) if sequence.owner is None]:
+            remaining -= sequence.capacity
+            if remaining < 0:
+                self._sequences.remove(sequence)
 
     def clear(self, *, idle: bool = False) -> bool:
-        """Drops all sequences, or all idle ones; whether there were any."""
-        before = len(self._kept)
-        self._kept = [kept for kept in self._kept if idle and kept.owner is not None]
-        return len(self._kept) < before
+        """Drops all sequences, or only the idle ones; returns whether any was dropped."""
+        before = len(self._sequences)
+        self._sequences = [sequence for sequence in self._sequences if idle and sequence.owner is not None]
+        return len(self._sequences) < before
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._sequences)
 
 
-def _worth(sequence: Sequence, tokens: list[int]) -> float:
-    """Tokens saved by going on with a sequence; what it loses counts half: not every conversation goes on."""
+def _score_reuse(sequence: CachedSequence, tokens: list[int]) -> float:
+    """Tokens that need not be computed again, minus half of those discarded: their conversation may not continue."""
     shared = common_prefix(sequence.tokens, tokens)
     return shared - (len(sequence.tokens) - shared) / 2
 
 
 def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
+    """Length of the longest common prefix of two sequences."""
     length = min(len(one), len(other))
     different = np.flatnonzero(np.asarray(one[:length]) != np.asarray(other[:length]))
     return int(different[0]) if different.size else length

@@ -1,4 +1,4 @@
-"""Loads an artifact into the engine that can run it."""
+"""Loads an artifact into the engine that runs it."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def load_engine(
     slots: int = 1,
     verify: bool = False,
 ) -> Engine:
-    """Opens an artifact and makes it ready to generate.
+    """Loads an artifact.
 
     Args:
         path: the artifact folder.
-        provider: the execution provider: "cpu", "directml", "cuda", "webgpu" or a name onnxruntime knows.
-        device: the adapter's index, for providers that have several; "directml" also takes its LUID or name, and
-            by default the usable one with the most memory.
-        threads: intra-op threads; ``None``: one a physical core.
-        context_length: at most this many positions, to spend less memory; ``None``: the artifact's, or on
-            "directml" as many as the adapter's memory holds.
-        slots: KV caches to keep, each as long as its sequence; ``engine.slots`` says how many there are: on
-            "directml" no more than its memory holds.
+        provider: the execution provider: "cpu", "directml", "cuda", "webgpu" or another name that onnxruntime knows.
+        device: the device index, for providers that have several. "directml" also accepts an adapter's LUID or name;
+            its default is the usable adapter with the most memory.
+        threads: intra-op threads; ``None`` means one per physical core.
+        context_length: the maximum context length; less uses less memory. ``None`` means the artifact's, or on
+            "directml" the longest that fits the adapter's memory.
+        slots: number of KV caches to keep. ``engine.slots`` is the actual number: on "directml" at most what the
+            adapter's memory holds.
         verify: check every file against the manifest's sha256 first.
 
     Raises:
         ArtifactError: the folder is missing, damaged or unsafe.
         BackendUnavailable: onnxruntime-genai or the provider is not installed.
-        DeviceError: no adapter, or not a usable one.
-        BackendError: it could not load the model.
+        DeviceError: there is no adapter, or it is not usable.
+        BackendError: onnxruntime-genai failed to load the model.
         ResourceError: there is not enough memory.
-        InvalidRequest: an option out of its range.
+        InvalidRequest: an option is out of range, or the provider cannot run this artifact.
     """
     from gptoss_runtime.artifact.folder import Artifact
     from gptoss_runtime.engine.genai import GenaiEngine

@@ -1,6 +1,6 @@
-"""What engines report: why a generation ended, tokens and seconds it took, log-probabilities, the model's figures.
+"""What engines report: finish reasons, token counts, timings, log-probabilities and model metadata.
 
-Plain data, without behaviour. Knows nothing of engines.
+Plain data. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from enum import StrEnum
 class FinishReason(StrEnum):
     """Why a generation ended."""
 
-    STOP = "stop"  # the model produced a stop token
-    LENGTH = "length"  # max_new_tokens, or the context is full
+    STOP = "stop"  # a stop token was generated
+    LENGTH = "length"  # max_new_tokens was reached, or the context is full
     CANCELLED = "cancelled"  # cancel() or close() was called
-    ERROR = "error"  # the engine failed; iteration raised why
+    ERROR = "error"  # the engine failed; iteration raised the error
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one generation; ``cached_tokens`` of the prompt were still in the KV cache and cost nothing."""
+    """Token counts of one generation; ``cached_tokens`` counts the prompt tokens that were already in the KV cache."""
 
     prompt_tokens: int
     new_tokens: int
@@ -29,7 +29,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of one generation; rates are tokens a second, 0 where nothing was measured."""
+    """Durations of one generation in seconds, and rates in tokens per second; 0 if nothing was measured."""
 
     time_to_first_token: float
     prefill_seconds: float
@@ -38,8 +38,15 @@ class Timings:
     decode_rate: float
 
     @classmethod
-    def measured(cls, usage: Usage, *, started: float, first: float, last: float) -> Timings:
-        """From the moments at which a generation began and gave its first and last token, 0 where it gave none."""
+    def from_timestamps(cls, usage: Usage, *, started: float, first: float, last: float) -> Timings:
+        """Computes the timings.
+
+        Args:
+            usage: the token counts.
+            started: when the generation started, in seconds on any clock.
+            first: when it yielded its first token; 0 if it yielded none.
+            last: when it yielded its last token; 0 if it yielded none.
+        """
         prefill = first - started if first else 0.0
         decode = last - first
         return cls(
@@ -53,12 +60,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """What the model thought where it gave a token: natural logs of its own distribution, before any option's effect.
+    """Log-probabilities at one generated token: natural logs of the model's own distribution, before any option.
 
     Args:
-        token: the id given out.
+        token: the generated id.
         logprob: its log-probability.
-        top: the likeliest ids and theirs, likeliest first, as many as were asked for.
+        top: the most likely ids with their log-probabilities, most likely first; as many as were requested.
     """
 
     token: int
@@ -68,7 +75,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """How a generation went; ``stop_token`` is the id that ended it when ``finish_reason`` is "stop"."""
+    """How a generation ended; ``stop_token`` is the id that ended it if ``finish_reason`` is "stop"."""
 
     finish_reason: FinishReason
     stop_token: int | None
@@ -78,16 +85,16 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What an engine says of the model it serves.
+    """Metadata of a loaded model.
 
     Args:
         name: the artifact's name.
         target: what it was converted for ("cpu", "directml", …), or "unknown".
         provider: the execution provider it runs on.
-        context_length: positions, prompt and answer together.
-        vocab_size: rows of the logits.
+        context_length: maximum number of tokens, prompt and answer together.
+        vocab_size: number of logits per position.
         eos_token_ids: the artifact's stop tokens, the default of ``stop_token_ids``.
-        device: the graphics adapter's name, where one was chosen.
+        device: the graphics adapter's name, if one was chosen.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Choosing the next token from its logits, in NumPy.
+"""Samples the next token from its logits, in NumPy.
 
-Done here and not in onnxruntime-genai for three reasons: one live generator can serve requests with different options
-(genai fixes them when it is built), a seed means the same on every execution provider, and sampling from the whole
-vocabulary of 201,088 takes 0.2 ms where genai sorts for 37. Knows logits and options; knows nothing of models.
+This is done here and not in onnxruntime-genai for three reasons: one live generator can serve requests with different
+options (genai fixes them at construction); a seed gives the same tokens on every execution provider; and sampling from
+the whole vocabulary of 201,088 takes 0.2 ms, where genai sorts it in 37 ms. Knows logits and options, not models.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from gptoss_runtime.engine.options import GenerationOptions
 from gptoss_runtime.engine.results import TokenLogprobs
 from gptoss_runtime.errors import NumericalError
 
-_BLOCK = 512  # of the two-level inverse CDF: sums of blocks first, then inside one block
-_TOP_BLOCK = 64  # of the search for the likeliest
-_FEW = 8  # fewer than one token in so many allowed: only those are looked at
-_NUCLEUS = 1024  # candidates sorted first for top_p; 16 times as many as long as these do not reach it
+_CDF_BLOCK = 512  # values per block of the two-level inverse CDF: block sums first, then inside one block
+_TOP_K_BLOCK = 64  # values per block of the top-k search
+_SPARSE_MASK_RATIO = 8  # if a mask allows fewer than one token in 8, only the allowed logits are gathered
+_TOP_P_CANDIDATES = 1024  # tokens sorted first for top_p; multiplied by 16 until they reach it
 
-_LARGEST = np.finfo(np.float32).max
-_LOWEST = -9999.0  # given for a log-probability that is minus infinity, as OpenAI does: JSON has no infinities
+_MAX_FLOAT32 = np.finfo(np.float32).max
+_MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON lacks; OpenAI's API does the same
 
 Logits = NDArray[np.float32]
-Allowed = NDArray[np.bool_]
+TokenMask = NDArray[np.bool_]
 
 
 class Sampler:
-    """Chooses tokens for one generation; keeps the random state and the counts the penalties need.
+    """Samples the tokens of one generation; holds its random state and the token counts that penalties need.
 
     Args:
-        options: already validated.
-        prompt: ids of the prompt, for ``repetition_penalty``.
+        options: validated options.
+        prompt: the prompt's ids, for ``repetition_penalty``.
     """
 
     def __init__(self, options: GenerationOptions, prompt: Sequence[int]) -> None:
         self._options = options
         self._random = np.random.default_rng(options.seed)
-        self._seen = set(prompt) if options.repetition_penalty != 1.0 else None
+        self._seen = set(prompt) if options.repetition_penalty != 1.0 else None  # ids in the prompt and the answer
         self._counts: dict[int, int] = {}
         biases = dict(options.logit_bias)
-        self._biased = np.fromiter(biases, np.int64)
-        self._bias = np.fromiter(biases.values(), np.float32)
+        self._biased_tokens = np.fromiter(biases, np.int64)
+        self._biases = np.fromiter(biases.values(), np.float32)
 
-    def choose(self, logits: Logits, allowed: Allowed | None = None) -> int:
-        """The next token.
+    def sample(self, logits: Logits, mask: TokenMask | None = None) -> int:
+        """Chooses the next token.
 
         Args:
             logits: float32 ``[vocab]``, left unchanged.
-            allowed: bool ``[vocab]``, the tokens to choose from, at least one; ``None``: all.
+            mask: bool ``[vocab]``, true for the tokens to choose from, at least one; ``None`` allows all.
 
         Raises:
-            NumericalError: a logit is NaN or infinite, also where no option would have chosen it.
+            NumericalError: a logit is NaN or infinite, even one that the options exclude.
         """
         check_finite(logits)
-        adjusted = self._penalised(logits)
+        adjusted = self._apply_penalties(logits)
         tokens: NDArray[np.intp] | None = None
-        if allowed is not None and np.count_nonzero(allowed) * _FEW < allowed.size:
-            tokens = np.flatnonzero(allowed)
+        if mask is not None and np.count_nonzero(mask) * _SPARSE_MASK_RATIO < mask.size:
+            tokens = np.flatnonzero(mask)
             adjusted = adjusted[tokens]
-        elif allowed is not None:
+        elif mask is not None:
             adjusted = adjusted.copy() if adjusted is logits else adjusted
-            np.copyto(adjusted, np.float32(-np.inf), where=~allowed)
+            np.copyto(adjusted, np.float32(-np.inf), where=~mask)
         index = int(adjusted.argmax()) if self._options.greedy else self._draw(adjusted)
         token = index if tokens is None else int(tokens[index])
         self._counts[token] = self._counts.get(token, 0) + 1
@@ -71,20 +71,21 @@ class Sampler:
             self._seen.add(token)
         return token
 
-    def _penalised(self, logits: Logits) -> Logits:
+    def _apply_penalties(self, logits: Logits) -> Logits:
+        """The logits with bias and penalties; the same array if there are none."""
         options = self._options
         additive = bool(options.frequency_penalty or options.presence_penalty) and bool(self._counts)
-        if self._seen is None and not additive and not self._biased.size:
+        if self._seen is None and not additive and not self._biased_tokens.size:
             return logits
         logits = logits.copy()
-        logits[self._biased] += self._bias
+        logits[self._biased_tokens] += self._biases
         if self._seen is not None:
             seen = np.fromiter(self._seen, np.int64)
             values = logits[seen]
             penalty = np.float32(options.repetition_penalty)
-            with np.errstate(over="ignore"):  # finite logits stay finite
+            with np.errstate(over="ignore"):  # clipped below
                 values = np.where(values > 0, values / penalty, values * penalty)
-            logits[seen] = np.clip(values, -_LARGEST, _LARGEST)
+            logits[seen] = np.clip(values, -_MAX_FLOAT32, _MAX_FLOAT32)
         if additive:
             tokens = np.fromiter(self._counts, np.int64)
             counts = np.fromiter(self._counts.values(), np.float32)
@@ -92,19 +93,19 @@ class Sampler:
         return logits
 
     def _draw(self, logits: Logits) -> int:
-        """Temperature, then top_k, top_p and min_p in the order the field applies them, then one draw."""
+        """Applies top_k, temperature, top_p and min_p, in the order that is common elsewhere, and draws an index."""
         options = self._options
         tokens: NDArray[np.intp] | None = None  # None: the whole vocabulary, in order
-        if 0 < options.top_k < logits.size:  # which are the likeliest is the same at every temperature
+        if 0 < options.top_k < logits.size:  # temperature does not change their order, so fewer are scaled
             tokens = np.argpartition(logits, -options.top_k)[-options.top_k :]
             logits = logits[tokens]
-        with np.errstate(over="ignore"):  # the highest is 0 and cannot overflow; the others may, to a weight of 0
+        with np.errstate(over="ignore"):  # the maximum becomes 0; others may overflow to -inf, a weight of 0
             weights = logits - logits.max()
             if options.temperature != 1.0:
                 weights /= np.float32(max(options.temperature, 1e-3))
         np.exp(weights, out=weights)
         if options.top_p < 1.0:
-            kept = _nucleus(weights, options.top_p)
+            kept = _top_p_indices(weights, options.top_p)
             weights, tokens = weights[kept], kept if tokens is None else tokens[kept]
         if options.min_p > 0.0:
             kept = np.flatnonzero(weights >= np.float32(options.min_p) * weights.max())
@@ -114,13 +115,13 @@ class Sampler:
 
 
 def check_finite(logits: Logits) -> None:
-    """Refuses logits of which any is NaN or infinite: no choice among them means anything. Takes 13 us for 201,088.
+    """Checks that all logits are finite; takes 13 µs for 201,088.
 
     Args:
-        logits: float32 ``[vocab]``, as the model gave them.
+        logits: float32 ``[vocab]``, as the model returned them.
 
     Raises:
-        NumericalError: says how many are what.
+        NumericalError: some are NaN or infinite; the message counts them.
     """
     if np.isfinite(logits).all():
         return
@@ -129,11 +130,11 @@ def check_finite(logits: Logits) -> None:
     raise NumericalError(f"logits are not finite ({', '.join(counts)} of {logits.size:,})")
 
 
-def _nucleus(weights: Logits, top_p: float) -> NDArray[np.intp]:
-    """Indices of the smallest set of weights that reaches ``top_p`` of their sum, likeliest first."""
+def _top_p_indices(weights: Logits, top_p: float) -> NDArray[np.intp]:
+    """Indices of the smallest set of weights that reaches ``top_p`` of their sum, largest weight first."""
     goal = top_p * float(weights.sum(dtype=np.float64))
     candidates: NDArray[np.intp] = np.arange(weights.size)
-    head = _NUCLEUS
+    head = _TOP_P_CANDIDATES
     while head < weights.size:
         likeliest = np.argpartition(weights, -head)[-head:]
         if float(weights[likeliest].sum(dtype=np.float64)) >= goal:
@@ -147,48 +148,48 @@ def _nucleus(weights: Logits, top_p: float) -> NDArray[np.intp]:
 
 def _inverse_cdf(weights: Logits, uniform: float) -> int:
     """The index at which the cumulative sum of ``weights`` passes ``uniform`` (in [0, 1)) of its total."""
-    sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK))
+    sums = np.add.reduceat(weights, np.arange(0, weights.size, _CDF_BLOCK))
     ends = np.cumsum(sums, dtype=np.float64)
     goal = uniform * float(ends[-1])
     block = min(int(np.searchsorted(ends, goal, side="right")), sums.size - 1)
-    start = block * _BLOCK
-    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    start = block * _CDF_BLOCK
+    inside = np.cumsum(weights[start : start + _CDF_BLOCK], dtype=np.float64)
     before = float(ends[block - 1]) if block else 0.0
     index = start + min(int(np.searchsorted(inside, goal - before, side="right")), inside.size - 1)
-    return index if weights[index] > 0 else int(weights.argmax())  # rounding at a block's end
+    return index if weights[index] > 0 else int(weights.argmax())  # rounding at the end of a block
 
 
-def token_logprobs(logits: Logits, token: int, alternatives: int) -> TokenLogprobs:
-    """What the model's own distribution says of a token and of the likeliest ones.
+def compute_logprobs(logits: Logits, token: int, top_count: int) -> TokenLogprobs:
+    """Log-probabilities of a token and of the most likely tokens, in the model's own distribution.
 
     Args:
-        logits: float32 ``[vocab]``, finite, as the model gave them.
-        token: the one that was chosen.
-        alternatives: how many of the likeliest to report, 0 to 20.
+        logits: float32 ``[vocab]``, finite, as the model returned them.
+        token: the sampled token.
+        top_count: how many of the most likely tokens to report, 0 to 20.
     """
     highest = logits.max()
-    likeliest = _likeliest(logits, min(alternatives, logits.size))
-    with np.errstate(over="ignore"):  # between finite logits, too, may lie more than float32 holds
+    likeliest = _top_k_indices(logits, min(top_count, logits.size))
+    with np.errstate(over="ignore"):  # the difference of two finite logits may exceed float32
         total = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
-        top = tuple((int(index), _floored(logits[index] - total)) for index in likeliest)
-        return TokenLogprobs(token, _floored(logits[token] - total), top)
+        top = tuple((int(index), _clamp_logprob(logits[index] - total)) for index in likeliest)
+        return TokenLogprobs(token, _clamp_logprob(logits[token] - total), top)
 
 
-def _likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
+def _top_k_indices(logits: Logits, count: int) -> NDArray[np.intp]:
     """Indices of the highest logits, highest first.
 
-    The ``count`` blocks with the highest maxima hold them, so few values are sorted.
+    They all lie in the ``count`` blocks with the highest maxima, so only those blocks are sorted.
     """
     if count == 0:
         return np.empty(0, np.intp)
-    starts = np.arange(0, logits.size, _TOP_BLOCK)
+    starts = np.arange(0, logits.size, _TOP_K_BLOCK)
     maxima = np.maximum.reduceat(logits, starts)
     if count < maxima.size:
         starts = np.sort(starts[np.argpartition(maxima, -count)[-count:]])
-    candidates = (starts[:, None] + np.arange(_TOP_BLOCK)).ravel()
+    candidates = (starts[:, None] + np.arange(_TOP_K_BLOCK)).ravel()
     candidates = candidates[candidates < logits.size]
     return candidates[np.argsort(-logits[candidates], kind="stable")[:count]]
 
 
-def _floored(logprob: np.floating) -> float:
-    return max(float(logprob), _LOWEST)
+def _clamp_logprob(logprob: np.floating) -> float:
+    return max(float(logprob), _MIN_LOGPROB)

@@ -1,4 +1,4 @@
-"""An engine that says what it was told to: for testing applications without a model. Knows nothing of text."""
+"""An engine that replays given tokens, for testing applications without a model. Knows nothing of text."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gptoss_runtime.harmony_tokens import RETURN, VOCAB_SIZE
 
 
 class ScriptedEngine(LogitsEngine):
-    """Answers the first generation with the first script, and so on; after a script, and after the last, stop tokens.
+    """Replays one script per generation, in order; when a script or the list of scripts ends, yields stop tokens.
 
     Args:
-        scripts: token ids of each answer.
-        context_length: positions, prompt and answer together.
+        scripts: the token ids of each answer.
+        context_length: maximum number of tokens, prompt and answer together.
         vocab_size: ids are below this.
-        tokenizer: a tokenizer.json, for grammars.
+        tokenizer: a tokenizer.json, which grammars need.
 
-    ``prompts`` records what each generation was asked.
+    ``prompts`` records the prompt of each generation.
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class ScriptedEngine(LogitsEngine):
         self._owner: object = None
 
     def logits(self, token_ids: Iterable[int], *, stepwise: bool = False) -> NDArray[np.float32]:
-        """Zeros: a script has no opinion on other tokens."""
+        """Returns zeros. See ``Engine.logits``."""
         limit = self.info.context_length + 1
         tokens = check_token_ids(token_ids, vocab_size=self.info.vocab_size, context_length=limit)
         return np.zeros((len(tokens), self.info.vocab_size), np.float32)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Does nothing: there is no memory to free."""
 
-    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32], int]:
+    def _forward(self, tokens: list[int], *, owner: object, max_length: int) -> tuple[NDArray[np.float32], int]:
         if owner is not self._owner:
             self._owner = owner
             self._script = next(self._scripts, ())
             self.prompts.append(list(tokens))
-        at = len(tokens) - len(self.prompts[-1])
-        token = self._script[at] if at < len(self._script) else self.info.eos_token_ids[0]
+        index = len(tokens) - len(self.prompts[-1])
+        token = self._script[index] if index < len(self._script) else self.info.eos_token_ids[0]
         logits = np.zeros(self.info.vocab_size, np.float32)
         logits[token] = 1000.0
         return logits, 0

@@ -1,1 +1,1 @@
-"""An engine in a child process, for servers: fair scheduling, isolated crashes, memory returned on unload."""
+"""An engine in a child process, for servers: concurrent requests, crash isolation, and memory freed on unload."""

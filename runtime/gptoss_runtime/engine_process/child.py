@@ -1,6 +1,6 @@
-"""Starts the engine's process, hears what it says and notices when it dies.
+"""The child process from its parent's side: starts it, reads its events, and detects its end.
 
-Knows processes and pipes; knows nothing of generations but that each has a number and is told its events.
+Knows processes and pipes. Of requests it knows only their ids and where to put their replies.
 """
 
 from __future__ import annotations
@@ -22,208 +22,204 @@ import psutil  # type: ignore[import-untyped]
 
 from gptoss_runtime.engine.results import ModelInfo
 from gptoss_runtime.engine_process.messages import (
-    BUFFER,
-    Cancel,
-    Ended,
-    Event,
-    Load,
-    Loaded,
-    Outbox,
-    Raised,
-    Rows,
-    receive,
+    LOAD_ID,
+    PIPE_BUFFER,
+    CancelRequest,
+    EndEvent,
+    ErrorEvent,
+    LoadedEvent,
+    LoadRequest,
+    LogitsEvent,
+    MessageWriter,
+    WorkerEvent,
+    read_message,
 )
 from gptoss_runtime.errors import BackendError, BackendUnavailable, EngineDied, GptOssError
 
-_GRACE = 2.0  # seconds to end by itself
-_LAST_WORDS = 20  # lines of stderr kept for the message when it dies
+_EXIT_TIMEOUT = 2.0  # seconds before a child that should end is killed
+_STDERR_LINES = 20  # kept for the error message if the child dies
 _log = logging.getLogger(__name__)
 
 
-class Stream:
-    """What one request hears: events, an error, or None when its own ``cancel`` woke it.
+class PendingRequest:
+    """A request sent to the child, with the queue of its replies.
 
-    ``begun`` is False where the process died before it came to this request, which another may then serve.
+    A reply is an event or an error; None wakes a reader whose generation was cancelled. ``started`` is False if the
+    child died while the request was still queued: another child may then serve it. ``submitted_at`` is a
+    ``time.perf_counter`` value.
     """
 
-    def __init__(self, identity: int) -> None:
-        self.id = identity
-        self.begun = True
-        self.opened = time.perf_counter()
-        self.heard: SimpleQueue[Event | Loaded | GptOssError | None] = SimpleQueue()
+    def __init__(self, request_id: int) -> None:
+        self.id = request_id
+        self.started = True
+        self.submitted_at = time.perf_counter()
+        self.replies: SimpleQueue[WorkerEvent | LoadedEvent | GptOssError | None] = SimpleQueue()
 
 
-class Child:
-    """An engine's process, loaded.
+class ChildProcess:
+    """A running worker process with a loaded model.
 
     Args:
-        load: what it loads.
+        load: what to load.
 
     Raises:
-        GptOssError: what loading raised there; ``EngineDied`` where it ended instead.
+        GptOssError: what loading raised in the child; ``EngineDied`` if the child ended instead.
     """
 
-    def __init__(self, load: Load) -> None:
-        self._streams: dict[int, Stream] = {}
-        self._lock = threading.Lock()  # of the streams and of what follows
-        self._next = 1
+    def __init__(self, load: LoadRequest) -> None:
+        self._pending: dict[int, PendingRequest] = {}
+        self._lock = threading.Lock()  # guards _pending and _next_id
+        self._next_id = LOAD_ID + 1
         self._closing = False
-        self.died: float | None = None  # time.monotonic() of its end
-        self.slots = 1  # until it says so
-        self.pace = 0.0  # seconds that a generation takes, a running mean
-        self._words: deque[str] = deque(maxlen=_LAST_WORDS)
-        self._process = _started()
+        self.died_at: float | None = None  # time.monotonic() when the process ended
+        self.slots = 1  # until the model is loaded
+        self.mean_duration = 0.0  # seconds per generation, a running mean
+        self._stderr_tail: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._process = _start_process()
         process = self._process
         pipes = cast(tuple[io.FileIO, io.FileIO, io.FileIO], (process.stdin, process.stdout, process.stderr))
         self._stdin, stdout, stderr = pipes
-        self._outbox = Outbox(self._stdin)
-        loading = Stream(0)
-        self._streams[0] = loading
-        self._threads = [
-            threading.Thread(target=self._hear, args=(stdout,), daemon=True),
-            threading.Thread(target=self._overhear, args=(stderr,), daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._writer = MessageWriter(self._stdin)
+        self._events_thread = threading.Thread(target=self._read_events, args=(stdout,), daemon=True)
+        self._stderr_thread = threading.Thread(target=self._read_stderr, args=(stderr,), daemon=True)
+        loading = self._pending[LOAD_ID] = PendingRequest(LOAD_ID)
+        self._events_thread.start()
+        self._stderr_thread.start()
         try:
-            self._outbox.put(load)
-            loaded = loading.heard.get()
+            self._writer.send(load)
+            loaded = loading.replies.get()
             if isinstance(loaded, Exception):
                 raise loaded
         except BaseException:
             self.stop()
             raise
-        assert isinstance(loaded, Loaded)
+        assert isinstance(loaded, LoadedEvent)
         self.pid: int = loaded.pid
         self.info: ModelInfo = loaded.info
         self.slots = loaded.slots
 
     @property
     def alive(self) -> bool:
-        """Whether requests reach it."""
-        return self.died is None and not self._closing
+        """Whether the child accepts requests."""
+        return self.died_at is None and not self._closing
 
     @property
     def requests(self) -> int:
-        """How many are running or waiting."""
-        return len(self._streams)
+        """Number of requests that are running or queued."""
+        return len(self._pending)
 
-    def open(self, limit: int) -> Stream | None:
-        """A stream for a new request, or None if there are ``limit`` already."""
+    def open_request(self, limit: int) -> PendingRequest | None:
+        """Registers a new request, or returns None if ``limit`` requests are pending."""
         with self._lock:
-            if len(self._streams) >= limit:
+            if len(self._pending) >= limit:
                 return None
-            stream = Stream(self._next)
-            self._next += 1
+            request = PendingRequest(self._next_id)
+            self._next_id += 1
             if self.alive:
-                self._streams[stream.id] = stream
+                self._pending[request.id] = request
             else:
-                self._fail(stream, begun=False)
-            return stream
+                self._fail(request, started=False)
+            return request
 
     def send(self, message: object) -> None:
-        """Sends a request; if it cannot be sent, its stream hears of that."""
-        self._outbox.put(message)
+        """Sends a message. If the pipe is broken, pending requests get an error from the reading thread."""
+        self._writer.send(message)
 
-    def cancel(self, identity: int) -> None:
-        """Gives a request up; from any thread, and in a finaliser."""
-        if identity in self._streams:
-            self.send(Cancel(identity))
+    def cancel(self, request_id: int) -> None:
+        """Cancels a request. Safe to call from any thread and from a finaliser."""
+        if request_id in self._pending:
+            self.send(CancelRequest(request_id))
 
     def memory(self) -> int:
-        """Resident bytes; 0 once it has ended."""
+        """Resident bytes; 0 once the process has ended."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss) if self.alive else 0
         except psutil.Error:
             return 0
 
     def stop(self) -> None:
-        """Ends it and waits until it has ended."""
+        """Ends the process and waits until it has ended."""
         self._closing = True
         with suppress(OSError):
             self._stdin.close()
+        self._wait_or_kill()
+        for thread in (self._events_thread, self._stderr_thread):
+            if thread is not threading.current_thread():  # a finaliser may run in either of them
+                thread.join()
+
+    def _wait_or_kill(self) -> None:
         try:
-            self._process.wait(_GRACE)
+            self._process.wait(_EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for thread in self._threads:
-            if thread is not threading.current_thread():  # a finaliser runs anywhere
-                thread.join()
 
-    def _hear(self, stdout: io.FileIO) -> None:
-        """Hands out events until the pipe ends."""
-        with io.BufferedReader(stdout, BUFFER) as reader:
-            try:
-                while True:
-                    for event in receive(reader):
-                        self._hand_out(event)
-            except EOFError:
-                pass
-        try:
-            self._process.wait(_GRACE)
-        except subprocess.TimeoutExpired:  # it has closed its pipe and hangs
-            self._process.kill()
-            self._process.wait()
-        self._threads[1].join(_GRACE)  # its last words
+    def _read_events(self, stdout: io.FileIO) -> None:
+        """Dispatches events until the pipe closes, then fails what is pending."""
+        with io.BufferedReader(stdout, PIPE_BUFFER) as reader, suppress(EOFError):
+            while True:
+                for event in read_message(reader):
+                    self._dispatch(event)
+        self._wait_or_kill()  # a process may close its pipe and hang
+        self._stderr_thread.join(_EXIT_TIMEOUT)  # the exit error quotes the last line of stderr
         with self._lock:
-            self.died = time.monotonic()
-            for place, stream in enumerate(self._streams.values()):  # first come, first served
-                self._fail(stream, begun=place < self.slots)
-            self._streams.clear()
+            self.died_at = time.monotonic()
+            for index, request in enumerate(self._pending.values()):  # in order of arrival, so the first ones had slots
+                self._fail(request, started=index < self.slots)
+            self._pending.clear()
 
-    def _hand_out(self, event: Event | Loaded) -> None:
-        identity = 0 if isinstance(event, Loaded) else event.id
-        stream = self._streams.get(identity)
-        if stream is None:
+    def _dispatch(self, event: WorkerEvent | LoadedEvent) -> None:
+        request_id = LOAD_ID if isinstance(event, LoadedEvent) else event.id
+        request = self._pending.get(request_id)
+        if request is None:
             return
-        if isinstance(event, Ended | Raised | Rows | Loaded):
+        if isinstance(event, EndEvent | ErrorEvent | LogitsEvent | LoadedEvent):
             with self._lock:
-                del self._streams[identity]
-        if isinstance(event, Ended) and event.result is not None:
+                del self._pending[request_id]
+        if isinstance(event, EndEvent) and event.result is not None:
             timings = event.result.timings
-            took = timings.prefill_seconds + timings.decode_seconds
-            self.pace = 0.8 * self.pace + 0.2 * took if self.pace else took
-        stream.heard.put(event.error if isinstance(event, Raised) else cast(Any, event))
+            duration = timings.prefill_seconds + timings.decode_seconds
+            self.mean_duration = 0.8 * self.mean_duration + 0.2 * duration if self.mean_duration else duration
+        request.replies.put(event.error if isinstance(event, ErrorEvent) else cast(Any, event))
 
-    def _overhear(self, stderr: io.FileIO) -> None:
-        """Keeps what native code prints from filling its pipe."""
+    def _read_stderr(self, stderr: io.FileIO) -> None:
+        """Drains stderr, so that native code that prints much cannot block on a full pipe."""
         with io.TextIOWrapper(io.BufferedReader(stderr), "utf-8", "replace") as lines:
             for line in lines:
-                self._words.append(line.rstrip())
+                self._stderr_tail.append(line.rstrip())
                 _log.debug("%s", line.rstrip())
 
-    def _fail(self, stream: Stream, *, begun: bool) -> None:
-        stream.begun = begun
+    def _fail(self, request: PendingRequest, *, started: bool) -> None:
+        request.started = started
         if self._closing:
-            stream.heard.put(BackendError("the engine is closed", remedy="Load it again."))
+            request.replies.put(BackendError("the engine is closed", remedy="Load it again."))
         else:
-            stream.heard.put(self._obituary())
+            request.replies.put(self._exit_error())
 
-    def _obituary(self) -> EngineDied:
+    def _exit_error(self) -> EngineDied:
         code = self._process.poll()
-        words = next((word for word in reversed(self._words) if word.strip()), "")
+        last_line = next((line for line in reversed(self._stderr_tail) if line.strip()), "")
         return EngineDied(
-            f"the engine's process ended with {_named(code)}"
-            + (f"; the last it printed: {words[:300]}" if words else ""),
-            remedy="Ask again: it is started anew. If the system ran out of memory, load with a smaller context_length "
-            "or fewer slots.",
+            f"the engine's process ended with {_describe_exit(code)}"
+            + (f"; its last output: {last_line[:300]}" if last_line else ""),
+            remedy="Retry: the next request restarts it. If the system ran out of memory, load with a smaller "
+            "context_length or fewer slots.",
         )
 
 
-def _named(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is not None and code < 0:
         with suppress(ValueError):
             return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}" if code is None or code < 256 else f"exit code {code:#x}"  # Windows' are status codes
+    return f"exit code {code}" if code is None or code < 256 else f"exit code {code:#x}"  # Windows status codes
 
 
-def _started() -> subprocess.Popen[bytes]:
-    """The process: no inherited sockets, no console window, no part in the parent's Ctrl+C."""
+def _start_process() -> subprocess.Popen[bytes]:
+    """Starts the worker: it inherits no sockets, opens no console window, and does not receive the parent's Ctrl+C."""
     if getattr(sys, "frozen", False):
         raise BackendUnavailable(
-            "a frozen program cannot start the engine in a process of its own",
-            remedy="Use load_engine, which runs it in this process.",
+            "a frozen program cannot start the engine in a child process",
+            remedy="Use load_engine, which runs the engine in this process.",
         )
     paths = [entry or str(os.getcwd()) for entry in sys.path]  # noqa: PTH109
     options: dict[str, Any] = {"start_new_session": True}
@@ -242,6 +238,6 @@ def _started() -> subprocess.Popen[bytes]:
         import fcntl
 
         assert process.stdin is not None
-        with suppress(OSError):  # a system may allow less
-            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, BUFFER)
+        with suppress(OSError):  # the system's limit may be lower
+            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BUFFER)
     return process

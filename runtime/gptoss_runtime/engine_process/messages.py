@@ -1,8 +1,7 @@
-"""What the engine's process and its parent say to each other, and how it gets across.
+"""The messages between a ``ProcessEngine`` and its child process, and how they cross the pipes.
 
-Parent to child: ``Load`` once, then ``Begin``, ``Cancel`` and ``Logits``; the end of the pipe means the end. Child to
-parent: ``Loaded`` or ``Raised`` once, then lists of events, as many as there are at a time. Knows nothing of what is
-done with them.
+Parent to child: one ``LoadRequest``, then ``WorkerRequest``s; closing the pipe ends the child. Child to parent: one
+``LoadedEvent`` or ``ErrorEvent``, then lists of ``WorkerEvent``s. Knows nothing of how a message is handled.
 """
 
 from __future__ import annotations
@@ -23,20 +22,22 @@ from gptoss_runtime.engine.options import GenerationOptions
 from gptoss_runtime.engine.results import GenerationResult, ModelInfo, TokenLogprobs
 from gptoss_runtime.errors import GptOssError
 
-BUFFER = 1 << 20  # the longest prompt's ids fit: read at once, with one turn of the interpreter's lock
+PIPE_BUFFER = 1 << 20  # bytes: the longest prompt fits and is read at once, taking the interpreter's lock once
+
+LOAD_ID = 0  # the request id of loading; generations and logits count from 1
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """The first message: ``load_engine``'s arguments."""
+class LoadRequest:
+    """The first message: the arguments of ``load_engine``."""
 
     path: str
     options: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
-    """A generation; the prompt was checked."""
+class GenerateRequest:
+    """Start a generation. The parent has already checked the prompt."""
 
     id: int
     prompt: array[int]
@@ -44,15 +45,15 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
-    """A generation is wanted no longer; may come after its end."""
+class CancelRequest:
+    """Cancel a generation; ignored if it has already ended."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
-class Logits:
-    """``Engine.logits``."""
+class LogitsRequest:
+    """Call ``Engine.logits``."""
 
     id: int
     tokens: array[int]
@@ -60,16 +61,19 @@ class Logits:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """The child is ready; ``pid`` is its own, which is not the started command's where Windows has a launcher."""
+class LoadedEvent:
+    """The model is loaded.
+
+    ``pid`` is the worker's own process id. On Windows it differs from the started command's if Python is a launcher.
+    """
 
     pid: int
     info: ModelInfo
     slots: int
 
 
-class Token(NamedTuple):  # there are many, and this pickles in half the time
-    """The next token; ``logprobs`` what ``Generation.logprobs`` grew by."""
+class TokenEvent(NamedTuple):  # the most frequent message: a tuple pickles in half a dataclass's time
+    """One generated token, and the entries it added to ``Generation.logprobs``."""
 
     id: int
     token: int
@@ -78,38 +82,38 @@ class Token(NamedTuple):  # there are many, and this pickles in half the time
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A generation's end; no result: it was cancelled."""
+class EndEvent:
+    """A generation has ended; ``result`` is None if it was cancelled."""
 
     id: int
     result: GenerationResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """The logits asked for."""
+class LogitsEvent:
+    """The answer to a ``LogitsRequest``: float32 ``[tokens, vocab]``."""
 
     id: int
-    rows: NDArray[np.float32]
+    logits: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Raised:
-    """What a request ended with instead; id 0 is loading."""
+class ErrorEvent:
+    """A request failed; id ``LOAD_ID`` means loading failed."""
 
     id: int
     error: GptOssError
 
 
-Request = Begin | Cancel | Logits
-Event = Token | Ended | Rows | Raised
+WorkerRequest = GenerateRequest | CancelRequest | LogitsRequest
+WorkerEvent = TokenEvent | EndEvent | LogitsEvent | ErrorEvent
 
 
-def receive(reader: IO[bytes]) -> Any:
-    """The next message; blocks.
+def read_message(reader: IO[bytes]) -> Any:
+    """Reads one message; blocks until it is complete.
 
     Raises:
-        EOFError: the other side has closed, or died within a message.
+        EOFError: the other process closed the pipe, or died while writing.
     """
     try:
         return pickle.load(reader)
@@ -117,32 +121,35 @@ def receive(reader: IO[bytes]) -> Any:
         raise EOFError from error
 
 
-class Outbox:
-    """Sends messages in order, from any thread, from finalisers too: whoever is writing also writes what others leave.
+class MessageWriter:
+    """Writes messages to a pipe in order, from any thread and from finalisers.
+
+    ``send`` never waits for another thread: the thread that is writing also writes what others queue meanwhile.
 
     Args:
-        writer: the pipe, unbuffered. When it breaks, messages are dropped: the other side's end is told elsewhere.
+        pipe: unbuffered. Once it breaks, ``broken`` is True and messages are dropped; the reader of the other pipe
+            reports that the process ended.
     """
 
-    def __init__(self, writer: io.FileIO) -> None:
-        self._writer = writer
-        self._left: deque[bytes] = deque()
+    def __init__(self, pipe: io.FileIO) -> None:
+        self._pipe = pipe
+        self._queue: deque[bytes] = deque()
         self._writing = threading.Lock()
         self.broken = False
 
-    def put(self, message: object) -> None:
-        """Sends, or leaves it to the thread that is sending."""
-        self._left.append(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
-        while self._left and self._writing.acquire(blocking=False):
+    def send(self, message: object) -> None:
+        """Writes a message, or queues it for the thread that is writing."""
+        self._queue.append(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+        while self._queue and self._writing.acquire(blocking=False):
             try:
-                self._write(self._left.popleft())
+                self._write(self._queue.popleft())
             finally:
                 self._writing.release()
 
     def _write(self, data: bytes) -> None:
-        left = memoryview(data)
+        remaining = memoryview(data)
         try:
-            while left and not self.broken:
-                left = left[self._writer.write(left) or 0 :]
-        except (OSError, ValueError):  # broken, or closed
+            while remaining and not self.broken:
+                remaining = remaining[self._pipe.write(remaining) or 0 :]
+        except (OSError, ValueError):  # the pipe is broken or closed
             self.broken = True

@@ -1,7 +1,7 @@
-"""The engine's process: loads a model, and generates what its parent asks for until the pipe ends.
+"""The child process's program: loads a model and serves requests until the parent closes the pipe.
 
-Started by ``child`` as ``python -m gptoss_runtime.engine_process.worker``. Requests come on standard input and events
-go to standard output; whatever native code prints goes to standard error instead. Knows nothing of text and HTTP.
+``child`` starts it as ``python -m gptoss_runtime.engine_process.worker``. Requests arrive on standard input and events
+leave on standard output; what native code prints goes to standard error. Knows nothing of text and HTTP.
 """
 
 from __future__ import annotations
@@ -15,88 +15,101 @@ from typing import IO, NoReturn
 
 from gptoss_runtime.engine.decoding import LogitsEngine
 from gptoss_runtime.engine.loading import load_engine
-from gptoss_runtime.engine_process.messages import BUFFER, Event, Load, Loaded, Outbox, Raised, Request, receive
-from gptoss_runtime.engine_process.scheduler import Scheduler, as_ours
+from gptoss_runtime.engine_process.messages import (
+    LOAD_ID,
+    PIPE_BUFFER,
+    ErrorEvent,
+    LoadedEvent,
+    LoadRequest,
+    MessageWriter,
+    WorkerEvent,
+    WorkerRequest,
+    read_message,
+)
+from gptoss_runtime.engine_process.scheduler import Scheduler, to_gptoss_error
 
-_QUIET = 0.05  # seconds without a request: long enough that whoever loaded it has tried it
+_PRELOAD_DELAY = 0.05  # seconds without a request before idle time is used: a first test request comes earlier
 
 
 def main() -> None:
-    """Serves one parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's to understand
-    reader, outbox = _pipes()
+    """Loads a model and serves requests."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl+C
+    reader, writer = _open_pipes()
     try:
-        load: Load = receive(reader)
+        load: LoadRequest = read_message(reader)
     except EOFError:
         return
-    inbox: SimpleQueue[Request] = SimpleQueue()
-    threading.Thread(target=_listen, args=(reader, inbox), daemon=True).start()
+    requests: SimpleQueue[WorkerRequest] = SimpleQueue()
+    threading.Thread(target=_read_requests, args=(reader, requests), daemon=True).start()
     try:
         engine = load_engine(load.path, **load.options)
     except Exception as error:
-        outbox.put([Raised(0, as_ours(error))])
+        writer.send([ErrorEvent(LOAD_ID, to_gptoss_error(error))])
         return
     assert isinstance(engine, LogitsEngine)
-    outbox.put([Loaded(os.getpid(), engine.info, engine.slots)])
-    _serve(engine, inbox, outbox)
+    writer.send([LoadedEvent(os.getpid(), engine.info, engine.slots)])
+    _serve(engine, requests, writer)
 
 
-def _serve(engine: LogitsEngine, inbox: SimpleQueue[Request], outbox: Outbox) -> None:
-    def send(events: list[Event]) -> None:
-        outbox.put(events)
+def _serve(engine: LogitsEngine, requests: SimpleQueue[WorkerRequest], writer: MessageWriter) -> None:
+    def send(events: list[WorkerEvent]) -> None:
+        writer.send(events)
 
-    def read() -> None:
-        while not inbox.empty():
-            scheduler.handle(inbox.get())
+    def handle_requests() -> None:
+        while not requests.empty():
+            scheduler.handle(requests.get())
 
-    quiet = False
+    preloaded = False
 
-    def wait() -> Request:
-        """The next request; in the first quiet moment reads the vocabulary, so that no grammar has to wait for it."""
-        nonlocal quiet
-        if not quiet:
+    def wait_for_request() -> WorkerRequest:
+        """Waits; the first idle time loads the grammar vocabulary, so that the first grammar starts sooner."""
+        nonlocal preloaded
+        if not preloaded:
             try:
-                return inbox.get(timeout=_QUIET)
+                return requests.get(timeout=_PRELOAD_DELAY)
             except Empty:
-                quiet = True
-                engine.read_vocabulary()
-        return inbox.get()
+                preloaded = True
+                engine.preload_grammar_vocabulary()
+        return requests.get()
 
     scheduler = Scheduler(engine, send)
-    while not outbox.broken and not scheduler.lost:
+    while not writer.broken and not scheduler.device_lost:
         if scheduler.idle:
-            scheduler.handle(wait())
-        scheduler.turns(between=read)
+            scheduler.handle(wait_for_request())
+        scheduler.step(handle_requests)
 
 
-def _listen(reader: IO[bytes], inbox: SimpleQueue[Request]) -> None:
-    """Waits for requests beside the work, and ends the process when its parent is gone."""
+def _read_requests(reader: IO[bytes], requests: SimpleQueue[WorkerRequest]) -> None:
+    """Reads requests in a thread of its own; ends the process when the parent closes the pipe or dies."""
     try:
         while True:
-            inbox.put(receive(reader))
+            requests.put(read_message(reader))
     except EOFError:
-        _leave()
+        _exit()
 
 
-def _leave() -> NoReturn:
-    """Ends the process whatever its other threads are in, without Windows' farewells to DLLs that may wait for them."""
+def _exit() -> NoReturn:
+    """Ends the process at once, whatever its other threads are doing.
+
+    On Windows os._exit would detach every DLL, and one of them may wait for a thread that is gone.
+    """
     if sys.platform == "win32":
-        os.kill(os.getpid(), signal.SIGTERM)  # TerminateProcess there
+        os.kill(os.getpid(), signal.SIGTERM)  # TerminateProcess
     os._exit(0)
 
 
-def _pipes() -> tuple[IO[bytes], Outbox]:
-    """The pipes, moved away from where native code prints to and reads from."""
+def _open_pipes() -> tuple[IO[bytes], MessageWriter]:
+    """Moves the pipes to other descriptors, so that native code cannot read from or print into them."""
     sys.stdout.flush()
     reader, writer = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0, inheritable=False)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0, inheritable=False)
     os.dup2(2, 1, inheritable=False)
-    os.close(nothing)
-    return open(reader, "rb", buffering=BUFFER), Outbox(open(writer, "wb", buffering=0))  # noqa: PTH123
+    os.close(null)
+    return open(reader, "rb", buffering=PIPE_BUFFER), MessageWriter(open(writer, "wb", buffering=0))  # noqa: PTH123
 
 
 if __name__ == "__main__":
     main()
     sys.stderr.flush()
-    _leave()
+    _exit()

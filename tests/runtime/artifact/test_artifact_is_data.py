@@ -283,12 +283,12 @@ def test_every_json_file_is_read_as_strictly(folder: Path, name: str) -> None:
         with pytest.raises(ArtifactError, match="twice"):
             Artifact.open(folder)
     if name == "tokenizer.json":
-        from gptoss_runtime.engine.grammar import read_vocabulary
+        from gptoss_runtime.engine.grammar import preload_vocabulary
 
         with pytest.raises(ArtifactError, match="twice"):
             Chat.load(folder)
         with pytest.raises(ArtifactError, match="twice"):
-            read_vocabulary(folder / name)
+            preload_vocabulary(folder / name)
 
 
 def test_stock_configurations_load(folder: Path) -> None:

@@ -89,7 +89,7 @@ class Judge:
         assert grammar is not None
         rule = Constraint(self.tokenizer, grammar, vocab_size=201_088, stops=())
         for token in ids:
-            if not rule.allowed()[token]:
+            if not rule.token_mask()[token]:
                 return False
             rule.accept(token)
         return True

@@ -146,7 +146,7 @@ def test_a_device_that_does_not_repeat_itself(nano_artifact: Path, monkeypatch: 
                 rows.view(np.uint32)[0, 7] ^= 1
             yield end, rows
 
-    monkeypatch.setattr(GenaiEngine, "rows", flipping)
+    monkeypatch.setattr(GenaiEngine, "iter_logits", flipping)
     shown = check(nano_artifact)
     assert shown.exit_code == 9
     assert "WRONG: the same prompt gave other logits the second time" in shown.output
@@ -203,7 +203,7 @@ def test_ctrl_c(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(GenaiEngine, "rows", interrupted)
+    monkeypatch.setattr(GenaiEngine, "iter_logits", interrupted)
     monkeypatch.setattr(GenaiEngine, "close", lambda self: closed.append(self))
     shown = check(nano_artifact)
     assert shown.exit_code == 130

@@ -73,10 +73,10 @@ def test_close_before_during_and_after() -> None:
 )
 def test_a_failure_has_a_result(raised: type[BaseException], reason: FinishReason) -> None:
     class Failing(ScriptedEngine):
-        def _advance(self, tokens: list[int], *, owner: object, room: int) -> Any:
+        def _forward(self, tokens: list[int], *, owner: object, max_length: int) -> Any:
             if len(tokens) == 3:
                 raise raised
-            return super()._advance(tokens, owner=owner, room=room)
+            return super()._forward(tokens, owner=owner, max_length=max_length)
 
     generation = Failing([[7] * 9]).generate([1], GREEDY)
     assert [next(generation), next(generation)] == [7, 7]

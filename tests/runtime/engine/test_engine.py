@@ -25,7 +25,10 @@ from gptoss_runtime import (
     load_engine,
 )
 from gptoss_runtime.artifact.folder import Artifact
-from gptoss_runtime.engine.genai import GenaiEngine, _configure, _Sequence, import_genai, native_errors
+from gptoss_runtime.engine.genai import GenaiEngine, _Sequence, import_genai
+from gptoss_runtime.engine.genai_errors import convert_errors
+from gptoss_runtime.engine.genai_providers import configure_provider, suggest_alternative
+from gptoss_runtime.harmony_tokens import VOCAB_SIZE
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
 PROMPT = [int(token) for token in np.random.default_rng(0).integers(0, 199998, 300)]
@@ -70,7 +73,7 @@ def test_a_cache_that_cannot_rewind_costs_time_and_no_token(
 
 
 def test_devices_without_append_give_the_same_tokens(engine: Engine, fresh: GenaiEngine) -> None:
-    fresh._appendable = False  # as on DirectML
+    fresh._can_append = False  # as on DirectML
     sampled = GenerationOptions(seed=1, max_new_tokens=8, stop_token_ids=())
     for options in (GREEDY, sampled):
         assert run(fresh, PROMPT, options) == run(engine, PROMPT, options)
@@ -98,8 +101,8 @@ def test_threads_may_share_an_engine(engine: Engine) -> None:
 def test_a_sequence_outgrows_its_first_room(fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(fresh, PROMPT, GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
     fresh._slots.clear()
-    monkeypatch.setattr("gptoss_runtime.engine.genai._FIRST_ROOM", 16)
-    monkeypatch.setattr("gptoss_runtime.engine.genai._ANSWER_ROOM", 4)
+    monkeypatch.setattr("gptoss_runtime.engine.genai._INITIAL_CAPACITY", 16)
+    monkeypatch.setattr("gptoss_runtime.engine.genai._ANSWER_CAPACITY", 4)
     fresh_prompt = PROMPT[:10]
     short = run(fresh, fresh_prompt, GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
     assert len(short) == 40
@@ -108,28 +111,28 @@ def test_a_sequence_outgrows_its_first_room(fresh: GenaiEngine, monkeypatch: pyt
 
 def test_the_last_position_of_a_cache_stays_empty(fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a static cache it is the sink's: a token there is not seen by itself, and its logits are off."""
-    monkeypatch.setattr("gptoss_runtime.engine.genai._FIRST_ROOM", 16)
-    monkeypatch.setattr("gptoss_runtime.engine.genai._ANSWER_ROOM", 4)
+    monkeypatch.setattr("gptoss_runtime.engine.genai._INITIAL_CAPACITY", 16)
+    monkeypatch.setattr("gptoss_runtime.engine.genai._ANSWER_CAPACITY", 4)
     append, filled = _Sequence.append, list[tuple[int, int]]()
 
     def spying(self: _Sequence, tokens: list[int]) -> None:
         append(self, tokens)
-        filled.append((len(self.tokens), self.room))
+        filled.append((len(self.tokens), self.capacity))
 
     monkeypatch.setattr(_Sequence, "append", spying)
     run(fresh, PROMPT[:10], GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
     run(fresh, PROMPT[:31], GREEDY)
     for length in (15, 16, 17, 32):
-        list(fresh.rows(PROMPT[:length], steps=2))
+        list(fresh.iter_logits(PROMPT[:length], steps=2))
     assert {room for _, room in filled} >= {16, 32, 64}
     assert all(length < room for length, room in filled)
-    fresh._appendable = False  # a device whose caches are static has one position less for logits as well
+    fresh._can_append = False  # a device whose caches are static has one position less for logits as well
     with pytest.raises(ContextOverflow):
         fresh.logits(PROMPT[:1] * fresh.info.context_length)
 
 
 def test_rows_are_the_logits_of_a_prompt_and_of_steps(engine: Engine) -> None:
-    ends, rows = zip(*engine.rows(PROMPT[:140], steps=3), strict=True)
+    ends, rows = zip(*engine.iter_logits(PROMPT[:140], steps=3), strict=True)
     assert ends == (128, 137, 138, 139, 140)
     whole = engine.logits(PROMPT[:140], stepwise=True)
     most = 5e-3 * float(abs(whole).max())
@@ -152,14 +155,14 @@ def test_logits_of_prefill_and_of_steps_agree(engine: Engine) -> None:
 
 def test_rows_of_a_prompt_in_pieces_and_of_steps(engine: GenaiEngine) -> None:
     """As many tokens fed as said, and the last row that of a prefill; this artifact gives each piece's last."""
-    whole, stepped = list(engine.rows(PROMPT)), list(engine.rows(PROMPT, steps=20))
+    whole, stepped = list(engine.iter_logits(PROMPT)), list(engine.iter_logits(PROMPT, steps=20))
     assert [end for end, _ in whole] == [128, 256, 300]
     assert [end for end, _ in stepped] == [128, 256, 280, *range(281, 301)]
     assert {rows.shape for _, rows in (*whole, *stepped)} == {(1, engine.info.vocab_size)}
     most = 5e-3 * float(abs(whole[-1][1]).max())
     np.testing.assert_allclose(whole[-1][1], stepped[-1][1], rtol=0, atol=most)
     np.testing.assert_allclose(whole[0][1][0], engine.logits(PROMPT[:128])[-1], rtol=0, atol=most)
-    assert [end for end, _ in engine.rows(PROMPT[:3], steps=3)] == [1, 2, 3]
+    assert [end for end, _ in engine.iter_logits(PROMPT[:3], steps=3)] == [1, 2, 3]
 
 
 def test_cancel_during_prefill_leaves_a_usable_engine(engine: Engine, fresh: GenaiEngine) -> None:
@@ -247,7 +250,15 @@ def test_a_provider_is_configured_whatever_the_folder_names(provider: str, expec
         def __getattr__(self, name: str) -> object:
             return lambda *arguments: calls.append(" ".join((name, *arguments)))
 
-    _configure(cast(ModuleType, SimpleNamespace()), Config(), provider, 1, 3, 201088)
+    configure_provider(
+        cast(ModuleType, SimpleNamespace()),
+        Config(),
+        target="cpu",
+        provider=provider,
+        device=1,
+        threads=3,
+        vocab_size=201088,
+    )
     assert calls == expected
 
 
@@ -294,7 +305,55 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_native_errors_are_ours(raised: Exception, expected: type[Exception]) -> None:
-    with pytest.raises(expected) as caught, native_errors("testing"):
+    with pytest.raises(expected) as caught, convert_errors("testing", remedy="Try again."):
         raise raised
     assert type(caught.value) is expected
     assert "testing" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "provider", "suggested"),
+    [("directml", "directml", False), ("cuda", "cuda", False), ("cpu", "cuda", True)],
+)
+def test_a_remedy_suggests_the_cpu_only_for_artifacts_that_run_there(
+    target: str, provider: str, suggested: bool, nano_artifact: Path
+) -> None:
+    artifact = replace(Artifact.open(nano_artifact), target=target)
+    suggestion = suggest_alternative(target, provider)
+    assert ("Try --provider cpu" in suggestion) == suggested
+    assert ("converted with --target cpu" in suggestion) != suggested
+    if suggested:
+        GenaiEngine(artifact, provider="cpu", threads=1).close()
+    else:
+        with pytest.raises(InvalidRequest):
+            GenaiEngine(artifact, provider="cpu")
+    missing = SimpleNamespace(is_dml_available=lambda: False, is_cuda_available=lambda: False)
+    config = SimpleNamespace(clear_providers=lambda: None)
+    with pytest.raises(BackendUnavailable) as caught:
+        configure_provider(
+            cast(ModuleType, missing),
+            config,
+            target=target,
+            provider=provider,
+            device=None,
+            threads=None,
+            vocab_size=VOCAB_SIZE,
+        )
+    assert str(caught.value.remedy).endswith(suggestion)
+
+
+@pytest.mark.parametrize("target", ["cpu", "directml"])
+def test_a_native_error_never_suggests_the_provider_in_use_or_one_that_cannot_run_it(
+    target: str, nano_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr("gptoss_runtime.engine.genai.load_model", fail)
+    artifact = replace(Artifact.open(nano_artifact), target=target)
+    with pytest.raises(BackendError, match="odd") as caught:
+        GenaiEngine(artifact, provider="cpu" if target == "cpu" else "webgpu", threads=1)
+    remedy = str(caught.value.remedy)
+    assert "--provider cpu" not in remedy
+    assert "gptoss inspect" in remedy
+    assert ("--target cpu" in remedy) == (target == "directml")

@@ -40,21 +40,21 @@ def texts(harmony: Harmony, allowed: np.ndarray) -> set[str]:
 
 def test_a_mask_follows_the_text(tokenizer: Path, harmony: Harmony) -> None:
     rule = constraint(tokenizer, 'start: "yes" | "no" | <|channel|>')
-    assert texts(harmony, rule.allowed()) == {"y", "ye", "yes", "n", "no", "<|channel|>"}
+    assert texts(harmony, rule.token_mask()) == {"y", "ye", "yes", "n", "no", "<|channel|>"}
     rule.accept(harmony.encode("ye")[0])
-    assert texts(harmony, rule.allowed()) == {"s"}
+    assert texts(harmony, rule.token_mask()) == {"s"}
     rule.accept(harmony.encode("s")[0])
-    assert np.flatnonzero(rule.allowed()).tolist() == [RETURN]
+    assert np.flatnonzero(rule.token_mask()).tolist() == [RETURN]
     assert not rule.complete
 
 
 def test_where_it_may_end_or_go_on(tokenizer: Path) -> None:
     rule = constraint(tokenizer, "start: /a+/", stops=(RETURN, 200012, 10**6))
-    assert not rule.allowed()[RETURN]
-    rule.accept(int(np.flatnonzero(rule.allowed())[0]))
-    assert rule.allowed()[[RETURN, 200012]].all()
-    assert not rule.allowed()[199999]
-    assert rule.allowed().sum() > 2
+    assert not rule.token_mask()[RETURN]
+    rule.accept(int(np.flatnonzero(rule.token_mask())[0]))
+    assert rule.token_mask()[[RETURN, 200012]].all()
+    assert not rule.token_mask()[199999]
+    assert rule.token_mask().sum() > 2
 
 
 def test_rows_without_a_token_are_never_allowed(tokenizer: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_rows_without_a_token_are_never_allowed(tokenizer: Path, tmp_path: Path)
     content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["id"] <= 200018]
     smaller = tmp_path / "tokenizer.json"  # as the 20b's: its embedding has more rows than its tokenizer has tokens
     smaller.write_text(json.dumps(content), "utf-8")
-    allowed = constraint(smaller, "start: <[*]>+").allowed()
+    allowed = constraint(smaller, "start: <[*]>+").token_mask()
     assert allowed.shape == (VOCABULARY,)
     assert allowed[:199_000].all()
     assert not allowed[200_019:].any()
@@ -72,15 +72,15 @@ def test_text_that_looks_like_a_special_token_is_text(tokenizer: Path, harmony: 
     for grammar in ('start: "<|end|>"', "start: /<\\|end\\|>/", 'start: %json {"const": "<|end|>"}'):
         rule = constraint(tokenizer, grammar)
         for token in harmony.encode("<|end|>" if "json" not in grammar else '"<|end|>"'):
-            assert not rule.allowed()[200_007]
-            assert rule.allowed()[token]
+            assert not rule.token_mask()[200_007]
+            assert rule.token_mask()[token]
             rule.accept(token)
-        assert rule.allowed()[RETURN]
+        assert rule.token_mask()[RETURN]
 
 
 def test_the_vocabulary_is_what_the_tokenizer_says(tokenizer: Path) -> None:
     """llguidance can read tokenizer.json itself, which takes a second longer."""
-    tokens, eos = grammar_module._tokenizer(tokenizer)
+    tokens, eos = grammar_module._load_tokenizer(tokenizer)
     whole = grammar_module._import_llguidance().LLTokenizer(tokenizer.read_text("utf-8"), eos_token=eos)
     assert tokens.vocab_size == whole.vocab_size
     for token in (*range(0, whole.vocab_size, 7), *range(199_990, whole.vocab_size)):
@@ -287,10 +287,10 @@ def walk(tokenizer: Path, grammar: str, beginning: list[int], steps: int = 40) -
     rule = constraint(tokenizer, grammar)
     random = np.random.default_rng(0)
     for token in beginning:
-        assert rule.allowed()[token]
+        assert rule.token_mask()[token]
         rule.accept(token)
     for _ in range(steps):
-        token = int(random.choice(np.flatnonzero(rule.allowed())))
+        token = int(random.choice(np.flatnonzero(rule.token_mask())))
         if token == RETURN:
             return
         rule.accept(token)
@@ -380,7 +380,7 @@ def test_every_way_through_a_schema_is_valid(tokenizer: Path, harmony: Harmony, 
     closers = [*harmony.encode('"}],'), RETURN]
     ids: list[int] = []
     while len(ids) < 400:
-        allowed = rule.allowed()
+        allowed = rule.token_mask()
         ends = [token for token in closers if allowed[token]]
         token = int(random.choice(ends if ends and random.random() < 0.7 else np.flatnonzero(allowed)))
         if token == RETURN:

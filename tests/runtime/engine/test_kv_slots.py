@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptoss_runtime import Engine, GenerationOptions, InvalidRequest, ResourceError, load_engine
 from gptoss_runtime.artifact.folder import Artifact
 from gptoss_runtime.engine.genai import GenaiEngine, _Sequence
-from gptoss_runtime.engine.kv_slots import Slots, common_prefix
+from gptoss_runtime.engine.kv_slots import KVSlotPool, common_prefix
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
 PROMPT = [int(token) for token in np.random.default_rng(1).integers(0, 199998, 300)]
@@ -21,12 +21,12 @@ PROMPT = [int(token) for token in np.random.default_rng(1).integers(0, 199998, 3
 class Cached:
     """A sequence without a model."""
 
-    def __init__(self, tokens: list[int], room: int = 10) -> None:
-        self.tokens, self.room = tokens, room
+    def __init__(self, tokens: list[int], capacity: int = 10) -> None:
+        self.tokens, self.capacity = tokens, capacity
         self.owner: object = None
 
 
-def filled(slots: Slots[Cached], *sequences: Cached) -> Slots[Cached]:
+def filled(slots: KVSlotPool[Cached], *sequences: Cached) -> KVSlotPool[Cached]:
     for sequence in sequences:
         owner = object()
         slots.put(sequence, owner)
@@ -35,7 +35,7 @@ def filled(slots: Slots[Cached], *sequences: Cached) -> Slots[Cached]:
 
 
 def test_an_owner_gets_its_own_back() -> None:
-    slots: Slots[Cached] = Slots(2, 100)
+    slots: KVSlotPool[Cached] = KVSlotPool(2, 100)
     one, other = object(), object()
     sequence = Cached([1])
     slots.put(sequence, one)
@@ -45,7 +45,7 @@ def test_an_owner_gets_its_own_back() -> None:
 
 def test_the_longest_prefix_wins_over_the_least_recently_used() -> None:
     oldest, like, newest = Cached([9, 9]), Cached([1, 2, 3, 4]), Cached([1, 2])
-    slots = filled(Slots(3, 100), oldest, like, newest)
+    slots = filled(KVSlotPool(3, 100), oldest, like, newest)
     assert slots.take([1, 2, 3, 4, 5], object()) is like
     assert slots.take([7, 7], object()) is None  # two are left: there is room for a new one
     slots.put(Cached([3]), object())
@@ -54,13 +54,13 @@ def test_the_longest_prefix_wins_over_the_least_recently_used() -> None:
 
 def test_a_short_prefix_does_not_cost_a_long_conversation() -> None:
     conversation = Cached([1, 2, *range(10, 60)])
-    slots = filled(Slots(2, 100), conversation)
+    slots = filled(KVSlotPool(2, 100), conversation)
     assert slots.take([1, 2, 5], object()) is None
-    assert filled(Slots(1, 100), conversation).take([1, 2, 5], object()) is conversation
+    assert filled(KVSlotPool(1, 100), conversation).take([1, 2, 5], object()) is conversation
 
 
 def test_running_generations_are_robbed_only_when_there_are_too_many() -> None:
-    slots: Slots[Cached] = Slots(2, 100)
+    slots: KVSlotPool[Cached] = KVSlotPool(2, 100)
     first, second = Cached([1, 2, 3]), Cached([4])
     slots.put(first, object())
     assert slots.take([1, 2, 3, 4], object()) is None
@@ -69,7 +69,7 @@ def test_running_generations_are_robbed_only_when_there_are_too_many() -> None:
 
 
 def test_a_wrong_sequence_is_dropped_and_no_other() -> None:
-    slots: Slots[Cached] = Slots(3, 100)
+    slots: KVSlotPool[Cached] = KVSlotPool(3, 100)
     wrong, right = object(), object()
     slots.put(Cached([1, 2, 3]), wrong)
     slots.put(Cached([1, 2]), right)
@@ -82,8 +82,8 @@ def test_a_wrong_sequence_is_dropped_and_no_other() -> None:
 
 def test_idle_sequences_are_dropped_oldest_first() -> None:
     running = object()
-    slots: Slots[Cached] = Slots(4, 20)
-    slots.put(Cached([5], room=50), running)
+    slots: KVSlotPool[Cached] = KVSlotPool(4, 20)
+    slots.put(Cached([5], capacity=50), running)
     old, middle, new = Cached([1]), Cached([2]), Cached([3])
     filled(slots, old, middle, new)
     slots.trim()
@@ -99,7 +99,7 @@ def test_idle_sequences_are_dropped_oldest_first() -> None:
     st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 2), min_size=1, max_size=6), st.booleans())),
 )
 def test_whatever_is_asked_the_bounds_hold(count: int, steps: list[tuple[int, list[int], bool]]) -> None:
-    slots: Slots[Cached] = Slots(count, 25)
+    slots: KVSlotPool[Cached] = KVSlotPool(count, 25)
     owners = [object() for _ in range(6)]
     for number, tokens, ends in steps:
         sequence = slots.take(tokens, owners[number]) or Cached([])
@@ -109,10 +109,10 @@ def test_whatever_is_asked_the_bounds_hold(count: int, steps: list[tuple[int, li
         if ends:
             slots.release(owners[number])
             slots.trim()
-        kept = slots._kept
+        kept = slots._sequences
         assert len(kept) <= count
         assert len({id(sequence.owner) for sequence in kept if sequence.owner}) == sum(bool(s.owner) for s in kept)
-        assert sum(sequence.room for sequence in kept if sequence.owner is None) <= 25
+        assert sum(sequence.capacity for sequence in kept if sequence.owner is None) <= 25
 
 
 @given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
@@ -158,10 +158,10 @@ def test_idle_sequences_make_way_for_one_that_does_not_fit(
     expected = list(several.generate(PROMPT[:80], GREEDY))
     make = _Sequence.__init__
 
-    def full(self: _Sequence, engine: GenaiEngine, room: int) -> None:
+    def full(self: _Sequence, engine: GenaiEngine, capacity: int) -> None:
         if len(several._slots):
             raise RuntimeError("Could not allocate the key-value cache buffer")
-        make(self, engine, room)
+        make(self, engine, capacity)
 
     monkeypatch.setattr(_Sequence, "__init__", full)
     list(several.generate(PROMPT[100:], GREEDY))
@@ -174,15 +174,15 @@ def test_idle_sequences_make_way_for_one_that_does_not_fit(
 
 
 def test_idle_memory_is_bounded(several: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss_runtime.engine.genai._FIRST_ROOM", several.info.context_length)
+    monkeypatch.setattr("gptoss_runtime.engine.genai._INITIAL_CAPACITY", several.info.context_length)
     for start in range(3):
         with several.generate(PROMPT[start * 50 :], GenerationOptions(temperature=0, stop_token_ids=())) as generation:
             next(generation)
-    assert 0 < sum(sequence.room for sequence in several._slots._kept) <= 3 * 2048
+    assert 0 < sum(sequence.capacity for sequence in several._slots._sequences) <= 3 * 2048
 
 
 def test_one_slot_where_a_prompt_cannot_be_appended(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss_runtime.engine.genai._APPENDABLE", frozenset())  # as on DirectML
+    monkeypatch.setattr("gptoss_runtime.engine.genai._APPENDING_DEVICES", frozenset())  # as on DirectML
     engine = GenaiEngine(Artifact.open(nano_artifact), threads=1, slots=3)
     assert engine.slots == 1
     with engine.generate(PROMPT[:20], GREEDY) as generation:

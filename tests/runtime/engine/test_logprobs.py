@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from gptoss_runtime import Engine, GenerationOptions, InvalidRequest, Message
 from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.chat.turn_grammar import turn_grammar
-from gptoss_runtime.engine.sampling import Logits, Sampler, token_logprobs
+from gptoss_runtime.engine.sampling import Logits, Sampler, compute_logprobs
 from gptoss_runtime.engine.scripted import ScriptedEngine
 
 
@@ -66,7 +66,7 @@ def test_they_are_there_as_soon_as_the_token_is_and_only_if_asked_for() -> None:
 
 @given(hnp.arrays(np.float32, st.integers(1, 700), elements=st.floats(-50, 50, width=32)), st.integers(0, 20))
 def test_top_is_the_top(logits: Logits, count: int) -> None:
-    found = token_logprobs(logits, int(logits.argmin()), count)
+    found = compute_logprobs(logits, int(logits.argmin()), count)
     expected = np.sort(log_softmax(logits))[::-1][:count]
     np.testing.assert_allclose([value for _, value in found.top], expected, atol=1e-4)
     assert all(math.isclose(value, log_softmax(logits)[token], abs_tol=1e-4) for token, value in found.top)
@@ -74,7 +74,7 @@ def test_top_is_the_top(logits: Logits, count: int) -> None:
 
 def test_what_cannot_happen_has_a_finite_logprob() -> None:
     logits = np.array([0, np.finfo(np.float32).min, 0], np.float32)
-    found = token_logprobs(logits, 1, 3)
+    found = compute_logprobs(logits, 1, 3)
     assert found.logprob == -9999.0
     assert found.top[-1] == (1, -9999.0)
 
@@ -86,12 +86,12 @@ def test_bias_forces_and_forbids() -> None:
     mild = Sampler(GenerationOptions(temperature=0, logit_bias={9: 3}), [1])
     logits = np.zeros(100, np.float32)
     logits[7] = 2
-    assert mild.choose(logits) == 9
+    assert mild.sample(logits) == 9
     assert logits[9] == 0
     masked = Sampler(GenerationOptions(logit_bias={9: 100}, seed=1), [1])
     allowed = np.zeros(100, np.bool_)
     allowed[[3, 4]] = True
-    assert {masked.choose(logits, allowed) for _ in range(50)} == {3, 4}
+    assert {masked.sample(logits, allowed) for _ in range(50)} == {3, 4}
 
 
 @given(
@@ -107,10 +107,10 @@ def test_a_mask_is_as_if_the_others_could_not_be(
     plain = Sampler(GenerationOptions(seed=seed, **options), [1])
     impossible = np.where(allowed, logits, np.finfo(np.float32).min)
     for _ in range(4):
-        token = masked.choose(logits, allowed)
+        token = masked.sample(logits, allowed)
         assert allowed[token]
         if options.keys().isdisjoint(("top_k", "top_p")):  # those put the tokens in an order of their own
-            assert token == plain.choose(impossible)
+            assert token == plain.sample(impossible)
 
 
 def test_bias_on_the_real_model(engine: Engine, harmony: Harmony) -> None:

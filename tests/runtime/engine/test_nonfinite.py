@@ -32,7 +32,7 @@ from gptoss_runtime.artifact.folder import Artifact
 from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.engine.genai import GenaiEngine
-from gptoss_runtime.engine.sampling import Sampler, token_logprobs
+from gptoss_runtime.engine.sampling import Sampler, compute_logprobs
 from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.harmony_tokens import STOP_TOKENS
 from tests.nonfinite import FAULTS, FaultyEngine, Logits, with_infinite_norm, with_poisoned_token
@@ -72,11 +72,11 @@ def test_the_sampler_refuses_them_with_every_option(
     options: GenerationOptions, fault: str, at: int, allowed: np.ndarray | None, logits: Logits
 ) -> None:
     sampler = Sampler(options, [1, 2])
-    sampler.choose(np.zeros(VOCABULARY, np.float32))  # something to be penalised
+    sampler.sample(np.zeros(VOCABULARY, np.float32))  # something to be penalised
     FAULTS[fault](logits, at)
     before = logits.copy()
     with pytest.raises(NumericalError, match="not finite"):
-        sampler.choose(logits, allowed)
+        sampler.sample(logits, allowed)
     np.testing.assert_array_equal(logits, before)
 
 
@@ -85,9 +85,9 @@ def test_whatever_is_finite_has_a_token(options: GenerationOptions, allowed: np.
     """Up to the ends of float32, where a penalty, a temperature or a difference would overflow."""
     sampler = Sampler(options, [1, 2])
     for _ in range(3):
-        token = sampler.choose(logits, allowed)
+        token = sampler.sample(logits, allowed)
         assert allowed is None or allowed[token]
-        found = token_logprobs(logits, token, 20)
+        found = compute_logprobs(logits, token, 20)
         assert np.isfinite([found.logprob, *(value for _, value in found.top)]).all()
         assert max(value for _, value in found.top) <= 0
 
@@ -97,16 +97,16 @@ def test_the_likeliest_of_extremes_is_drawn(extreme: np.float32) -> None:
     logits = np.full(VOCABULARY, -extreme, np.float32)
     logits[[3, 7]] = extreme
     for more in ({}, {"temperature": 0.001}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}):
-        drawn = {Sampler(GenerationOptions(seed=seed, **more), []).choose(logits) for seed in range(40)}  # type: ignore[arg-type]
+        drawn = {Sampler(GenerationOptions(seed=seed, **more), []).sample(logits) for seed in range(40)}  # type: ignore[arg-type]
         assert drawn <= {3, 7} or extreme < 1
-    assert Sampler(GenerationOptions(temperature=0, repetition_penalty=0.01), [3, 7]).choose(logits) == 3
+    assert Sampler(GenerationOptions(temperature=0, repetition_penalty=0.01), [3, 7]).sample(logits) == 3
 
 
 def test_the_message_counts_them() -> None:
     logits = np.zeros(201_088, np.float32)
     logits[:3], logits[5], logits[7:9] = np.nan, np.inf, -np.inf
     with pytest.raises(NumericalError, match=r"^logits are not finite \(3 NaN, 1 \+inf, 2 -inf of 201,088\)$"):
-        Sampler(GenerationOptions(), []).choose(logits)
+        Sampler(GenerationOptions(), []).sample(logits)
 
 
 @given(options_of_any_kind, st.sampled_from(sorted(FAULTS)), st.integers(0, VOCABULARY - 1), st.integers(0, 5))

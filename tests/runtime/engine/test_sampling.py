@@ -40,7 +40,7 @@ def test_frequencies_match_the_reference(settings_: dict[str, float]) -> None:
     logits = np.random.default_rng(1).normal(0, 3, VOCAB).astype(np.float32)
     options = GenerationOptions(seed=2, **settings_)  # type: ignore[arg-type]
     sampler = Sampler(options, [])
-    drawn = np.bincount([sampler.choose(logits) for _ in range(5000)], minlength=VOCAB) / 5000
+    drawn = np.bincount([sampler.sample(logits) for _ in range(5000)], minlength=VOCAB) / 5000
     expected = reference(logits, options)
     assert not drawn[expected == 0].any()
     assert abs(drawn - expected).max() < 0.03
@@ -55,7 +55,7 @@ def test_only_kept_tokens_are_drawn(
 ) -> None:
     logits = np.random.default_rng(seed).normal(0, 5, vocab).astype(np.float32)
     options = GenerationOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
-    token = Sampler(options, []).choose(logits)
+    token = Sampler(options, []).sample(logits)
     assert 0 <= token < vocab
     assert logits[token] >= np.sort(logits)[-min(top_k or vocab, vocab)]
 
@@ -64,18 +64,18 @@ def test_greedy_takes_the_likeliest_and_leaves_the_logits_alone() -> None:
     logits = np.array([1, 5, 3], np.float32)
     before = logits.copy()
     for options in (GenerationOptions(temperature=0), GenerationOptions(top_k=1), GenerationOptions(temperature=1e-30)):
-        assert Sampler(options, [1]).choose(logits) == 1
-    Sampler(GenerationOptions(repetition_penalty=2.0), [1]).choose(logits)
+        assert Sampler(options, [1]).sample(logits) == 1
+    Sampler(GenerationOptions(repetition_penalty=2.0), [1]).sample(logits)
     assert (logits == before).all()
 
 
 def test_penalties() -> None:
     logits = np.array([1, 5, 3], np.float32)
-    assert Sampler(GenerationOptions(temperature=0, repetition_penalty=2.0), [1]).choose(logits) == 2
+    assert Sampler(GenerationOptions(temperature=0, repetition_penalty=2.0), [1]).sample(logits) == 2
     presence = Sampler(GenerationOptions(temperature=0, presence_penalty=2.0), [1])
-    assert [presence.choose(logits) for _ in range(2)] == [1, 1]
+    assert [presence.sample(logits) for _ in range(2)] == [1, 1]
     frequency = Sampler(GenerationOptions(temperature=0, frequency_penalty=1.5), [1])
-    assert [frequency.choose(logits) for _ in range(3)] == [1, 1, 2]
+    assert [frequency.sample(logits) for _ in range(3)] == [1, 1, 2]
 
 
 def test_a_seed_repeats_and_none_does_not() -> None:
@@ -83,7 +83,7 @@ def test_a_seed_repeats_and_none_does_not() -> None:
 
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(GenerationOptions(seed=seed), [])
-        return [sampler.choose(logits) for _ in range(8)]
+        return [sampler.sample(logits) for _ in range(8)]
 
     assert draw(5) == draw(5) != draw(6)
     assert draw(None) != draw(None)
@@ -95,6 +95,6 @@ def test_what_is_not_allowed_is_never_drawn() -> None:
         allowed = np.zeros(VOCAB, np.bool_)
         allowed[kept] = True
         sampler = Sampler(GenerationOptions(seed=0), [])
-        drawn = {sampler.choose(logits, allowed) for _ in range(50)}
+        drawn = {sampler.sample(logits, allowed) for _ in range(50)}
         assert drawn <= set(kept)
         assert len(drawn) > 1

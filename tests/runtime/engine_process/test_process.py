@@ -23,7 +23,7 @@ from gptoss_runtime import (
     ResourceError,
 )
 from gptoss_runtime.engine_process.engine import ProcessEngine, ProcessGeneration
-from gptoss_runtime.engine_process.messages import Outbox
+from gptoss_runtime.engine_process.messages import MessageWriter
 
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
 ENDLESS = GenerationOptions(temperature=0, stop_token_ids=())
@@ -143,10 +143,10 @@ def test_a_long_prompt_does_not_stop_a_stream(process: ProcessEngine) -> None:
     with process.generate(PROMPT[:10], ENDLESS) as stream:
         next(stream)
         with process.generate(PROMPT, GREEDY) as long:
-            before = stream._stream.heard.qsize()
+            before = stream._request.replies.qsize()
             next(long)
-            pieces = (len(PROMPT) - long._cached) // 128
-            assert stream._stream.heard.qsize() - before >= pieces - 1
+            pieces = (len(PROMPT) - long._cached_tokens) // 128
+            assert stream._request.replies.qsize() - before >= pieces - 1
 
 
 def test_conversations_keep_their_caches(process: ProcessEngine) -> None:
@@ -162,8 +162,8 @@ def test_cancel_in_the_prompt(process: ProcessEngine, engine: Engine) -> None:
     with process.generate(PROMPT[:10], ENDLESS) as stream:
         next(stream)
         generation = process.generate([7, *PROMPT[:3500]], GREEDY)
-        before = stream._stream.heard.qsize()
-        until(lambda: stream._stream.heard.qsize() > before + 2)  # so a piece or more has been read
+        before = stream._request.replies.qsize()
+        until(lambda: stream._request.replies.qsize() > before + 2)  # so a piece or more has been read
         generation.cancel()
         until(lambda: process.running == 1)
         assert list(generation) == []
@@ -265,17 +265,17 @@ def test_options_travel() -> None:
 def test_many_may_write_one_pipe(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     with path.open("wb", buffering=0) as file:
-        outbox = Outbox(file)
+        writer = MessageWriter(file)
         threads = [
-            threading.Thread(target=lambda name=name: [outbox.put((name, number)) for number in range(200)])
+            threading.Thread(target=lambda name=name: [writer.send((name, number)) for number in range(200)])
             for name in range(8)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    outbox.put("after the end")
-    assert outbox.broken
+    writer.send("after the end")
+    assert writer.broken
     with path.open("rb") as file:
         messages = [pickle.load(file) for _ in range(1600)]
         assert file.read() == b""

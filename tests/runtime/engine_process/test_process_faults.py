@@ -100,7 +100,7 @@ def test_what_waited_when_it_was_killed_is_served_by_the_next(nano_artifact: Pat
 
 @pytest.mark.integration
 def test_what_waited_hears_that_there_is_no_next(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss_runtime.engine_process.engine._CRASHES", 1)
+    monkeypatch.setattr("gptoss_runtime.engine_process.engine._MAX_CRASHES", 1)
     with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
         running, waiting = process.generate(PROMPT, ENDLESS), process.generate(PROMPT, GREEDY)
         next(running)
@@ -116,7 +116,7 @@ def test_killed_while_idle(nano_artifact: Path) -> None:
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         psutil.Process(process.pid).kill()
         assert gone(process.pid)
-        process._child._threads[0].join()
+        process._child._events_thread.join()
         found: list[int] = []
         threads = [threading.Thread(target=lambda: found.extend(process.generate(PROMPT, GREEDY))) for _ in range(3)]
         for thread in threads:
@@ -129,7 +129,7 @@ def test_killed_while_idle(nano_artifact: Path) -> None:
 
 @pytest.mark.integration
 def test_one_that_keeps_dying_is_not_started_for_ever(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss_runtime.engine_process.engine._WINDOW", 10_000.0)
+    monkeypatch.setattr("gptoss_runtime.engine_process.engine._CRASH_WINDOW", 10_000.0)
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         for _ in range(3):
             stream = process.generate(PROMPT, ENDLESS)
@@ -142,7 +142,7 @@ def test_one_that_keeps_dying_is_not_started_for_ever(nano_artifact: Path, monke
                 process.generate(PROMPT, GREEDY)
             assert "seconds" in str(caught.value.remedy)
         assert process.restarts == 2
-        monkeypatch.setattr("gptoss_runtime.engine_process.engine._WINDOW", 0.0)
+        monkeypatch.setattr("gptoss_runtime.engine_process.engine._CRASH_WINDOW", 0.0)
         assert len(list(process.generate(PROMPT, GREEDY))) == 8
 
 
@@ -249,13 +249,13 @@ def test_out_of_memory_in_mid_generation(nano_artifact: Path, tmp_path: Path, mo
 import resource
 from gptoss_runtime.engine import genai
 make = genai._Sequence.__init__
-def limit(self, engine, room):
-    if room > 2048:
+def limit(self, engine, capacity):
+    if capacity > 2048:
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20), resource.RLIM_INFINITY))
     try:
-        make(self, engine, room)
+        make(self, engine, capacity)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 genai._Sequence.__init__ = limit

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from gptoss_runtime import DeviceLost, FinishReason, GenerationOptions, InvalidRequest, ResourceError
 from gptoss_runtime.engine.decoding import LogitsEngine
 from gptoss_runtime.engine.results import ModelInfo
-from gptoss_runtime.engine_process.messages import Begin, Cancel, Ended, Event, Logits, Raised, Request, Rows, Token
+from gptoss_runtime.engine_process.messages import (
+    CancelRequest,
+    EndEvent,
+    ErrorEvent,
+    GenerateRequest,
+    LogitsEvent,
+    LogitsRequest,
+    TokenEvent,
+    WorkerEvent,
+    WorkerRequest,
+)
 from gptoss_runtime.engine_process.scheduler import Scheduler
 from gptoss_runtime.errors import BackendError
 
@@ -31,7 +41,7 @@ class Pieces(LogitsEngine):
         self.fails: dict[int, Exception] = {}
         self._read: dict[object, int] = {}
 
-    def _advance(self, tokens: list[int], *, owner: object, room: int) -> tuple[NDArray[np.float32] | None, int]:
+    def _forward(self, tokens: list[int], *, owner: object, max_length: int) -> tuple[NDArray[np.float32] | None, int]:
         if tokens[0] in self.fails:
             raise self.fails[tokens[0]]
         read = self._read[owner] = min(self._read.get(owner, 0) + PIECE, len(tokens))
@@ -57,26 +67,26 @@ class Bench:
 
     def __init__(self, slots: int = 2) -> None:
         self.engine = Pieces(slots)
-        self.lists: list[list[Event]] = []
+        self.lists: list[list[WorkerEvent]] = []
         self.scheduler = Scheduler(self.engine, self.lists.append)
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> list[WorkerEvent]:
         return [event for events in self.lists for event in events]
 
     def begin(self, name: int, prompt_tokens: int = 1, new: int = 1000) -> None:
         options = GenerationOptions(temperature=0, max_new_tokens=new)
-        self.scheduler.handle(Begin(name, array("i", [name] + [0] * (prompt_tokens - 1)), options))
+        self.scheduler.handle(GenerateRequest(name, array("i", [name] + [0] * (prompt_tokens - 1)), options))
 
     def turns(self, count: int, between: Callable[[], object] = lambda: None) -> None:
         for _ in range(count):
-            self.scheduler.turns(between)
+            self.scheduler.step(between)
 
     def tokens(self, name: int) -> list[int]:
-        return [event.token for event in self.events if isinstance(event, Token) and event.id == name]
+        return [event.token for event in self.events if isinstance(event, TokenEvent) and event.id == name]
 
-    def end(self, name: int) -> Event:
-        (event,) = [event for event in self.events if isinstance(event, Ended | Raised) and event.id == name]
+    def end(self, name: int) -> WorkerEvent:
+        (event,) = [event for event in self.events if isinstance(event, EndEvent | ErrorEvent) and event.id == name]
         return event
 
 
@@ -100,7 +110,7 @@ def test_a_long_prompt_holds_others_up_by_one_piece() -> None:
     bench.engine.work.clear()
     bench.turns(8)
     assert bench.engine.work == [1, 2, -3, 1, 2, -4] * 4  # pieces of two prompts take turns, too
-    sent_before_a_piece = [event.id for event in bench.lists[-1] if isinstance(event, Token)]
+    sent_before_a_piece = [event.id for event in bench.lists[-1] if isinstance(event, TokenEvent)]
     assert sent_before_a_piece == [1, 2]
 
 
@@ -109,11 +119,11 @@ def test_first_come_first_served() -> None:
     for name in (1, 2, 3):
         bench.begin(name, new=2)
     bench.turns(20)
-    assert [event.id for event in bench.events if isinstance(event, Ended)] == [1, 2, 3]
+    assert [event.id for event in bench.events if isinstance(event, EndEvent)] == [1, 2, 3]
     assert bench.scheduler.idle
     assert bench.engine.work == [1, 1, 2, 2, 3, 3]
     ended = bench.end(3)
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, EndEvent)
     assert ended.result is not None
     assert ended.result.finish_reason is FinishReason.LENGTH
 
@@ -125,7 +135,7 @@ def test_cancel_frees_the_slot_at_once(prompt_tokens: int) -> None:
     bench.begin(2)
     bench.begin(3)
     bench.turns(2)
-    requests: list[Request] = [Cancel(1), Cancel(3), Cancel(3), Cancel(77)]
+    requests: list[WorkerRequest] = [CancelRequest(1), CancelRequest(3), CancelRequest(3), CancelRequest(77)]
     bench.turns(1, between=lambda: bench.scheduler.handle(requests.pop(0)) if requests else None)
     before = len(bench.tokens(1))
     for request in requests:
@@ -133,8 +143,8 @@ def test_cancel_frees_the_slot_at_once(prompt_tokens: int) -> None:
     bench.turns(3)
     assert len(bench.tokens(1)) == before
     assert bench.tokens(2)
-    assert bench.end(1) == Ended(1)
-    assert bench.end(3) == Ended(3)
+    assert bench.end(1) == EndEvent(1)
+    assert bench.end(3) == EndEvent(3)
     assert not bench.engine._read.keys() - {bench.scheduler._running[2]._owner}
 
 
@@ -156,26 +166,26 @@ def test_an_error_is_its_own_generations(
     bench.begin(2, new=3)
     bench.turns(5)
     raised = bench.end(1)
-    assert isinstance(raised, Raised)
+    assert isinstance(raised, ErrorEvent)
     assert type(raised.error) is expected
     assert raised.error.remedy
     assert bench.tokens(2) == [2, 2, 2]
-    assert bench.scheduler.lost == (expected is DeviceLost)
+    assert bench.scheduler.device_lost == (expected is DeviceLost)
     assert ("KeyError" in capsys.readouterr().err) == isinstance(error, KeyError)
 
 
 def test_a_request_that_cannot_begin_lets_the_next_one() -> None:
     bench = Bench(1)
-    bench.scheduler.handle(Begin(1, array("i", []), GenerationOptions()))
+    bench.scheduler.handle(GenerateRequest(1, array("i", []), GenerationOptions()))
     bench.begin(2, new=1)
     bench.turns(2)
-    assert isinstance(bench.end(1), Raised)
+    assert isinstance(bench.end(1), ErrorEvent)
     assert bench.tokens(2) == [2]
 
 
 def test_logits() -> None:
     bench = Bench()
-    bench.scheduler.handle(Logits(5, array("i", [1, 2]), True))
+    bench.scheduler.handle(LogitsRequest(5, array("i", [1, 2]), True))
     (rows,) = bench.events
-    assert isinstance(rows, Rows)
-    assert rows.rows.shape == (2, VOCABULARY)
+    assert isinstance(rows, LogitsEvent)
+    assert rows.logits.shape == (2, VOCABULARY)
