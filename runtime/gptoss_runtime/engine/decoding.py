@@ -1,7 +1,7 @@
 """The decoding loop, for engines that can compute the logits after a sequence of tokens.
 
-``LogitsEngine`` needs only one method, ``_forward``. Option checks, sampling, stop tokens, cancellation, usage and timings
-are implemented once, here. Knows nothing of how logits are computed.
+``LogitsEngine`` needs only one method, ``_forward``; checks, sampling, stop tokens, cancellation, usage and timings are
+implemented once, here. Knows nothing of how logits are computed.
 """
 
 from __future__ import annotations

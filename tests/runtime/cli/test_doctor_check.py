@@ -137,7 +137,7 @@ def test_damaged_files_are_not_the_devices_fault(damaged: Path) -> None:
 
 
 def test_a_device_that_does_not_repeat_itself(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, calls = GenaiEngine.rows, []
+    plain, calls = GenaiEngine.iter_logits, []
 
     def flipping(self: GenaiEngine, token_ids: Any, *, steps: int = 0) -> Any:
         calls.append(steps)
