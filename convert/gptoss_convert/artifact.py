@@ -122,7 +122,7 @@ def _entry(file: Path, written: WrittenFile | None) -> FileEntry:
     """A file's entry; weights with an unchanged stamp are not read again."""
     if written is not None and read_stamp(file) == written.stamp:
         return FileEntry(size=written.stamp[0], sha256=written.sha256)
-    entry = FileEntry.of(file)
+    entry = FileEntry.from_file(file)
     if written is not None and entry.sha256 != written.sha256:
         raise OutputError(
             f"{file}: no longer has the bytes that were written",

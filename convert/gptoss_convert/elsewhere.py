@@ -51,7 +51,7 @@ def _of(path: Path) -> Iterator[str]:
     if suffixes & _TEMPLATES:
         yield _RENDERED
     if path.suffix.lower() == ".json" and path.name != MANIFEST:
-        keys = _keys(strict_json.value_of(strict_json.read_bytes(path), path))
+        keys = _keys(strict_json.parse_value(strict_json.read_bytes(path), path))
         if "chat_template" in keys:
             yield _RENDERED
         if "auto_map" in keys:

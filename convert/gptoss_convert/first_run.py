@@ -173,7 +173,7 @@ def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) 
         layers=layers,
         head=head,
     )
-    top = [TopLogits.of(position, row) for position, row in zip(positions, logits, strict=True)]
+    top = [TopLogits.from_logits(position, row) for position, row in zip(positions, logits, strict=True)]
     return FirstRun(found, ReferenceLogits(source="cpu", token_ids=ids, positions=top))
 
 

@@ -101,7 +101,7 @@ class GptOssExport(Pass):
                 "max_file_size": config.max_file_size,
                 "groups": groups,
                 "weights": made.weights.files,
-                "model": FileEntry.of(made.model).model_dump(),
+                "model": FileEntry.from_file(made.model).model_dump(),
             }
             return ONNXModelHandler(str(folder), MODEL_FILE, model_attributes={_ATTRIBUTES: exported})
 
@@ -149,7 +149,7 @@ def _run_first(
 ) -> FirstRun | None:
     """Loads what was made and runs it layer by layer; as a whole, and in its memory, where another pass changed it."""
     model = folder / MODEL_FILE
-    if FileEntry.of(model) != FileEntry.model_validate(exported["model"]):
+    if FileEntry.from_file(model) != FileEntry.model_validate(exported["model"]):
         smoke.run_once(model)
         return None
     smoke.loads(model)

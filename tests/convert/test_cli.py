@@ -89,7 +89,7 @@ def test_inspect_finds_damage(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> Non
         file.write(b"damage")
     result = gptoss("inspect", tmp_path / "out")
     assert result.exit_code == 4
-    assert "model.onnx.data is not the file the manifest lists" in result.stderr
+    assert "model.onnx.data differs from the manifest (sha256)" in result.stderr
     assert gptoss("inspect", tmp_path / "out", "--no-verify").exit_code == 0
 
 
@@ -128,21 +128,21 @@ def test_inspect_refuses_what_is_more_than_data(gptoss: Gptoss, tiny: Path, tmp_
     (out / "second.onnx").write_bytes(second.SerializeToString())
     result = gptoss("inspect", out)
     assert (result.exit_code, result.stdout) == (4, "")
-    assert "second.onnx is not loaded" in result.stderr
+    assert "second.onnx is unsafe" in result.stderr
     (out / "second.onnx").unlink()
     config = json.loads((out / "genai_config.json").read_text())
     options = config["model"]["decoder"]["session_options"]
     options |= {"custom_ops_library": "x.so", "enable_profiling": "y", "colour": "red"}
     (out / "genai_config.json").write_text(json.dumps(config))
     manifest = json.loads((out / "manifest.json").read_text())
-    manifest["files"]["genai_config.json"] = FileEntry.of(out / "genai_config.json").model_dump()
+    manifest["files"]["genai_config.json"] = FileEntry.from_file(out / "genai_config.json").model_dump()
     (out / "manifest.json").write_text(json.dumps(manifest))
     for options in ([], ["--no-verify"], ["--json"]):
         result = gptoss("inspect", out, *options)
         assert (result.exit_code, result.stdout) == (4, "")
         for words in ("'model.decoder.session_options.custom_ops_library'", "enable_profiling", "colour"):
             assert words in result.stderr
-        assert "onnxruntime-genai and Foundry Local would load it as it stands" in result.stderr
+        assert "onnxruntime-genai and Foundry Local would load it without these checks" in result.stderr
         assert "they would load that library and run its code" in result.stderr
         assert "they would write files there" in result.stderr
 

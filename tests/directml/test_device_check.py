@@ -64,7 +64,7 @@ def with_float16_norms(artifact: Path, folder: Path) -> Path:
     assert changed == 8
     ir.save(model, folder / GRAPH)
     manifest = Manifest.read(folder)
-    files = manifest.files | {GRAPH: FileEntry.of(folder / GRAPH)}
+    files = manifest.files | {GRAPH: FileEntry.from_file(folder / GRAPH)}
     (folder / MANIFEST).write_bytes(manifest.model_copy(update={"files": files}).to_bytes())
     return folder
 

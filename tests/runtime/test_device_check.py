@@ -54,7 +54,7 @@ class Device(ScriptedEngine):
 
 @pytest.fixture(scope="module")
 def reference() -> ReferenceLogits:
-    top = [TopLogits.of(at, logits_after(tuple(PROMPT[: at + 1]))) for at in POSITIONS]
+    top = [TopLogits.from_logits(at, logits_after(tuple(PROMPT[: at + 1]))) for at in POSITIONS]
     return ReferenceLogits(source="cpu", token_ids=PROMPT, positions=top)
 
 
@@ -169,7 +169,7 @@ def test_without_a_reference() -> None:
 
 def test_a_short_reference() -> None:
     """Of a model with a tiny context: one prompt of one token, then steps."""
-    top = [TopLogits.of(at, logits_after(tuple(PROMPT[: at + 1]))) for at in range(4)]
+    top = [TopLogits.from_logits(at, logits_after(tuple(PROMPT[: at + 1]))) for at in range(4)]
     device = Device(context_length=5)
     report = check_device(device, ReferenceLogits(source="cpu", token_ids=PROMPT[:4], positions=top))
     assert (report.outcome, device.read) == (Outcome.RIGHT, [(4, 3), (1, 0)])
@@ -226,7 +226,7 @@ BAD: dict[str, Callable[[ReferenceLogits], bytes]] = {
     "unequal": lambda r: _first(r, logits=[1.0]),
     "the same token": lambda r: _first(r, token_ids=[5] * 32),
     "ascending logits": lambda r: _first(r, logits=[*range(32)]),
-    "above their sum": lambda r: _first(r, log_sum_exp=-1e9),
+    "exceed log_sum_exp": lambda r: _first(r, log_sum_exp=-1e9),
 }
 
 
@@ -246,7 +246,7 @@ def test_divergence_of_extremes() -> None:
     """No warning, and no number that JSON has no word for."""
     sure = np.full(VOCABULARY, -1e4, np.float32)
     sure[5] = 1e4
-    top = TopLogits.of(0, sure)
+    top = TopLogits.from_logits(0, sure)
     assert top.divergence(sure) < 1e-9
     assert 100 < top.divergence(sure[::-1].copy()) < 1e4
     assert np.isfinite(top.divergence(np.full(VOCABULARY, 3e38, np.float32)))

@@ -1,1 +1,1 @@
-"""Artifact folders: what they contain, and the checks that a folder passes before anything of it is loaded."""
+"""Artifact folders: what they contain, and the checks that a folder must pass before anything in it is loaded."""

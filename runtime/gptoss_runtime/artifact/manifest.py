@@ -1,7 +1,7 @@
-"""manifest.json: what an artifact says of itself; the schema that the converter writes and the runtime reads.
+"""manifest.json: the description of an artifact; the schema that the converter writes and the runtime reads.
 
-Knows names, types and the file's form on disk. Holds no time, machine or absolute path, so that the same conversion is
-the same bytes. Parity is the one part added later, by ``gptoss parity --record``.
+Contains no time, machine name or absolute path, so that the same conversion gives the same bytes. Only ``parity`` is
+added later, by ``gptoss parity --record``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a later minor version may say more
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a later minor version can have more fields
 
 
 class FileEntry(_Part):
@@ -31,15 +31,15 @@ class FileEntry(_Part):
     sha256: str = _Sha256
 
     @classmethod
-    def of(cls, file: Path) -> FileEntry:
-        """Of a file as it is; reads all of it."""
+    def from_file(cls, file: Path) -> FileEntry:
+        """Describes a file; reads all of it."""
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(size=file.stat().st_size, sha256=digest)
 
 
 class Source(_Part):
-    """The checkpoint: name, revision (a commit, where the folder tells) and every file that was used."""
+    """The checkpoint: its name, its revision (the commit, if the folder records one) and every file that was used."""
 
     name: str
     revision: str | None
@@ -50,11 +50,11 @@ class TensorGroup(_Part):
     """How one group of tensors is stored.
 
     Attributes:
-        scheme: such as "mxfp4", "int8 block 32", "float".
-        tensors: initializers.
+        scheme: the storage format, such as "mxfp4", "int8 block 32", "float".
+        tensors: number of initializers.
         nbytes: their size in the external data file.
-        snr_db: signal to noise of the stored values in dB; None where they are the checkpoint's exactly.
-        max_error: largest difference from the checkpoint's value.
+        snr_db: signal-to-noise ratio of the stored values in dB; None if they equal the checkpoint's.
+        max_error: largest absolute difference from a checkpoint value.
     """
 
     scheme: str
@@ -65,14 +65,14 @@ class TensorGroup(_Part):
 
 
 class MemoryBudget(_Part):
-    """Bytes needed to run.
+    """Bytes of memory needed to run.
 
     Attributes:
-        weights: all weights; those read in place from a mapped file count in full.
-        kv_per_token: keys and values of one position in all layers.
-        context: positions that ``peak`` is for.
-        peak: weights, keys and values at ``context``, and activations of one piece of a prompt.
-        work_per_token: of those activations, what a position of context adds: scores and masks.
+        weights: all weights; memory-mapped weights count in full.
+        kv_per_token: KV cache of one token in all layers.
+        context: the context length, in tokens, that ``peak`` is for.
+        peak: weights, KV cache at ``context``, and activations of one chunk of a prompt.
+        work_per_token: the part of the activations that grows with each token of context: scores and masks.
     """
 
     weights: int
@@ -83,26 +83,26 @@ class MemoryBudget(_Part):
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the context."""
+        """Bytes that do not depend on the context length."""
         return self.peak - self.context * (self.kv_per_token + self.work_per_token)
 
     def at(self, context: int) -> int:
-        """Bytes needed at a context length."""
+        """Returns the bytes needed at a context length, in tokens."""
         return self.fixed + context * (self.kv_per_token + self.work_per_token)
 
     def largest_context(self, memory: int) -> int:
-        """The longest context for which ``memory`` bytes suffice, 0 if there is none."""
+        """Returns the longest context length, in tokens, that fits in ``memory`` bytes; 0 if none does."""
         return max(0, (memory - self.fixed) // max(1, self.kv_per_token + self.work_per_token))
 
 
 class LayerRange(_Part):
-    """How large values get in one layer.
+    """The magnitude of activations in one layer.
 
     Attributes:
-        layer: its number; the number of layers for the head.
-        stream: largest magnitude of the residual stream after it.
-        headroom: binary orders of magnitude from the largest float16 value to float16's limit; None in a float32 graph.
-        tightest: which value that is.
+        layer: the layer's index; for the head, the number of layers.
+        stream: largest magnitude of the residual stream after the layer.
+        headroom: log2 of float16's limit over the largest float16 activation; None in a float32 graph.
+        tightest: the name of that activation.
     """
 
     layer: int
@@ -112,14 +112,14 @@ class LayerRange(_Part):
 
 
 class Range(_Part):
-    """How large values got in the first run, on the CPU.
+    """The magnitude of activations in the converter's first run, on the CPU.
 
     Attributes:
         dtype: float type of matrix products, attention and caches; the residual stream is float32.
-        tokens: of the prompt.
-        embedding: largest magnitude of the stream before the first layer.
-        layers: one entry a layer.
-        head: the last norm and the logits.
+        tokens: length of the prompt.
+        embedding: largest magnitude of the residual stream before the first layer.
+        layers: one entry per layer.
+        head: the final norm and the logits.
     """
 
     dtype: Literal["float16", "bfloat16", "float32"]
@@ -130,25 +130,25 @@ class Range(_Part):
 
     @property
     def widest(self) -> LayerRange:
-        """The layer after which the stream is largest."""
+        """The layer after which the residual stream is largest."""
         return max(self.layers, key=lambda layer: layer.stream)
 
     @property
     def tightest(self) -> LayerRange | None:
-        """The layer with the least headroom; None in a float32 graph."""
+        """The layer, or head, with the least headroom; None in a float32 graph."""
         limited = [layer for layer in (*self.layers, self.head) if layer.headroom is not None]
         return min(limited, key=lambda layer: layer.headroom or 0.0, default=None)
 
 
 class Parity(_Part):
-    """How the artifact's logits compare with a reference's.
+    """The result of comparing the artifact's logits with a reference model's.
 
     Attributes:
-        reference: what it was compared with.
-        tokens: positions compared.
+        reference: the reference model.
+        tokens: number of positions compared.
         max_abs: largest absolute difference of a logit.
-        mean_kl: mean Kullback-Leibler divergence from the reference, nats.
-        top1: share of positions with the same most likely token.
+        mean_kl: mean Kullback-Leibler divergence from the reference, in nats.
+        top1: fraction of positions with the same most likely token.
     """
 
     reference: str
@@ -162,19 +162,19 @@ class Manifest(_Part):
     """An artifact's manifest.
 
     Attributes:
-        schema_version: of this schema.
-        name: what to call the model.
-        target: what it was converted for.
-        preset: the quantisation preset that ``groups`` came from.
-        logits: "last": of the last position only; "all": of every position.
-        requires: packages that run it, with version specifiers.
+        schema_version: version of this schema.
+        name: name of the model.
+        target: the target it was converted for.
+        preset: the quantisation preset.
+        logits: which logits the graph returns: "last", of the last position, or "all", of every position.
+        requires: version specifiers of the packages that run it.
         source: the checkpoint.
         groups: how each group of tensors is stored.
-        memory: bytes needed to run.
-        range: how large activations get; None where the model was not run layer by layer.
-        tools: versions of what made it.
-        files: every file of the folder but this one.
-        parity: the last recorded comparison, if there was one.
+        memory: memory needed to run.
+        range: magnitude of activations; None if the converter did not run the model.
+        tools: versions of the tools that made the artifact.
+        files: every file of the folder except this one.
+        parity: the last recorded comparison, or None.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -193,10 +193,10 @@ class Manifest(_Part):
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of an artifact folder.
+        """Reads the manifest of an artifact folder.
 
         Raises:
-            ArtifactError: missing, malformed, or of a newer schema.
+            ArtifactError: missing, malformed, or from a newer schema.
         """
         file = folder / MANIFEST
         try:
@@ -210,9 +210,9 @@ class Manifest(_Part):
             at = ".".join(map(str, first["loc"]))
             remedy = "Convert the checkpoint again."
             if at == "schema_version":
-                remedy = "A newer gptoss-windows made this artifact: upgrade this one."
+                remedy = "A newer gptoss-windows made this artifact: upgrade gptoss-windows."
             raise ArtifactError(f"{file}: {at}: {first['msg']}", remedy=remedy) from error
 
     def to_bytes(self) -> bytes:
-        """The file's content: JSON, two spaces, in the schema's order, ending in a newline."""
+        """Returns the file's content: JSON with an indent of two, in the schema's order, ending in a newline."""
         return (self.model_dump_json(indent=2) + "\n").encode()

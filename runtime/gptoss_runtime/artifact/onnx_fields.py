@@ -1,8 +1,7 @@
-"""The messages of onnx.proto (IR version 11) by field number: a field's name, and what is in it.
+"""The messages of onnx.proto (IR version 11): by field number, the field's name and how onnx_file.py reads it.
 
-"text" is a text that is read, "Entry" a key with a value, a message's name that message, "" what is passed over:
-numbers, bytes that hold values, and types and devices, which hold no tensors, graphs or operators. Knows nothing of
-what they mean.
+"text" is a string to read, "Entry" a key-value pair, the name of a message that message, and "" a field to skip:
+numbers, bytes of values, and types and devices, which contain no tensors, graphs or operators.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""reference_logits.json: what an artifact's own graph gave for a fixed prompt, to compare another device with.
+"""reference_logits.json: logits of an artifact's own graph for a fixed prompt, to compare other devices with.
 
-Written at conversion from the CPU's run of the same weights, so that quantisation cancels out and what is left is the
-device. Knows the file and its checks; knows nothing of engines.
+The converter computes them on the CPU from the same quantised weights, so a difference comes from the device and not
+from quantisation. Knows the file and its checks; knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from gptoss_runtime.artifact import strict_json
 from gptoss_runtime.errors import ArtifactError
 
 REFERENCE_LOGITS = "reference_logits.json"
-TOP = 32  # logits kept of a position
-MAX_POSITIONS = 64  # each may cost a prompt of its own to check
+TOP = 32  # logits stored per position
+MAX_POSITIONS = 64  # checking a position can take a prompt of its own
 _MAX_BYTES = 1 << 20
-_ROUNDED = 1e-3  # more than what is rounded off in the file
+_ROUNDING = 1e-3  # larger than the rounding error of values in the file
 
 
 class TopLogits(BaseModel):
     """The largest logits of one position.
 
     Attributes:
-        position: index of the token that they follow.
+        position: index of the token that the logits follow.
         token_ids: the most likely next tokens, most likely first.
-        logits: theirs.
-        log_sum_exp: of all logits: with it, logits are log-probabilities.
+        logits: their logits, descending.
+        log_sum_exp: of all logits of the position: logits minus this are log-probabilities.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,21 +44,21 @@ class TopLogits(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(self.token_ids) != len(self.logits):
-            raise ValueError("as many logits as token ids are needed")
+            raise ValueError("the numbers of logits and token ids differ")
         if len(set(self.token_ids)) < len(self.token_ids) or min(self.token_ids) < 0:
-            raise ValueError("token ids are not distinct, or negative")
-        if any(low > high for high, low in pairwise(self.logits)) or self.logits[0] > self.log_sum_exp + _ROUNDED:
-            raise ValueError("logits are not descending, or above their sum")
+            raise ValueError("token ids are duplicate or negative")
+        if any(low > high for high, low in pairwise(self.logits)) or self.logits[0] > self.log_sum_exp + _ROUNDING:
+            raise ValueError("logits are not descending, or exceed log_sum_exp")
         return self
 
     @property
     def margin(self) -> float:
-        """By how much the most likely token leads, in nats."""
+        """The difference between the two largest logits, in nats."""
         return self.logits[0] - self.logits[1] if len(self.logits) > 1 else float("inf")
 
     @classmethod
-    def of(cls, position: int, logits: NDArray[np.float32]) -> TopLogits:
-        """Of a position's logits, float32 [vocab]."""
+    def from_logits(cls, position: int, logits: NDArray[np.float32]) -> TopLogits:
+        """Selects the largest of a position's logits, float32 [vocab]."""
         wide = logits.astype(np.float64)
         top = np.argsort(-wide, kind="stable")[:TOP]
         highest = float(wide.max())
@@ -71,17 +71,24 @@ class TopLogits(BaseModel):
         )
 
     def shift(self, logits: NDArray[np.float32]) -> float:
-        """How far other logits, finite float32 [vocab], are from these: root mean square over the tokens kept, in nats.
+        """Returns the standard deviation of the differences to other logits over the stored tokens, in nats.
 
-        A constant on all of them changes nothing. Unlike the divergence it shows an error where the model is sure.
+        A constant added to all logits does not change it. Unlike the divergence, it also shows errors at positions
+        where the model is certain.
+
+        Args:
+            logits: finite, float32 [vocab].
         """
         moved = logits[list(self.token_ids)].astype(np.float64) - np.array(self.logits)
         return float(moved.std())
 
     def divergence(self, logits: NDArray[np.float32]) -> float:
-        """Kullback-Leibler divergence of other logits, finite float32 [vocab], from these, in nats.
+        """Returns the Kullback-Leibler divergence of other logits from these, in nats.
 
-        Computed over the tokens kept and one class for all others, which makes it a lower bound of the whole's.
+        Computed over the stored tokens plus one class for all others, so it is a lower bound of the full divergence.
+
+        Args:
+            logits: finite, float32 [vocab].
         """
         wide = logits.astype(np.float64)
         highest = wide.max()
@@ -93,12 +100,12 @@ class TopLogits(BaseModel):
 
 
 class ReferenceLogits(BaseModel):
-    """A prompt and what followed it.
+    """A prompt and the logits that the CPU computed for it.
 
     Attributes:
-        source: "cpu": the artifact's own weights, run by the converter.
+        source: "cpu": the converter ran the artifact's own graph on the CPU.
         token_ids: the prompt.
-        positions: ascending.
+        positions: the stored positions, ascending.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -112,12 +119,12 @@ class ReferenceLogits(BaseModel):
     def _check(self) -> Self:
         where = [one.position for one in self.positions]
         if any(after <= before for before, after in pairwise(where)) or where[-1] >= len(self.token_ids):
-            raise ValueError("positions are not ascending, or beyond the prompt")
+            raise ValueError("positions are not ascending, or are beyond the prompt")
         return self
 
     @classmethod
     def read(cls, folder: Path) -> ReferenceLogits | None:
-        """An artifact folder's, or None where it has none.
+        """Reads the file of an artifact folder; returns None if there is none.
 
         Raises:
             ArtifactError: unreadable or malformed.
@@ -134,7 +141,7 @@ class ReferenceLogits(BaseModel):
             ) from error
 
     def to_bytes(self) -> bytes:
-        """The file's content, a line a position."""
+        """Returns the file's content, with one position per line."""
         lines = ",\n    ".join(position.model_dump_json() for position in self.positions)
         ids = ",".join(map(str, self.token_ids))
         head = f'  "schema_version": {self.schema_version},\n  "source": "{self.source}",\n  "token_ids": [{ids}],'

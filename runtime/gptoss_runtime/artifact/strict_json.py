@@ -1,8 +1,8 @@
-"""Reads JSON of somebody else's, an artifact's files and a request's body, as every parser reads it, or not at all.
+"""Reads untrusted JSON (an artifact's files, a request's body) and rejects what JSON parsers disagree on.
 
-Several programs may read it: where an object has a key twice, Python takes the last value and others the first or both;
-a number too large is infinite here and an error there. What it says then depends on who reads it, so it is refused.
-Knows JSON; knows nothing of what it says.
+For a duplicate key, Python uses the last value and other parsers the first or both; a number that is too large is
+infinite for one parser and an error for another. Such a file means different things to different programs, so it is an
+error here. Knows JSON syntax; knows nothing of the contents.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, NoReturn
 
 from gptoss_runtime.errors import ArtifactError
 
-MAX_BYTES = 64 * 2**20  # gpt-oss's tokenizer.json has 27 MB
+MAX_BYTES = 64 * 2**20  # the tokenizer.json of gpt-oss has 27 MB
 _REMEDY = "Convert the checkpoint again, or copy the whole folder again."
 
 
 def read(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Args:
         path: the file.
-        limit: bytes that it may have.
+        limit: maximum size in bytes.
 
     Raises:
         ArtifactError: the file is missing, unreadable or too large, or as for :func:`parse`.
@@ -32,7 +32,7 @@ def read(path: Path, *, limit: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
-    """A JSON file's bytes. Args as for :func:`read`.
+    """Reads the bytes of a JSON file. Args as for :func:`read`.
 
     Raises:
         ArtifactError: the file is missing, unreadable or too large.
@@ -48,26 +48,26 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
 
 
 def parse(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object from a file's bytes.
+    """Parses a file's bytes as a JSON object.
 
     Args:
         data: UTF-8, with or without a byte order mark.
         path: the file, for messages.
 
     Raises:
-        ArtifactError: not an object, or as for :func:`value_of`.
+        ArtifactError: not an object, or as for :func:`parse_value`.
     """
-    value = value_of(data, path)
+    value = parse_value(data, path)
     if not isinstance(value, dict):
-        raise ArtifactError(f"{path} does not hold a JSON object", remedy=_REMEDY)
+        raise ArtifactError(f"{path} does not contain a JSON object", remedy=_REMEDY)
     return value
 
 
-def value_of(data: bytes, path: Path) -> Any:
-    """Any JSON value from a file's bytes. Args as for :func:`parse`.
+def parse_value(data: bytes, path: Path) -> Any:
+    """Parses a file's bytes as any JSON value. Args as for :func:`parse`.
 
     Raises:
-        ArtifactError: not JSON; a key is there twice in one object; or a number is NaN or infinite.
+        ArtifactError: not JSON, an object with a duplicate key, or a number that is NaN or infinite.
     """
     try:
         return loads(data)
@@ -76,36 +76,39 @@ def value_of(data: bytes, path: Path) -> Any:
 
 
 def loads(data: bytes) -> Any:
-    """Any JSON value.
+    """Parses any JSON value.
 
     Args:
         data: UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: not UTF-8 (UnicodeDecodeError), not JSON, a key that is there twice in one object, or a number that
-            is NaN, infinite or beyond a float.
+        ValueError: not UTF-8 (UnicodeDecodeError), not JSON, an object with a duplicate key, or a number that is NaN,
+            infinite or too large for a float.
         RecursionError: nested too deeply.
     """
     return json.loads(
-        data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        data.decode("utf-8-sig"),
+        object_pairs_hook=_build_object,
+        parse_constant=_reject_constant,
+        parse_float=_parse_finite,
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:100]!r} is there twice")
+        raise ValueError(f"duplicate key {twice[:100]!r}")
     return found
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is too large a number")
+        raise ValueError(f"the number {text[:40]} is too large")
     return number
 
 
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+def _reject_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")

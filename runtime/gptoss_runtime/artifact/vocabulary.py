@@ -1,7 +1,7 @@
-"""Rebuilds openai-harmony's vocabulary file from an artifact's tokenizer.json, so that nothing is ever downloaded.
+"""Rebuilds openai-harmony's vocabulary file from an artifact's tokenizer.json, so that harmony downloads nothing.
 
-Both hold the same 199,998 byte strings: tokenizer.json as keys in GPT-2's byte-to-unicode alphabet, the ``.tiktoken``
-file in base64, in order of rank. Knows the two file formats; knows nothing of harmony.
+Both contain the same 199,998 byte strings: tokenizer.json as keys in GPT-2's byte-to-Unicode alphabet, the
+``.tiktoken`` file in base64, ordered by rank. Knows the two file formats; knows nothing of harmony.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 _REMEDY = "Use a tokenizer.json of gpt-oss (o200k_harmony), unchanged."
 
 
-def vocabulary_folder(tokenizer: Path, *, cache: Path | None = None) -> Path:
-    """A folder with ``o200k_base.tiktoken`` for this tokenizer, built on first use and checked on every use.
+def build_vocabulary_folder(tokenizer: Path, *, cache: Path | None = None) -> Path:
+    """Returns a folder with ``o200k_base.tiktoken`` for this tokenizer; builds it on first use, checks it on every use.
 
     Args:
         tokenizer: the artifact's tokenizer.json.
-        cache: where to keep such folders; ``None``: the user's cache.
+        cache: where to keep these folders; ``None``: the user's cache.
 
     Raises:
-        ArtifactError: the tokenizer is missing, damaged or of another vocabulary.
+        ArtifactError: the tokenizer is missing, damaged or has another vocabulary.
         ResourceError: the cache cannot be written.
     """
     try:
@@ -44,22 +44,22 @@ def vocabulary_folder(tokenizer: Path, *, cache: Path | None = None) -> Path:
     root = cache or Path(platformdirs.user_cache_dir("gptoss", appauthor=False)) / "vocabulary"
     folder = root / digest[:32]
     if not _is_whole(folder / FILE_NAME):
-        _write(folder / FILE_NAME, tiktoken_bytes(tokenizer))
+        _write(folder / FILE_NAME, build_tiktoken_file(tokenizer))
     return folder
 
 
-def tiktoken_bytes(tokenizer: Path) -> bytes:
-    """The content of ``o200k_base.tiktoken``, from tokenizer.json.
+def build_tiktoken_file(tokenizer: Path) -> bytes:
+    """Returns the content of ``o200k_base.tiktoken``, built from tokenizer.json.
 
     Raises:
-        ArtifactError: this is not o200k_harmony's tokenizer.
+        ArtifactError: this is not the tokenizer of o200k_harmony.
     """
     content = strict_json.read(tokenizer)
     try:
         vocabulary: dict[str, int] = content["model"]["vocab"]
         specials = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
         by_rank = sorted((rank, token) for token, rank in vocabulary.items() if token not in specials)
-        alphabet = byte_alphabet()
+        alphabet = unicode_to_bytes()
         lines = [
             b"%s %d\n" % (base64.b64encode(token.translate(alphabet).encode("latin-1")), rank)
             for rank, token in by_rank
@@ -74,8 +74,11 @@ def tiktoken_bytes(tokenizer: Path) -> bytes:
     return data
 
 
-def byte_alphabet() -> dict[int, int]:
-    """GPT-2's alphabet, backwards: code point -> byte. Printable bytes stand for themselves, others from 256 up."""
+def unicode_to_bytes() -> dict[int, int]:
+    """Returns the inverse of GPT-2's ``bytes_to_unicode``: code point -> byte.
+
+    Printable bytes have their own code point; the others have those from 256 up.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {byte: byte for byte in printable} | {256 + index: byte for index, byte in enumerate(others)}
@@ -89,7 +92,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Atomic: another process sees no file or a whole one."""
+    """Writes atomically: another process sees either no file or the complete one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -99,18 +102,18 @@ def _write(path: Path, data: bytes) -> None:
             Path(name).replace(path)
         except OSError:
             Path(name).unlink(missing_ok=True)
-            if not _is_whole(path):  # Windows refuses to replace a file another process is reading: it is the same
+            if not _is_whole(path):  # on Windows, replacing fails while another process reads the same, complete file
                 raise
     except OSError as error:
         raise ResourceError(
-            f"the vocabulary cannot be kept in {path.parent}: {error.strerror or error}",
+            f"the vocabulary cannot be written to {path.parent}: {error.strerror or error}",
             remedy="Free some disk space, or make the cache folder writable.",
         ) from error
 
 
 @contextlib.contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Sets an environment variable for a while."""
+def set_environment(name: str, value: str) -> Iterator[None]:
+    """Sets an environment variable for the length of a ``with`` block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

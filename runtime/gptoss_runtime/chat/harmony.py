@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import openai_harmony as oh
 
-from gptoss_runtime.artifact.vocabulary import environment, vocabulary_folder
+from gptoss_runtime.artifact.vocabulary import build_vocabulary_folder, set_environment
 from gptoss_runtime.chat.conversation import (
     EFFORTS,
     JSON_OBJECT,
@@ -65,8 +65,8 @@ class Harmony:
             ResourceError: the cache cannot be written.
             BackendError: openai-harmony refused it.
         """
-        folder = vocabulary_folder(tokenizer, cache=cache)
-        with _load_lock, environment("TIKTOKEN_ENCODINGS_BASE", str(folder)):
+        folder = build_vocabulary_folder(tokenizer, cache=cache)
+        with _load_lock, set_environment("TIKTOKEN_ENCODINGS_BASE", str(folder)):
             try:
                 return cls(oh.load_harmony_encoding(oh.HarmonyEncodingName.HARMONY_GPT_OSS))
             except (oh.HarmonyError, RuntimeError, OSError) as error:

@@ -106,17 +106,17 @@ def _reference(artifact: Artifact) -> ReferenceLogits | None:
     Raises:
         ArtifactError: it is missing though listed, another file than listed, or malformed.
     """
-    from gptoss_runtime.artifact.folder import inside
+    from gptoss_runtime.artifact.folder import locate_file
     from gptoss_runtime.artifact.manifest import FileEntry
     from gptoss_runtime.artifact.reference_logits import REFERENCE_LOGITS, ReferenceLogits
 
     listed = artifact.manifest.files.get(REFERENCE_LOGITS) if artifact.manifest else None
     if listed is None and not (artifact.path / REFERENCE_LOGITS).exists():
         return None
-    file = inside(artifact.path, REFERENCE_LOGITS)
-    if listed is not None and FileEntry.of(file) != listed:
+    file = locate_file(artifact.path, REFERENCE_LOGITS)
+    if listed is not None and FileEntry.from_file(file) != listed:
         raise ArtifactError(
-            f"{file} is not the file the manifest lists", remedy="Convert the checkpoint again, or copy it again."
+            f"{file} differs from the manifest (sha256)", remedy="Convert the checkpoint again, or copy it again."
         )
     return ReferenceLogits.read(artifact.path)
 

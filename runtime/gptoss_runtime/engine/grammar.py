@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_runtime.artifact import strict_json
-from gptoss_runtime.artifact.vocabulary import byte_alphabet
+from gptoss_runtime.artifact.vocabulary import unicode_to_bytes
 from gptoss_runtime.engine.json_schema import check_bounds, to_grammar_text
 from gptoss_runtime.errors import ArtifactError, BackendUnavailable, InvalidRequest
 
@@ -239,7 +239,7 @@ class _Vocabulary:
     def __init__(self, content: Any) -> None:
         ordinary: dict[str, int] = content["model"]["vocab"]
         special = {int(entry["id"]): str(entry["content"]) for entry in content["added_tokens"]}
-        alphabet = byte_alphabet()
+        alphabet = unicode_to_bytes()
         self.tokens = [b""] * (1 + max(*ordinary.values(), *special))
         for text, token in ordinary.items():
             self.tokens[token] = text.translate(alphabet).encode("latin-1")

@@ -16,7 +16,7 @@ from typing import Literal
 
 from gptoss_runtime.artifact.folder import Artifact, check_contents
 from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
-from gptoss_runtime.artifact.safe_names import check_files
+from gptoss_runtime.artifact.safe_names import check_file_names
 from gptoss_runtime.errors import ArtifactError, BackendUnavailable, ResourceError
 from gptoss_runtime.models.catalogue import Published
 from gptoss_runtime.models.hub import Hub, Listing
@@ -81,7 +81,7 @@ def pull(source: Published, destination: Path, hub: Hub, progress: OnProgress) -
         record = Record(source.repository, source.revision, source.subfolder, listing.commit)
         if Record.read(destination) == record:
             return
-        check_files(source.repository, list(listing.files))
+        check_file_names(source.repository, list(listing.files))
         aside = staging(destination)
         folder = aside / "artifact"
         with _disk(destination):
@@ -188,7 +188,7 @@ def _check_listed(repository: str, prefix: str, manifest: Manifest, listing: Lis
     """Whether the repository holds what its manifest says, by name and size."""
     if len(manifest.files) > _MAX_FILES:
         raise ArtifactError(f"{repository}: the manifest lists {len(manifest.files):,} files", remedy="Do not use it.")
-    check_files(repository, list(manifest.files))
+    check_file_names(repository, list(manifest.files))
     for name, entry in manifest.files.items():
         if listing.files.get(prefix + name) != entry.size:
             raise ArtifactError(
@@ -213,7 +213,7 @@ def _check_space(folder: Path, size: int) -> None:
 
 
 def _is_whole(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and not path.is_symlink() and FileEntry.of(path) == entry
+    return path.is_file() and not path.is_symlink() and FileEntry.from_file(path) == entry
 
 
 def _check(part: Path, entry: FileEntry, name: str) -> None:

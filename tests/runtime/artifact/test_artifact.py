@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gptoss_runtime import ArtifactError, BackendError, load_engine
 from gptoss_runtime.artifact.folder import Artifact
 from gptoss_runtime.artifact.manifest import FileEntry, Manifest, MemoryBudget, Source
-from gptoss_runtime.artifact.onnx_file import ExternalSpan, external_spans
+from gptoss_runtime.artifact.onnx_file import ExternalSpan, find_external_data
 from gptoss_runtime.engine.options import GenerationOptions
 
 CONFIG: dict[str, Any] = {
@@ -67,7 +67,7 @@ def test_a_whole_folder(folder: Path) -> None:
     artifact = Artifact.open(folder)
     assert (artifact.name, artifact.target, artifact.context_length) == ("artifact", "unknown", 64)
     assert artifact.eos_token_ids == (98, 99)
-    assert external_spans((folder / "model.onnx").read_bytes()) == {ExternalSpan("model.onnx.data", 0, 64)}
+    assert find_external_data((folder / "model.onnx").read_bytes()) == {ExternalSpan("model.onnx.data", 0, 64)}
 
 
 def test_the_real_one(nano_artifact: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_link_that_leaves_the_folder(folder: Path, name: str) -> None:
     outside = folder.parent / name
     (folder / name).rename(outside)
     link(folder / name, outside)
-    refused(folder, f"{name} is a link that leads out")
+    refused(folder, f"{name} is a link to a file outside")
 
 
 def test_a_folder_that_is_a_link(folder: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_folder_that_is_a_link(folder: Path) -> None:
     (folder / "model.onnx.data").rename(outside / "w.data")
     write_model(folder / "model.onnx", "sub/w.data")
     link(folder / "sub", outside)
-    refused(folder, "leads out")
+    refused(folder, "outside the folder")
 
 
 def test_links_that_stay_and_hard_links_are_files(folder: Path) -> None:
@@ -155,7 +155,7 @@ def test_links_that_stay_and_hard_links_are_files(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(tiny_manifest(digest).to_bytes())
     Artifact.open(folder, verify=True)
     outside.write_bytes(b"x" * 64)
-    refused(folder, "not the file", verify=True)
+    refused(folder, "differs from the manifest", verify=True)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, 64), (100, 0), (0, 65), (-1, 4)])
@@ -188,7 +188,7 @@ def test_a_damaged_graph_never_crashes_the_reader(folder: Path, data: st.DataObj
     for _ in range(data.draw(st.integers(0, 3)) if content else 0):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError):
-        external_spans(bytes(content))
+        find_external_data(bytes(content))
 
 
 def tiny_manifest(digest: str) -> Manifest:
@@ -213,7 +213,7 @@ def test_another_models_weights(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.data"
     other.write_bytes(b"y" * 64)
     other.replace(folder / "model.onnx.data")
-    refused(folder, "not the file", verify=True)
+    refused(folder, "differs from the manifest", verify=True)
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 300_000])
@@ -245,4 +245,4 @@ def test_checksums(folder: Path) -> None:
     assert Artifact.open(folder, verify=True).name == "tiny"
     (folder / "model.onnx.data").write_bytes(b"x" * 64)
     Artifact.open(folder)
-    refused(folder, "not the file", verify=True)
+    refused(folder, "differs from the manifest", verify=True)

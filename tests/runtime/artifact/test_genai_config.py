@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_runtime.artifact.genai_config import WEIGHTS, compose, problems
+from gptoss_runtime.artifact.genai_config import WEIGHTS, compose, find_problems
 
 BASE: dict[str, Any] = {
     "model": {
@@ -145,7 +145,7 @@ def test_no_listed_name_arrives_anywhere_else() -> None:
 
 def check(config: dict[str, Any]) -> None:
     """If nothing in it is refused, what arrives is what may."""
-    if problems(config) or not isinstance(config.get("model", {}).get("decoder"), dict):
+    if find_problems(config) or not isinstance(config.get("model", {}).get("decoder"), dict):
         return
     composed = compose(config, "weights")
     for path, value in leaves(composed):
@@ -163,11 +163,11 @@ def check(config: dict[str, Any]) -> None:
 @given(VALUES)
 def test_anything_in_the_place_of_a_configuration_is_judged(value: Any) -> None:
     for config in ({"model": value}, {"search": value}, {"model": {"decoder": value}}):
-        assert isinstance(problems(config), list)
+        assert isinstance(find_problems(config), list)
 
 
 def test_the_base_is_let_through() -> None:
-    assert problems(BASE) == []
+    assert find_problems(BASE) == []
     composed = compose(BASE, "w")
     assert composed["search"] == {"past_present_share_buffer": True, "chunk_size": 64}
     options = composed["model"]["decoder"]["session_options"]["provider_options"]
@@ -187,8 +187,8 @@ def test_the_base_is_let_through() -> None:
 def test_what_others_would_do_is_said(key: str, does: str) -> None:
     config = copy.deepcopy(BASE)
     config["model"]["decoder"]["session_options"][key] = "x"
-    [problem] = problems(config)
-    assert (problem.key, problem.elsewhere) == (f"model.decoder.session_options.{key}", does)
+    [problem] = find_problems(config)
+    assert (problem.key, problem.effect) == (f"model.decoder.session_options.{key}", does)
 
 
 def test_every_problem_is_found() -> None:
@@ -196,4 +196,4 @@ def test_every_problem_is_found() -> None:
     config["model"]["decoder"]["session_options"] |= {"custom_ops_library": "x", "enable_profiling": "y"}
     config["model"]["vision"] = {}
     config["extra"] = 1
-    assert len(problems(config)) == 4
+    assert len(find_problems(config)) == 4

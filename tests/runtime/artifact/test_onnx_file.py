@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from gptoss_runtime.artifact.onnx_fields import FIELDS, REPEATED
-from gptoss_runtime.artifact.onnx_file import ExternalSpan, GraphError, external_spans
+from gptoss_runtime.artifact.onnx_file import ExternalSpan, GraphError, find_external_data
 
 
 def external(name: str, location: str = "w.data", **more: str) -> onnx.TensorProto:
@@ -105,7 +105,7 @@ REFUSED = {
 def test_what_is_more_than_arithmetic_is_refused(built: str) -> None:
     found, words = REFUSED[built]
     with pytest.raises(GraphError, match=words):
-        external_spans(found.SerializeToString())
+        find_external_data(found.SerializeToString())
 
 
 def everywhere() -> onnx.ModelProto:
@@ -129,7 +129,7 @@ def everywhere() -> onnx.ModelProto:
 
 
 def test_external_data_is_found_wherever_it_is() -> None:
-    assert {span.location for span in external_spans(everywhere().SerializeToString())} == {
+    assert {span.location for span in find_external_data(everywhere().SerializeToString())} == {
         *("default", "attribute", "sparse-values", "sparse-indices", "attributes", "branch-attribute", "branch"),
         *("initializer", "graph-values", "graph-indices", "function"),
     }
@@ -177,15 +177,15 @@ PARTED = field(13, field(1, b"location") + field(2, b"/etc/passwd"))
         (IR + field(2, b"ORTM"), "own format"),
         (IR + HIGH + varint(len(NODE)) + NODE, "not ONNX"),
         (IR + b"\x3a" + varint(len(NODE) | 1 << 35) + NODE, "not ONNX"),
-        (IR + field(7, b"") + field(7, NODE), "Model.graph is there twice"),
-        (IR + field(7, field(1, field(7, b"") + field(7, b"evil"))), "Node.domain is there twice"),
-        (IR + field(7, field(1, field(5, field(5, PARTED) + field(5, PARTED)))), "Attribute.t is there twice"),
-        (IR + field(7, field(5, PARTED + PARTED)), "'location' twice"),
-        (IR + field(27, b""), "a field 27 in Model"),
-        (IR + field(7, field(3, b"")), "a field 3 in Graph"),
+        (IR + field(7, b"") + field(7, NODE), "duplicate field Model.graph"),
+        (IR + field(7, field(1, field(7, b"") + field(7, b"evil"))), "duplicate field Node.domain"),
+        (IR + field(7, field(1, field(5, field(5, PARTED) + field(5, PARTED)))), "duplicate field Attribute.t"),
+        (IR + field(7, field(5, PARTED + PARTED)), "duplicate key 'location'"),
+        (IR + field(27, b""), "unknown field 27 in Model"),
+        (IR + field(7, field(3, b"")), "unknown field 3 in Graph"),
         (IR + b"\x38\x01", "Model.graph is a number"),
         (IR + b"\x3b\x3c", "not ONNX"),
-        (IR + b"\x00\x00", "a field 0"),
+        (IR + b"\x00\x00", "unknown field 0"),
         (IR + field(14, b"\x08\x01"), "a number"),
         (IR + field(14, field(3, b"")), "more than key and value"),
         (IR + field(7, field(1, field(7, b"\xff"))), "utf-8"),
@@ -196,14 +196,14 @@ PARTED = field(13, field(1, b"location") + field(2, b"/etc/passwd"))
 )
 def test_a_file_that_readers_could_disagree_on_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        external_spans(data)
+        find_external_data(data)
 
 
 @pytest.mark.parametrize("offset", ["\uff11", "1_0", " 1", "0x10", "1e3", "", "9" * 20])
 def test_numbers_are_digits(offset: str) -> None:
     built = model(initializers=[external("w", offset=offset)])
     with pytest.raises(ValueError, match="offset or a length"):
-        external_spans(built.SerializeToString())
+        find_external_data(built.SerializeToString())
 
 
 EMPTY = 4_000_000
@@ -223,8 +223,8 @@ EMPTY = 4_000_000
 def test_work_is_bounded(graph: bytes) -> None:
     data = IR + field(7, graph)
     start = time.process_time()
-    with pytest.raises(ValueError, match="more than 500,000 parts"):
-        external_spans(data)
+    with pytest.raises(ValueError, match="more than 500,000 fields"):
+        find_external_data(data)
     assert time.process_time() - start < 3  # half a second on an idle machine; all of it would take ten times as long
 
 
@@ -233,7 +233,7 @@ def test_depth_is_bounded() -> None:
     for _ in range(2000):
         graph = field(1, field(5, field(6, graph)))
     with pytest.raises(ValueError, match="nested too deeply"):
-        external_spans(IR + field(7, graph))
+        find_external_data(IR + field(7, graph))
 
 
 @settings(max_examples=200, deadline=None)
@@ -245,7 +245,7 @@ def test_a_damaged_file_hides_nothing(data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(content) - 1))
         content[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     try:
-        found = external_spans(bytes(content))
+        found = find_external_data(bytes(content))
     except ValueError:
         return
     try:

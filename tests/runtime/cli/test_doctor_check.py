@@ -58,7 +58,7 @@ def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) ->
 
 def list_as_it_is(folder: Path, name: str = WEIGHTS) -> Path:
     """The manifest agrees: then it is the device that is to blame."""
-    entry = FileEntry.of(folder / name).model_dump()
+    entry = FileEntry.from_file(folder / name).model_dump()
     change_manifest(folder, lambda manifest: manifest["files"].update({name: entry}))
     return folder
 
@@ -125,7 +125,7 @@ def test_numbers_that_are_not_finite(nano_artifact: Path, tmp_path: Path) -> Non
 def test_damaged_files_are_not_the_devices_fault(damaged: Path) -> None:
     shown = check(damaged)
     assert shown.exit_code == 4, shown.output
-    assert "is not the file the manifest lists" in shown.output
+    assert "differs from the manifest (sha256)" in shown.output
     assert "```" not in shown.output
     shown = check(damaged, "--no-verify")
     assert shown.exit_code == 9
@@ -172,7 +172,7 @@ def test_the_reference_is_the_manifests(folder: Path) -> None:
     (folder / REFERENCE_LOGITS).write_bytes(whole.replace(b'"position":31,', b'"position":32,'))
     shown = check(folder)
     assert shown.exit_code == 4
-    assert "is not the file the manifest lists" in shown.output
+    assert "differs from the manifest (sha256)" in shown.output
     (folder / REFERENCE_LOGITS).unlink()
     shown = check(folder)
     assert shown.exit_code == 4

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest, MemoryBudget, Source
-from gptoss_runtime.artifact.safe_names import check_files, is_name, is_safe_path
+from gptoss_runtime.artifact.safe_names import check_file_names, is_name, is_safe_path
 from gptoss_runtime.cli.main import app
 from gptoss_runtime.engine.loading import load_engine
 from gptoss_runtime.engine.options import GenerationOptions
@@ -72,7 +72,7 @@ def write_manifest(folder: Path) -> None:
         groups={},
         memory=MemoryBudget(weights=1, kv_per_token=1, context=4096, peak=5000),
         tools={},
-        files={name: FileEntry.of(folder / name) for name in names},
+        files={name: FileEntry.from_file(folder / name) for name in names},
     )
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
 
@@ -341,7 +341,7 @@ def test_a_manifest_that_leads_astray_is_refused(evil: str, hub: HubServer, smal
     manifest["files"][evil] = {"size": 4, "sha256": "0" * 64}
     (small / MANIFEST).write_text(json.dumps(manifest))
     hub.add(small, "cpu/")
-    with pytest.raises(ArtifactError, match="no name that is safe"):
+    with pytest.raises(ArtifactError, match="does not have a name that is safe"):
         registry(hub, tmp_path / "cache").pull(NAME)
 
 
@@ -363,8 +363,8 @@ def test_a_graph_that_leads_astray_is_refused(hub: HubServer, small: Path, tmp_p
         ("genai_config.json", b"custom_ops_library", "custom_ops_library"),
         ("model.onnx", b"\x08\x0b\x3a\x0c\x0a\x0a\x22\x02Op\x3a\x04evil", "domain 'evil'"),
         ("second.onnx", b"\x08\x0b\x42\x06\x0a\x04evil", "domain 'evil'"),
-        ("tokenizer.json", b'{"a": 1, "a": 2}', "there twice"),
-        ("extra/tokenizer_config.json", b'{"a": NaN}', "no JSON number"),
+        ("tokenizer.json", b'{"a": 1, "a": 2}', "duplicate key"),
+        ("extra/tokenizer_config.json", b'{"a": NaN}', "not a JSON number"),
     ],
 )
 def test_what_is_more_than_data_is_refused_before_the_weights_are_fetched(
@@ -516,6 +516,6 @@ def test_a_name_never_leaves_its_folder(text: str) -> None:
         assert (Path("root") / text).parent == Path("root")
         assert text.isascii()
     if is_safe_path(text):
-        check_files("someone/small", [text])
+        check_file_names("someone/small", [text])
         assert Path(os.path.normpath(Path("root") / text)).parts[0] == "root"
         assert "\0" not in text
