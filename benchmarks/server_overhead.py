@@ -28,7 +28,8 @@ from gptoss_runtime.artifact.folder import TOKENIZER
 from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.harmony_tokens import STOP_TOKENS
-from gptoss_runtime.server.turn import TurnRequest, prepare
+from gptoss_runtime.server.prompt import prepare_generation
+from gptoss_runtime.server.turn_request import TurnRequest
 
 _WORDS = ("river", "stone", "winter", "garden", "letter", "window", "coffee", "market", "silver", "engine", "planet")
 _HEADER = 3  # tokens before the first that says something: <|channel|>, its name, <|message|>
@@ -55,7 +56,7 @@ def question(engine: Engine, harmony: Harmony, model: str, text: str, new_tokens
     options = GenerationOptions(
         max_new_tokens=new_tokens, temperature=0, logit_bias=tuple((token, -100.0) for token in STOP_TOKENS)
     )
-    prompt, prepared = prepare(engine, harmony, TurnRequest((Message("user", text),), options=options))
+    prompt, prepared = prepare_generation(engine, harmony, TurnRequest((Message("user", text),), options=options))
     body = {
         "model": model,
         "messages": [{"role": "user", "content": text}],

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests: found, or installed where that is a matter of seconds, or skipped with the reason."""
+"""A headless Chromium for tests: found, or installed if that takes seconds; otherwise the test is skipped."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 
 import pytest
 
-_SECONDS = 45  # for the list of packages, and for downloading those it takes
+_SECONDS = 45  # for updating the package list, and for downloading the packages
 _PACKAGES = ("chromium", "chromium-driver", "fonts-dejavu-core")
 
 
 @functools.cache
 def found() -> tuple[str, str] | str:
-    """The browser and its driver; or why there are none."""
+    """The browser and its driver, or the reason why there are none."""
     if pair := _on_path():
         return pair
     apt = shutil.which("apt-get")
     if apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "no Chromium and no chromedriver on the PATH, and no way to install them (apt-get, as root)"
     install = ("install", "-y", "-qq", "--no-install-recommends", *_PACKAGES)
-    # Only what may be ended is timed: an unpacking that is cut in half would break every later installation.
+    # Only steps that may be interrupted have a timeout: interrupted unpacking would break every later installation.
     steps = {("update", "-qq"): _SECONDS, (*install, "--download-only"): _SECONDS, install: None}
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     try:
@@ -47,7 +47,7 @@ def _on_path() -> tuple[str, str] | None:
 
 @contextmanager
 def chromium(*, dark: bool = False, size: str = "1280,860") -> Iterator[Any]:
-    """A running one, as selenium's driver; skips the test where there is none."""
+    """Runs Chromium and yields selenium's driver; skips the test if there is no Chromium."""
     pair = found()
     if isinstance(pair, str):
         pytest.skip(pair)
@@ -76,7 +76,7 @@ def chromium(*, dark: bool = False, size: str = "1280,860") -> Iterator[Any]:
             *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []),
         ):
             options.add_argument(flag)
-        page = Chrome(options=options, service=Service(driver))  # named, so that selenium looks for none
+        page = Chrome(options=options, service=Service(driver))  # explicit, so that selenium does not download one
         try:
             yield page
         finally:

@@ -1,4 +1,4 @@
-"""A real server over nano on a free port, once a run, and clients for it."""
+"""A real server over nano on a free port, started once per run, and clients for it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
-from gptoss_runtime.server.engines import EngineOptions
-from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.engine_options import EngineOptions
+from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.server.node import Node
@@ -26,11 +26,12 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def serve(nano_artifact: Path, vocabulary: Path) -> Callable[..., AbstractContextManager[Running]]:
-    """Starts a server over nano: settings by name, the host's with ``host=…``, the engine's with ``engine=…``."""
+    """Starts a server over nano: ``host`` has options for ``ModelHost``, ``engine`` for ``EngineOptions``; the rest is
+    for ``Settings``."""
 
     def start(*, engine: dict[str, Any] | None = None, host: dict[str, Any] | None = None, **settings: Any) -> Any:
         options = EngineOptions(threads=1, **(engine or {"slots": 2}))
-        models = ModelHost(ServedModels({MODEL: nano_artifact}), options.make, cache=vocabulary, **(host or {}))
+        models = ModelHost(ServedModels({MODEL: nano_artifact}), options.load, cache=vocabulary, **(host or {}))
         return serving(Settings(port=0, **{"tell_date": False, **settings}), models)
 
     return start

@@ -1,4 +1,4 @@
-"""Node and the JavaScript clients of clients/package.json: installed once a version, into the user's cache, and run.
+"""Node and the JavaScript clients of clients/package.json: installed once per version, into the user's cache, and run.
 
 Node comes from PyPI, so that neither the machine's own (often too old for the clients) nor root is needed. Knows npm
 and processes; knows nothing of what the clients do.
@@ -39,7 +39,7 @@ class Node:
 
     @classmethod
     def ensure(cls) -> Node:
-        """The pinned versions, installed where they are not (0.7 GB); skips the test where they cannot be."""
+        """Installs the pinned versions unless they are (0.7 GB); skips the test if they cannot be installed."""
         lists = [(CLIENTS / name).read_text(encoding="utf-8") for name in _LISTS]
         folder = cached("node-clients", NODE, *lists, build=_install)
         return cls(_node(), folder)
@@ -47,10 +47,10 @@ class Node:
     def run(
         self, script: Path, *arguments: str, folder: Path, environment: Mapping[str, str] = {}
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a script to its end; one of another folder finds the clients all the same."""
+        """Runs a script to its end, wherever it is: a script of another folder is copied next to the clients."""
         if script.is_relative_to(self.folder):
             return self._run(script, *arguments, folder=folder, environment=environment)
-        with tempfile.TemporaryDirectory(dir=self.folder) as beside:  # modules are looked for above the script
+        with tempfile.TemporaryDirectory(dir=self.folder) as beside:  # Node searches for modules above the script
             copied = shutil.copy(script, beside)
             return self._run(Path(copied), *arguments, folder=folder, environment=environment)
 
@@ -87,11 +87,11 @@ def _install(folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """The world beyond this machine, as a process is told of it.
+    """A proxy that answers nothing, in place of all other machines.
 
     Args:
-        environment: makes every address but this machine's go through a proxy that leads nowhere.
-        asked: what came to that proxy.
+        environment: variables that send all requests to other machines to the proxy.
+        asked: the requests that reached it.
     """
 
     environment: dict[str, str]
@@ -100,7 +100,7 @@ class Outside:
 
 @contextlib.contextmanager
 def outside() -> Iterator[Outside]:
-    """A world in which nobody answers, and every question is noted."""
+    """Runs such a proxy."""
     asked: list[str] = []
 
     class Handler(socketserver.StreamRequestHandler):

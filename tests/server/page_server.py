@@ -1,4 +1,4 @@
-"""Serves the page and a scripted API, for what a real model does not do on demand: cuts, odd bytes, hostile text.
+"""Serves the page and a scripted API, for what a real model does not do on demand: broken streams, hostile text.
 
 Speaks the streams that ``gptoss serve`` speaks, over a real socket, under the same Content-Security-Policy.
 """
@@ -26,13 +26,14 @@ Write = Callable[[bytes], None]
 
 @dataclass
 class Script:
-    """What the API answers, and what it was asked.
+    """The API's answers, and the requests it has received.
 
     Attributes:
-        answers: one for each request in turn: a status with a JSON body, or a function that writes the stream.
-        asked: the bodies of requests.
-        paths: every path that was asked for.
-        key: the API key that is wanted.
+        answers: one per request, in order: a status with a JSON body, or a function that writes the stream.
+        asked: the requests' bodies.
+        paths: the requests' paths.
+        key: the required API key; ``None``: none is required.
+        url: the server's URL.
     """
 
     answers: list[tuple[int, dict[str, Any]] | Callable[[Write], None]] = field(default_factory=list)
@@ -50,7 +51,7 @@ def event(delta: dict[str, Any] | None = None, finish: str | None = None, **more
 
 
 def text(content: str, *, reasoning: str = "", calls: list[dict[str, Any]] | None = None) -> Callable[[Write], None]:
-    """An answer that says so and ends by itself."""
+    """An answer with this content, reasoning and calls that ends normally."""
 
     def write(send: Write) -> None:
         send(event({"role": "assistant", "content": ""}))
@@ -70,7 +71,7 @@ def text(content: str, *, reasoning: str = "", calls: list[dict[str, Any]] | Non
 
 @contextmanager
 def page_server() -> Iterator[Script]:
-    """A running one."""
+    """Runs a server for the length of the block."""
     state = Script()
 
     class Handler(_Handler):
@@ -92,7 +93,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """A page that goes away is what some tests are about."""
+        """Prints nothing: some tests make the page disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
-"""A recorded model: a real server whose engine plays answers that were written down, for clients that ask much of nano.
+"""A real server whose engine replays scripted answers, for clients whose tasks are too hard for nano.
 
-Everything but the choice of tokens is real: rendering, grammars, parsing, HTTP. Knows scripts, and no clients.
+Everything but the choice of tokens is real: rendering, grammars, parsing, HTTP. Knows scripts; knows no clients.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from gptoss_runtime.artifact.folder import TOKENIZER
 from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.engine.scripted import ScriptedEngine
-from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.server.running import MODEL, serving
 
 _NAMES = {"<|channel|>": 200005, "<|message|>": 200008, "<|end|>": 200007, "<|start|>": 200006}
 _NAMES |= {"<|return|>": 200002, "<|call|>": 200012, "<|constrain|>": 200003}
-_CONTEXT = 32768  # agents begin with many thousand tokens
+_CONTEXT = 32768  # agents send prompts of many thousand tokens
 
 
 def ids_of(harmony: Harmony, text: str) -> list[int]:
-    """Ids of an answer, control tokens written out."""
+    """The ids of an answer whose control tokens are spelled out."""
     for name, token in _NAMES.items():
         before, found, after = text.partition(name)
         if found:
@@ -33,28 +33,28 @@ def ids_of(harmony: Harmony, text: str) -> list[int]:
 
 
 def thought(text: str) -> str:
-    """Reasoning that an answer begins with."""
+    """Reasoning at the start of an answer."""
     return f"<|channel|>analysis<|message|>{text}<|end|><|start|>assistant"
 
 
 def call(name: str, arguments: str) -> str:
-    """A call of a function, the end of an answer."""
+    """A function call at the end of an answer."""
     return f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>"
 
 
 def final(text: str) -> str:
-    """What is said to the user, the end of an answer."""
+    """The final text at the end of an answer."""
     return f"<|channel|>final<|message|>{text}<|return|>"
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A server that plays.
+    """A running server with a scripted engine.
 
     Args:
-        url: where it is.
-        engine: what plays.
-        harmony: its format.
+        url: the server's URL.
+        engine: its engine.
+        harmony: its chat format.
     """
 
     url: str
@@ -63,7 +63,7 @@ class Recording:
 
     @property
     def prompts(self) -> list[str]:
-        """What the model was asked so far, as text; the server's own warm-up left out."""
+        """The prompts so far as text, without the server's warm-up."""
         return [self.harmony.decode(ids) for ids in self.engine.prompts[1:]]
 
 
@@ -76,17 +76,17 @@ def playing(
     tell_date: bool = False,
     player: Callable[..., ScriptedEngine] = ScriptedEngine,
 ) -> Iterator[Recording]:
-    """A server under nano's name whose model gives these answers, one after the other.
+    """Runs a server under nano's name that gives these answers, one after the other.
 
     Args:
-        artifact: whose tokenizer it has.
-        vocabulary: where harmony's is kept.
-        tell_date: as the server's setting.
-        answers: as ``thought``, ``call`` and ``final`` write them.
-        player: what plays; its generation 0 is the server's warm-up.
+        artifact: the artifact whose tokenizer is used.
+        vocabulary: the cache folder for harmony's vocabulary.
+        answers: the answers, composed with ``thought``, ``call`` and ``final``.
+        tell_date: see ``Settings``.
+        player: the engine's class; its generation 0 is the server's warm-up.
     """
     harmony = Harmony.load(artifact / TOKENIZER, cache=vocabulary)
-    scripts = [[], *(ids_of(harmony, answer) for answer in answers)]  # loading a model generates once
+    scripts = [[], *(ids_of(harmony, answer) for answer in answers)]  # the first generation is the warm-up
     engine = player(scripts, context_length=_CONTEXT, tokenizer=artifact / TOKENIZER)
     host = ModelHost(ServedModels({MODEL: artifact}), lambda _: engine, cache=vocabulary)
     with serving(Settings(port=0, tell_date=tell_date), host) as running:

@@ -1,4 +1,4 @@
-"""Starts a real server in a thread, and says what tests ask it."""
+"""Starts a real server in a thread, and has the requests that many tests send."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gptoss_runtime.server.host import ModelHost
-from gptoss_runtime.server.run import listening, server_of
+from gptoss_runtime.server.model_host import ModelHost
+from gptoss_runtime.server.run import create_server, open_socket
 from gptoss_runtime.server.settings import Settings
 
 MODEL = "gptoss-nano"
@@ -29,7 +29,7 @@ PERSON = {
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers."""
+    """A running server."""
 
     url: str
     port: int
@@ -41,17 +41,17 @@ class Running:
         return host
 
     def metric(self, name: str, **labels: str) -> float:
-        """A number of GET /metrics."""
+        """A value from GET /metrics; 0 if there is none."""
         return self.app.state.services.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @contextlib.contextmanager
 def serving(settings: Settings, host: ModelHost) -> Iterator[Running]:
-    """A server in a thread, until the block ends."""
-    with listening(settings) as taken:
-        port = taken.getsockname()[1]
-        server = server_of(replace(settings, port=port), host)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+    """Runs a server in a thread for the length of the block."""
+    with open_socket(settings) as listener:
+        port = listener.getsockname()[1]
+        server = create_server(replace(settings, port=port), host)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             yield Running(f"http://127.0.0.1:{port}", port, server.config.app)
@@ -61,7 +61,7 @@ def serving(settings: Settings, host: ModelHost) -> Iterator[Running]:
 
 
 LONG = {"type": "object", "properties": {"x": {"type": "string", "minLength": 3000}}, "required": ["x"]}
-ENDLESS: dict[str, Any] = {  # an answer that does not end before somebody leaves
+ENDLESS: dict[str, Any] = {  # its answer lasts until the client disconnects
     "model": MODEL,
     "messages": [{"role": "user", "content": "hello"}],
     "max_completion_tokens": 3000,
@@ -76,7 +76,7 @@ ENDLESS_RESPONSE: dict[str, Any] = {
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Waits, for a minute at most: a test that would wait for ever fails."""
+    """Waits for a condition, for a minute at most."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -84,7 +84,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def ask(text: str, **more: Any) -> dict[str, Any]:
-    """A chat completion's body for one question, greedy and short."""
+    """The body of a chat completion: one question, greedy sampling, a short answer."""
     return {
         "model": MODEL,
         "messages": [{"role": "user", "content": text}],

@@ -1,4 +1,4 @@
-"""What a server must survive: a clear error in OpenAI's shape, and the next request works."""
+"""Invalid requests get a clear error in OpenAI's shape, and the next request works."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss_runtime.server.bodies import parse
-from gptoss_runtime.server.errors import RequestRefused
+from gptoss_runtime.server.errors import BadRequest
+from gptoss_runtime.server.request_body import parse_json
 from gptoss_runtime.server.settings import Limits
 from tests.server.running import MODEL, WEATHER, Running, ask
 
@@ -28,7 +28,7 @@ def post(http: httpx.Client, body: Any, path: str = CHAT) -> httpx.Response:
 
 
 def refused(answer: httpx.Response, status: int = 400, param: str | None = None) -> dict[str, Any]:
-    """Checks that an answer is an error in OpenAI's shape."""
+    """Checks that an answer is an error in OpenAI's shape, and returns the error."""
     assert answer.status_code == status, answer.text[:300]
     error: dict[str, Any] = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -40,8 +40,8 @@ def refused(answer: httpx.Response, status: int = 400, param: str | None = None)
 
 
 @pytest.fixture(autouse=True)
-def lives_on(http: httpx.Client, server: Running) -> Any:
-    """After every test the server answers as before, and nothing is in use."""
+def still_works(http: httpx.Client, server: Running) -> Any:
+    """After every test the server answers as before."""
     yield
     answer = post(http, ask("What is 27 + 45?"))
     assert answer.json()["choices"][0]["message"]["content"] == "27 + 45 = 72"
@@ -83,7 +83,7 @@ def test_values_out_of_range(http: httpx.Client, field: str, values: list[Any]) 
         assert field in error["message"] or (error["param"] or "").startswith(field), (value, error)
 
 
-def test_log_probabilities_out_of_range(http: httpx.Client) -> None:
+def test_logprobs_out_of_range(http: httpx.Client) -> None:
     refused(post(http, {**ask("hello"), "logprobs": True, "top_logprobs": 10**6}), param="top_logprobs")
     refused(post(http, {**ask("hello"), "top_logprobs": 3}), param="top_logprobs")
 
@@ -101,7 +101,7 @@ def test_log_probabilities_out_of_range(http: httpx.Client) -> None:
         ({"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "a b"}}]}, "messages[0]"),
     ],
 )
-def test_messages_that_cannot_be_read(http: httpx.Client, message: dict[str, Any], where: str) -> None:
+def test_invalid_messages(http: httpx.Client, message: dict[str, Any], where: str) -> None:
     error = refused(post(http, {**ask(""), "messages": [message]}))
     assert (error["param"] or "").startswith(where)
 
@@ -135,16 +135,16 @@ def test_messages_that_cannot_be_read(http: httpx.Client, message: dict[str, Any
     ],
     ids=range(23),
 )
-def test_bodies_that_are_not_json(http: httpx.Client, body: bytes) -> None:
+def test_invalid_json_bodies(http: httpx.Client, body: bytes) -> None:
     refused(post(http, body))
     refused(post(http, body, "/v1/responses"))
 
 
-def test_a_byte_order_mark_is_harmless(http: httpx.Client) -> None:
+def test_byte_order_mark_is_accepted(http: httpx.Client) -> None:
     assert post(http, b"\xef\xbb\xbf" + json.dumps(ask("hello")).encode()).status_code == 200
 
 
-def test_too_long_a_body(http: httpx.Client) -> None:
+def test_body_too_large(http: httpx.Client) -> None:
     body = json.dumps(ask("x" * 17 * 2**20)).encode()
     refused(http.post(CHAT, content=body, headers={"Content-Type": "application/json"}), 413)
 
@@ -152,7 +152,7 @@ def test_too_long_a_body(http: httpx.Client) -> None:
         for at in range(0, len(body), 2**16):
             yield body[at : at + 2**16]
 
-    with contextlib.suppress(httpx.NetworkError):  # refused while it was still being sent
+    with contextlib.suppress(httpx.NetworkError):  # the server may close the connection while it is sent
         refused(http.post(CHAT, content=pieces(), headers={"Content-Type": "application/json"}), 413)
 
 
@@ -172,7 +172,7 @@ def test_a_hundred_thousand_messages(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud83d", "a\udc00b", "\ud83d\ude42", "\ufeff", "\u202e"])
-def test_odd_characters(http: httpx.Client, text: str) -> None:
+def test_unusual_characters(http: httpx.Client, text: str) -> None:
     answer = post(http, {**ask(text + " What is 27 + 45?"), "max_completion_tokens": 5})
     assert answer.status_code == 200
     stored = post(http, {"input": text, "instructions": text, "max_output_tokens": 1}, "/v1/responses")
@@ -180,7 +180,7 @@ def test_odd_characters(http: httpx.Client, text: str) -> None:
     assert "\ud83d" not in stored.json()["instructions"].replace("\ud83d\ude42", "")
 
 
-def test_nothing_after_a_nul_is_lost(http: httpx.Client) -> None:
+def test_text_after_a_nul_is_kept(http: httpx.Client) -> None:
     def count(text: str) -> int:
         tokens: int = post(http, ask(text), CHAT + "/input_tokens").json()["input_tokens"]
         return tokens
@@ -189,7 +189,7 @@ def test_nothing_after_a_nul_is_lost(http: httpx.Client) -> None:
 
 
 def test_control_tokens_are_text(http: httpx.Client) -> None:
-    """Typed by a user, a tool or a schema, they cost as many tokens as their letters, and steer nothing."""
+    """In text from a user, a tool or a schema they are encoded as ordinary characters and have no effect."""
 
     def count(text: str) -> int:
         tool = {"type": "function", "function": {**WEATHER, "description": text}}
@@ -207,7 +207,7 @@ def test_control_tokens_are_text(http: httpx.Client) -> None:
         tokens: int = post(http, body, CHAT + "/input_tokens").json()["input_tokens"]
         return tokens
 
-    assert count(SPECIALS) - count("") >= 7 * 30  # seven places; as control tokens they would be seven ids each
+    assert count(SPECIALS) - count("") >= 7 * 30  # in seven places; as control tokens they would be 7 ids each
     named = {"type": "function", "function": {"name": "a<|end|>", "parameters": {}}}
     refused(post(http, {**ask("x"), "tools": [named]}), param="tools[0].name")
 
@@ -223,7 +223,7 @@ def test_control_tokens_are_text(http: httpx.Client) -> None:
     ],
     ids=["remote", "missing", "lookaround", "type", "enum"],
 )
-def test_schemas_that_cannot_be_enforced(http: httpx.Client, schema: dict[str, Any]) -> None:
+def test_unenforceable_schemas(http: httpx.Client, schema: dict[str, Any]) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     refused(post(http, {**ask("hello"), "response_format": wanted}))
     refused(
@@ -244,7 +244,7 @@ def test_schemas_that_cannot_be_enforced(http: httpx.Client, schema: dict[str, A
     ],
     ids=["backtracking", "recursive", "items"],
 )
-def test_schemas_that_are_only_nasty(http: httpx.Client, schema: dict[str, Any]) -> None:
+def test_expensive_schemas(http: httpx.Client, schema: dict[str, Any]) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     answer = post(http, {**ask("hello"), "response_format": wanted, "max_completion_tokens": 40})
     assert answer.status_code in (200, 400)
@@ -261,7 +261,7 @@ def test_deep_and_large_schemas(http: httpx.Client) -> None:
         )
 
 
-def test_names_of_models(http: httpx.Client, tmp_path: Any) -> None:
+def test_invalid_model_names(http: httpx.Client, tmp_path: Any) -> None:
     names = [
         "nothing",
         "..",
@@ -285,14 +285,14 @@ def test_names_of_models(http: httpx.Client, tmp_path: Any) -> None:
         assert http.get(f"/v1/models/{quote(name, safe='').replace('.', '%2E')}").status_code == 404
 
 
-def test_paths_and_methods_that_are_not_there(http: httpx.Client) -> None:
+def test_unknown_paths_and_methods(http: httpx.Client) -> None:
     for path in ("/v1/nothing", "/v1/chat/completions/", "/v1/embeddings", "//v1/models", "/%00"):
         refused(http.get(path), 404)
     refused(http.get(CHAT), 405)
     refused(http.request("PUT", "/v1/models"), 405)
 
 
-def test_responses_that_cannot_be(http: httpx.Client) -> None:
+def test_invalid_responses_requests(http: httpx.Client) -> None:
     bad: list[tuple[dict[str, Any], str | None]] = [
         ({"previous_response_id": "resp_unknown"}, "previous_response_id"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input[0].role"),
@@ -321,7 +321,7 @@ def test_responses_that_cannot_be(http: httpx.Client) -> None:
     refused(http.get("/v1/responses?after=nothing"), param="after")
 
 
-def test_unknown_items_are_left_out(http: httpx.Client) -> None:
+def test_unknown_items_are_skipped(http: httpx.Client) -> None:
     items = [
         {"type": "web_search_call", "id": "ws_1"},
         {"type": "frobnication"},
@@ -346,7 +346,7 @@ FIELDS = st.sampled_from(
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies=st.lists(st.dictionaries(FIELDS, JSON, max_size=3), min_size=1, max_size=1))
-def test_wild_bodies(http: httpx.Client, bodies: list[dict[str, Any]]) -> None:
+def test_random_bodies(http: httpx.Client, bodies: list[dict[str, Any]]) -> None:
     for wild in bodies:
         for path, base in (
             (CHAT, {**ask("x"), "max_completion_tokens": 2}),
@@ -359,6 +359,6 @@ def test_wild_bodies(http: httpx.Client, bodies: list[dict[str, Any]]) -> None:
 
 
 @given(body=st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_bytes_are_json_or_refused(body: bytes) -> None:
-    with contextlib.suppress(RequestRefused):
-        json.dumps(parse(body, Limits()), allow_nan=False).encode()
+def test_random_bytes_are_json_or_refused(body: bytes) -> None:
+    with contextlib.suppress(BadRequest):
+        json.dumps(parse_json(body, Limits()), allow_nan=False).encode()

@@ -35,7 +35,7 @@ class Person(BaseModel):
     city: str
 
 
-def test_an_answer_with_its_reasoning_and_counts(client: openai.OpenAI) -> None:
+def test_answer_has_reasoning_and_usage(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**SUM)
     [choice] = answer.choices
     assert choice.message.content == "27 + 45 = 72"
@@ -51,7 +51,7 @@ def test_an_answer_with_its_reasoning_and_counts(client: openai.OpenAI) -> None:
     assert answer.model == MODEL
 
 
-def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
+def test_stream_equals_whole_answer(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(**SUM)
     chunks = list(client.chat.completions.create(**SUM, stream=True, stream_options={"include_usage": True}))
     assert len({chunk.id for chunk in chunks}) == 1
@@ -70,7 +70,7 @@ def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_the_wire_of_a_stream(http: httpx.Client) -> None:
+def test_stream_wire_format(http: httpx.Client) -> None:
     answer = http.post("/v1/chat/completions", json={**SUM, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in answer.text.split("\n\n") if line]
@@ -81,7 +81,7 @@ def test_the_wire_of_a_stream(http: httpx.Client) -> None:
     assert "timings" in chunks[-1]
 
 
-def test_a_cut_answer_says_so(client: openai.OpenAI) -> None:
+def test_truncated_answer_says_so(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**{**SUM, "max_completion_tokens": 5})
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
@@ -90,7 +90,7 @@ def test_a_cut_answer_says_so(client: openai.OpenAI) -> None:
     assert older.choices[0].finish_reason == "length"
 
 
-def test_a_repeated_prompt_is_cached(client: openai.OpenAI) -> None:
+def test_repeated_prompt_is_cached(client: openai.OpenAI) -> None:
     client.chat.completions.create(**SUM)
     usage = client.chat.completions.create(**SUM).usage
     assert usage is not None
@@ -98,7 +98,7 @@ def test_a_repeated_prompt_is_cached(client: openai.OpenAI) -> None:
     assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
 
 
-def test_effort_changes_how_long_it_reasons(client: openai.OpenAI) -> None:
+def test_effort_controls_reasoning_length(client: openai.OpenAI) -> None:
     question = ask("Put 52, 17 and 33 in ascending order.")
     counts = {}
     for effort in ("none", "minimal", "low", "medium", "high", "xhigh"):
@@ -110,7 +110,7 @@ def test_effort_changes_how_long_it_reasons(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_tool_is_called_and_its_result_reported(client: openai.OpenAI, stream: bool) -> None:
+def test_tool_call_and_its_result(client: openai.OpenAI, stream: bool) -> None:
     messages: list[Any] = [{"role": "user", "content": "What's the weather in Paris?"}]
     call = _call(client, stream, **{**ask(""), "messages": messages, "tools": [WEATHER_TOOL]})
     assert call["function"]["name"] == "get_weather"
@@ -126,7 +126,7 @@ def test_a_tool_is_called_and_its_result_reported(client: openai.OpenAI, stream:
 
 
 def _call(client: openai.OpenAI, stream: bool, **body: Any) -> dict[str, Any]:
-    """The one call of an answer."""
+    """The only call of an answer."""
     if not stream:
         answer = client.chat.completions.create(**body)
         assert answer.choices[0].finish_reason == "tool_calls"
@@ -165,7 +165,7 @@ def test_tool_choice(client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason in ("stop", "length")
 
 
-def test_a_custom_tool_gets_its_text(client: openai.OpenAI) -> None:
+def test_custom_tool_receives_text(client: openai.OpenAI) -> None:
     tool: Any = {"type": "custom", "custom": {"name": "shell", "description": "Runs a command."}}
     body = {**ask("Run ls."), "tools": [tool], "tool_choice": {"type": "custom", "custom": {"name": "shell"}}}
     answer = client.chat.completions.create(**body)
@@ -176,7 +176,7 @@ def test_a_custom_tool_gets_its_text(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_json_by_a_schema(client: openai.OpenAI, stream: bool) -> None:
+def test_json_schema_is_enforced(client: openai.OpenAI, stream: bool) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
     body = {**ask("Tell me something."), "response_format": schema}
     if stream:
@@ -187,7 +187,7 @@ def test_json_by_a_schema(client: openai.OpenAI, stream: bool) -> None:
     assert set(json.loads(content)) == {"name", "age", "city"}
 
 
-def test_a_json_object(client: openai.OpenAI) -> None:
+def test_json_object(client: openai.OpenAI) -> None:
     body = {
         **ask("Tom from Oslo is 34. Answer in JSON with the keys name, age and city."),
         "max_completion_tokens": 300,
@@ -199,11 +199,11 @@ def test_a_json_object(client: openai.OpenAI) -> None:
 def test_parsed_output(client: openai.OpenAI) -> None:
     body = ask("Tom from Oslo is 34. Answer in JSON with the keys name, age and city.")
     parsed = client.chat.completions.parse(**body, response_format=Person).choices[0].message.parsed
-    assert isinstance(parsed, Person)  # its values are nano's affair: it was not trained on harmony's schemas
+    assert isinstance(parsed, Person)  # nano was not trained on harmony's schemas, so its values are not checked
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_log_probabilities_belong_to_the_text(client: openai.OpenAI, stream: bool) -> None:
+def test_logprobs_match_the_text(client: openai.OpenAI, stream: bool) -> None:
     body = {**SUM, "logprobs": True, "top_logprobs": 3}
     if stream:
         chunks = list(client.chat.completions.create(**body, stream=True))
@@ -217,7 +217,7 @@ def test_log_probabilities_belong_to_the_text(client: openai.OpenAI, stream: boo
     for entry in entries:
         assert bytes(entry.bytes or []).decode() == entry.token
         assert len(entry.top_logprobs) == 3
-        assert entry.top_logprobs[0].token == entry.token  # greedy: the likeliest was taken
+        assert entry.top_logprobs[0].token == entry.token  # greedy sampling takes the likeliest
         assert math.exp(entry.logprob) <= 1.0001
 
 
@@ -234,12 +234,12 @@ def test_stop_strings_end_the_answer_and_are_not_shown(client: openai.OpenAI, st
     assert (content, reason) == ("27 + 45", "stop")
 
 
-def test_what_looked_like_a_stop_string_is_shown(client: openai.OpenAI) -> None:
+def test_partial_stop_string_is_shown(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**SUM, stop="72 apples")
     assert answer.choices[0].message.content == "27 + 45 = 72"
 
 
-def test_several_choices(client: openai.OpenAI) -> None:
+def test_multiple_choices(client: openai.OpenAI) -> None:
     body = {**ask("hello"), "n": 3, "temperature": 1.5, "seed": 7}
     answer = client.chat.completions.create(**body)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
@@ -248,7 +248,7 @@ def test_several_choices(client: openai.OpenAI) -> None:
     texts = ["", "", ""]
     for chunk in chunks:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
-    assert texts == [choice.message.content for choice in answer.choices]  # a seed repeats all of them
+    assert texts == [choice.message.content for choice in answer.choices]  # the same seed gives the same choices
     assert sum(chunk.choices[0].finish_reason is not None for chunk in chunks) == 3
 
 
@@ -261,12 +261,12 @@ def test_sampling_options_reach_the_engine(client: openai.OpenAI) -> None:
         assert _text(client, **{k: v for k, v in wild.items() if k not in extra}, extra_body=extra) == greedy
 
 
-def test_a_bias_bans_a_token(client: openai.OpenAI, nano_artifact: Path, vocabulary: Path) -> None:
+def test_logit_bias_bans_a_token(client: openai.OpenAI, nano_artifact: Path, vocabulary: Path) -> None:
     [banned] = Harmony.load(nano_artifact / "tokenizer.json", cache=vocabulary).encode("72")
     assert "72" not in _text(client, **SUM, logit_bias={str(banned): -100})
 
 
-def test_messages_in_parts_and_all_roles(client: openai.OpenAI) -> None:
+def test_content_parts_and_all_roles(client: openai.OpenAI) -> None:
     messages: list[Any] = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "developer", "content": "Be kind."},
@@ -282,7 +282,7 @@ def test_unknown_fields_are_ignored(client: openai.OpenAI) -> None:
     assert _text(client, **SUM, extra_body=extra) == "27 + 45 = 72"
 
 
-def test_counting(client: openai.OpenAI, http: httpx.Client) -> None:
+def test_input_token_count_matches_usage(client: openai.OpenAI, http: httpx.Client) -> None:
     usage = client.chat.completions.create(**SUM).usage
     assert usage is not None
     counted = http.post("/v1/chat/completions/input_tokens", json=SUM).json()
@@ -294,12 +294,12 @@ def _text(client: openai.OpenAI, **body: Any) -> str:
 
 
 @pytest.mark.parametrize("tell_date", [True, False])
-def test_the_model_is_told_the_date(nano_artifact: Path, vocabulary: Path, tell_date: bool) -> None:
+def test_model_is_told_the_date(nano_artifact: Path, vocabulary: Path, tell_date: bool) -> None:
     before = datetime.date.today()
     with playing(nano_artifact, vocabulary, [final("Hi")] * 2, tell_date=tell_date) as recording:
         url = f"{recording.url}/v1/chat/completions"
-        counted = httpx.post(f"{url}/input_tokens", json=ask("hello")).json()
-        answered = httpx.post(url, json=ask("hello")).json()
+        counted = httpx.post(f"{url}/input_tokens", json=ask("hello"), timeout=60).json()
+        answered = httpx.post(url, json=ask("hello"), timeout=60).json()
         prompt = recording.prompts[-1]
     told = [day for day in (before, datetime.date.today()) if f"Current date: {day}" in prompt]
     assert bool(told) == tell_date == ("Current date" in prompt)

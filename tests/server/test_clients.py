@@ -1,6 +1,6 @@
-"""Real clients, unmodified, in processes of their own, against a real server over nano.
+"""Real clients, unmodified, in their own processes, against a real server over nano.
 
-They are installed into a folder of their own: they bring many packages that nothing else here needs.
+They are installed into a separate folder, because they need many packages that nothing else here needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def clients() -> Path:
 
 
 def run(clients: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A client's process; it reaches this machine only, and reports to nobody."""
+    """Runs a client that can reach only this machine, with its telemetry turned off."""
     quiet = {"OPENAI_AGENTS_DISABLE_TRACING": "1", "LANGSMITH_TRACING": "false", "SCHEMATHESIS_REPORT": "false"}
     return packages.run(clients, *command, folder=folder, environment=quiet)
 
@@ -45,8 +45,8 @@ def test_langchain(server: Running, clients: Path, tmp_path: Path) -> None:
     assert [line.split("\t") for line in done.stdout.splitlines()] == once * 2
 
 
-def test_the_openapi_document_is_true(server: Running, clients: Path, tmp_path: Path) -> None:
-    """Schemathesis reads the document and sends what it allows and what it does not: nothing may be a 500."""
+def test_openapi_document_matches_the_server(server: Running, clients: Path, tmp_path: Path) -> None:
+    """Schemathesis sends requests that the document allows and others that it does not; none may be a 500."""
     options = ["--checks", "not_a_server_error,response_headers_conformance", "--max-examples", "8", "--seed", "1"]
     options += ["--exclude-path-regex", "^/openai/(un)?load", "--phases", "examples,fuzzing", "--no-color"]
     done = run(clients, tmp_path, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", *options)

@@ -1,6 +1,6 @@
-"""OpenAI's Codex CLI, unmodified, does a task with a model of ours: the file is there, and nobody else was asked.
+"""OpenAI's Codex CLI, unmodified, completes a task with this server, and contacts no other one.
 
-nano is no programmer: a recorded model plays behind the real server.
+nano cannot program, so the server replays scripted answers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def world() -> Iterator[Outside]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Codex's own folder."""
+    """Codex's home folder."""
     folder = tmp_path / "codex"
     folder.mkdir()
     return folder
@@ -49,7 +49,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def configure(home: Path, url: str, model: str = MODEL) -> None:
-    """docs/sdk.md's config.toml, for this server and model."""
+    """Writes the config.toml of docs/sdk.md, for this server and model."""
     config = CONFIG.replace("http://127.0.0.1:5272", url).replace("gpt-oss-20b", model)
     (home / "config.toml").write_text(config, encoding="utf-8")
 
@@ -57,7 +57,7 @@ def configure(home: Path, url: str, model: str = MODEL) -> None:
 def codex(
     node: Node, world: Outside, home: Path, project: Path, *arguments: str, url: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """``codex exec``; without a sandbox, as containers have none to give, and the commands are ours."""
+    """Runs ``codex exec`` without a sandbox: containers cannot provide one, and the commands are this test's own."""
     environment = {"CODEX_HOME": str(home), "HOME": str(home), "CODEX_OSS_BASE_URL": url, **world.environment}
     program = node.folder / "node_modules" / "@openai" / "codex" / "bin" / "codex.js"
     options = ["--skip-git-repo-check", "--color", "never", "-s", "danger-full-access"]
@@ -78,10 +78,10 @@ def check(done: subprocess.CompletedProcess[str], project: Path, recording: Reco
     assert "exited with code 0" in after
 
 
-def test_with_the_guides_configuration(
+def test_codex_with_the_guides_configuration(
     node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
 ) -> None:
-    """What it turns off is what would call out."""
+    """The configuration turns off everything that contacts other servers."""
     with playing(nano_artifact, vocabulary, ANSWERS) as recording:
         configure(home, recording.url)
         done = codex(node, world, home, project, "Write made.txt, please.")
@@ -91,10 +91,10 @@ def test_with_the_guides_configuration(
     assert world.asked == []
 
 
-def test_as_lm_studio(
+def test_codex_as_an_lm_studio_client(
     node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
 ) -> None:
-    """``--oss``, with no configuration: it lists the models and warms this one up first."""
+    """``--oss`` without configuration: Codex lists the models and warms this one up first."""
     arguments = ("--oss", "--local-provider", "lmstudio", "-m", MODEL, "Write made.txt, please.")
     with playing(nano_artifact, vocabulary, (final("Hi"), *ANSWERS)) as recording:
         done = codex(node, world, home, project, *arguments, url=f"{recording.url}/v1")
@@ -104,10 +104,10 @@ def test_as_lm_studio(
     assert "type multi_agent_v1__spawn_agent = " in recording.prompts[1]  # a namespace's tool
 
 
-def test_an_answer_by_a_schema(
+def test_codex_output_schema(
     node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
 ) -> None:
-    """``--output-schema``, enforced by a grammar: the recorded model goes on where the schema is fulfilled, in vain."""
+    """``--output-schema`` is enforced by a grammar: the script goes on after the schema is satisfied, to no effect."""
     schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     schema_file = home / "schema.json"
     schema_file.write_text(json.dumps(schema | {"additionalProperties": False}), encoding="utf-8")
@@ -119,7 +119,7 @@ def test_an_answer_by_a_schema(
     assert "# Response Formats" in recording.prompts[0]
 
 
-def test_a_model_that_is_not_there(
+def test_codex_with_an_unknown_model(
     node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
 ) -> None:
     with playing(nano_artifact, vocabulary, []) as recording:

@@ -1,4 +1,4 @@
-"""Foundry Local's own core on our artifacts, in a process of its own with the onnxruntime that it is pinned to."""
+"""Foundry Local's core on this project's artifacts, in its own process with the onnxruntime that it is pinned to."""
 
 from __future__ import annotations
 
@@ -33,15 +33,13 @@ def int4_artifact(nano_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """A home for its registrations and logs, in a world without Microsoft's servers: it would report to them."""
+    """A home folder for its registrations and logs, and no way to reach Microsoft's servers, to which it reports."""
     names = ("HOME", "USERPROFILE", "LOCALAPPDATA", "APPDATA", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     return dict.fromkeys(names, str(tmp_path)) | nowhere
 
 
-def test_the_core_answers_from_an_artifact(
-    core: Path, int4_artifact: Path, home: dict[str, str], tmp_path: Path
-) -> None:
+def test_core_answers_from_an_artifact(core: Path, int4_artifact: Path, home: dict[str, str], tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in int4_artifact.iterdir()}
     done = run(core, CLIENT, str(int4_artifact), folder=tmp_path, environment=home)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -55,8 +53,8 @@ def test_the_core_answers_from_an_artifact(
     assert {path.name: path.stat().st_mtime_ns for path in int4_artifact.iterdir()} == before
 
 
-def test_the_core_is_too_old_for_mxfp4(core: Path, nano_artifact: Path, home: dict[str, str], tmp_path: Path) -> None:
-    """Why cpu-int4 is the target for it; when this fails, docs/foundry-local.md can recommend ``cpu``."""
+def test_core_is_too_old_for_mxfp4(core: Path, nano_artifact: Path, home: dict[str, str], tmp_path: Path) -> None:
+    """The reason for cpu-int4; once this fails, docs/foundry-local.md can recommend ``cpu``."""
     done = run(core, CLIENT, str(nano_artifact), folder=tmp_path, environment=home)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "refused" in done.stdout
@@ -64,16 +62,14 @@ def test_the_core_is_too_old_for_mxfp4(core: Path, nano_artifact: Path, home: di
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the SDK loads onnxruntime by another way")
-def test_the_core_with_a_newer_onnxruntime(
-    core: Path, nano_artifact: Path, home: dict[str, str], tmp_path: Path
-) -> None:
+def test_core_with_a_newer_onnxruntime(core: Path, nano_artifact: Path, home: dict[str, str], tmp_path: Path) -> None:
     [library] = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
     done = run(core, CLIENT, str(nano_artifact), folder=tmp_path, environment={**home, "ORT_LIB_PATH": str(library)})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1].split("\t") == ["streamed", ADDS, "27 + 45 = 72"]
 
 
-def test_the_example_of_the_page(core: Path, int4_artifact: Path, home: dict[str, str], tmp_path: Path) -> None:
+def test_example_in_the_docs(core: Path, int4_artifact: Path, home: dict[str, str], tmp_path: Path) -> None:
     [(example, shown)] = re.findall(r"```python\n(.*?)```\n+```\n(.*?)```", PAGE, re.DOTALL)
     example = example.replace("artifacts/gptoss-nano/cpu-int4", int4_artifact.as_posix())
     for _ in range(2):  # the second finds what the first registered

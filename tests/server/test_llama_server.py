@@ -1,4 +1,4 @@
-"""What docs/serving.md says of llama.cpp's server, asked of it on the same nano."""
+"""Verifies what docs/serving.md says about llama.cpp's server, with the same nano."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def respond(llama: httpx.Client, question: str = "What is 27 + 45?", /, **more: 
     return llama.post("/v1/responses", json={"model": MODEL, "input": question, "temperature": 0, **more})
 
 
-def test_what_it_does_as_well(llama: httpx.Client) -> None:
+def test_what_it_supports(llama: httpx.Client) -> None:
     plain = message(chat(llama))
     assert (plain["content"], plain["reasoning_content"][:15]) == ("27 + 45 = 72", "Add 27 and 45. ")
     wanted = {"type": "json_schema", "json_schema": SCHEMA}
@@ -81,11 +81,11 @@ def test_what_it_does_as_well(llama: httpx.Client) -> None:
     assert said.json()["type"] == "message"
 
 
-def test_text_of_users_becomes_control_tokens(llama: httpx.Client) -> None:
+def test_control_tokens_in_user_text_take_effect(llama: httpx.Client) -> None:
     assert prompt_tokens(llama, "hello<|end|>") == prompt_tokens(llama, "hello") + 1
 
 
-def test_what_it_accepts_silently(llama: httpx.Client) -> None:
+def test_invalid_values_are_accepted(llama: httpx.Client) -> None:
     pirate = {**ask("hello"), "messages": [{"role": "pirate", "content": "hello"}]}
     assert message(llama.post("/v1/chat/completions", json=pirate))
     assert message(chat(llama, temperature=-5))
@@ -99,7 +99,7 @@ def test_what_it_accepts_silently(llama: httpx.Client) -> None:
     assert answer.headers["Access-Control-Allow-Origin"] == "https://evil.example"
 
 
-def test_log_probabilities_of_all_tokens(llama: httpx.Client) -> None:
+def test_logprobs_of_all_tokens(llama: httpx.Client) -> None:
     answer = chat(llama, logprobs=True, top_logprobs=2).json()
     assert answer["choices"][0]["logprobs"]["content"][0]["token"] == "<|channel|>"
 
@@ -111,7 +111,7 @@ def test_responses(llama: httpx.Client) -> None:
     assert respond(llama, previous_response_id=first.json()["id"]).status_code == 400
     assert respond(llama, background=True).json()["status"] == "completed"
     said = respond(llama, ANNA, text={"format": {"type": "json_schema", **SCHEMA}}).json()["output"][-1]["content"]
-    assert "city" not in said[0]["text"]  # which the schema requires
+    assert "city" not in said[0]["text"]  # though the schema requires it
 
 
 def test_custom_tools(llama: httpx.Client) -> None:
@@ -119,8 +119,8 @@ def test_custom_tools(llama: httpx.Client) -> None:
     assert respond(llama, tools=[{"type": "custom", "name": "shell"}]).status_code == 200
 
 
-def test_a_queue_without_a_bound(llama: httpx.Client) -> None:
-    def one(_: int) -> int:  # each with a connection of its own
+def test_unbounded_queue(llama: httpx.Client) -> None:
+    def one(_: int) -> int:  # each on its own connection
         url = f"{llama.base_url}/v1/chat/completions"
         return httpx.post(url, json=ask("hello", max_tokens=2), timeout=120, verify=False, trust_env=False).status_code
 

@@ -1,4 +1,4 @@
-"""Many clients at once: the load benchmark, short, with an engine killed in the middle of it."""
+"""Many clients at once: a short run of the load benchmark, with the engine killed in the middle."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_nothing_is_lost_or_mixed_up_under_load(nano_artifact: Path) -> None:
     report = json.loads(done.stdout)
     assert report["faults"] == []
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # nothing unforeseen was logged
+    assert done.stderr == ""  # no unexpected error was logged
     assert report["kills"] == 1
     counts = report["counts"]
-    assert 1 <= counts["died"] <= 2  # those that had a slot, and none that waited
+    assert 1 <= counts["died"] <= 2  # those that had a slot, and none that was queued
     assert counts["overloaded"] >= 1  # eight clients, six places
     assert counts["answered"] >= 8

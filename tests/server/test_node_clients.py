@@ -20,7 +20,7 @@ SUNNY = "It is 21 degrees and sunny in Paris."
 
 
 def run(node: Node, server: Running, script: str, folder: Path) -> tuple[dict[tuple[str, str], Any], str]:
-    """What a script wrote, by API and deed, and its warnings; nobody but the server was asked for anything."""
+    """Runs a script; returns its results by API and action, and its warnings. It may contact only the server."""
     with outside() as world:
         done = node.run(CLIENTS / script, server.url, MODEL, folder=folder, environment=world.environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -30,7 +30,7 @@ def run(node: Node, server: Running, script: str, folder: Path) -> tuple[dict[tu
 
 
 def is_tom(person: dict[str, Any]) -> bool:
-    """The schema's keys, and what nano can copy; names it mixes up."""
+    """Checks the schema's keys, and the values that nano can copy; it mixes up names."""
     return set(person) == {"name", "age", "city"} and (person["age"], person["city"]) == (34, "Rome")
 
 
@@ -40,10 +40,10 @@ def ai_sdk(node: Node, server: Running, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("api", ["responses", "stateless", "chat"])
-def test_the_ai_sdk(ai_sdk: tuple[dict[Any, Any], str], api: str) -> None:
+def test_ai_sdk(ai_sdk: tuple[dict[Any, Any], str], api: str) -> None:
     did = {what: value for (one, what), value in ai_sdk[0].items() if one == api}
     assert did.pop("text") == [SUM, "stop", True]
-    assert ("60 + 12 = 72" in did.pop("reasoning")) is (api == "stateless")  # where a summary is asked for
+    assert ("60 + 12 = 72" in did.pop("reasoning")) is (api == "stateless")  # the script asks for a summary there
     assert did.pop("stream") == [SUM, True, "stop"]
     assert did.pop("steps") == [SUNNY, ["tool-calls", "stop"]]
     assert did.pop("streamed steps") == [SUNNY, ["tool-call", "tool-result"]]
@@ -60,12 +60,12 @@ def test_the_ai_sdk(ai_sdk: tuple[dict[Any, Any], str], api: str) -> None:
     assert did == {}
 
 
-def test_the_ai_sdk_has_nothing_to_warn_of(ai_sdk: tuple[dict[Any, Any], str]) -> None:
-    """Its warnings name the API: what it leaves out of a request, reasoning that it cannot bring back."""
+def test_ai_sdk_prints_no_warnings(ai_sdk: tuple[dict[Any, Any], str]) -> None:
+    """It would warn of fields it drops from a request, and of reasoning that it cannot send back."""
     assert "AI SDK Warning (" not in ai_sdk[1]
 
 
-def test_openais_own_client(node: Node, server: Running, tmp_path: Path) -> None:
+def test_openai_client(node: Node, server: Running, tmp_path: Path) -> None:
     did, warnings = run(node, server, "openai_sdk.mjs", tmp_path)
     assert MODEL in did.pop(("models", "list"))
     assert did.pop(("models", "unknown")) == [True, "model_not_found"]
@@ -82,7 +82,7 @@ def test_openais_own_client(node: Node, server: Running, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("example", "said"), [*zip(EXAMPLES, ["The capital of France is Paris.", SUNNY], strict=True)])
-def test_the_guides_examples(node: Node, server: Running, tmp_path: Path, example: str, said: str) -> None:
+def test_examples_in_the_guide(node: Node, server: Running, tmp_path: Path, example: str, said: str) -> None:
     script = tmp_path / "example.mjs"
     script.write_text(example.replace("http://127.0.0.1:5272", server.url), encoding="utf-8")
     done = node.run(script, folder=tmp_path)

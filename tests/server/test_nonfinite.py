@@ -1,4 +1,4 @@
-"""Logits that are not finite, over a real socket: 500 with a code, or an error event after what was said before."""
+"""Non-finite logits, over a real socket: a 500 with a code, or an error event after the text so far."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from gptoss_runtime.artifact.folder import TOKENIZER
 from gptoss_runtime.chat.harmony import Harmony
-from gptoss_runtime.server.engines import EngineOptions
-from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.engine_options import EngineOptions
+from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.nonfinite import FAULTS, FaultyEngine, with_infinite_norm, with_poisoned_token
@@ -26,7 +26,7 @@ from tests.server.running import MODEL, PERSON, WEATHER, Running, ask, serving, 
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 ANSWER = thought("Hm.") + final("It is three.")
-HELLO, SAID = "hello", "Hello! How can I help"  # what nano says to it, up to the token that is poisoned
+HELLO, SAID = "hello", "Hello! How can I help"  # nano's answer to it, up to the poisoned token
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "greedy": {"temperature": 0},
@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def faulty(
     artifact: Path, vocabulary: Path, faults: dict[int, tuple[int, str]]
 ) -> Iterator[tuple[Recording, httpx.Client]]:
-    """A server that plays ``ANSWER``, wrong where it is told to be, and a client; answers count from 1."""
+    """Runs a server that replays ``ANSWER`` with these faults by number of the answer, from 1; and a client."""
     player = partial(FaultyEngine, faults=faults)
     with (
         playing(artifact, vocabulary, [ANSWER] * 30, player=player) as recording,
@@ -55,7 +55,7 @@ def faulty(
 
 
 def failed(answer: httpx.Response) -> None:
-    """Checks that an answer is the error, in OpenAI's shape."""
+    """Checks that an answer is this error, in OpenAI's shape."""
     assert answer.status_code == 500, answer.text
     error = answer.json()["error"]
     assert (error["type"], error["code"], error["param"]) == ("server_error", "numerical_error", None)
@@ -64,7 +64,7 @@ def failed(answer: httpx.Response) -> None:
 
 
 def events(answer: httpx.Response) -> list[Any]:
-    """The data of a stream's events."""
+    """The data of a stream's events, decoded."""
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
@@ -77,7 +77,7 @@ def end(nano_artifact: Path, vocabulary: Path) -> int:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_first_token_that_is_not_finite_is_a_500(nano_artifact: Path, vocabulary: Path, fault: str) -> None:
+def test_nonfinite_first_token_is_a_500(nano_artifact: Path, vocabulary: Path, fault: str) -> None:
     count = 2 * len(OPTIONS)
     with faulty(nano_artifact, vocabulary, dict.fromkeys(range(1, count + 3), (0, fault))) as (_, http):
         for more in OPTIONS.values():
@@ -90,7 +90,9 @@ def test_a_first_token_that_is_not_finite_is_a_500(nano_artifact: Path, vocabula
 
 
 @pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"stop": ["never"]}], ids=str)
-def test_a_stream_says_what_came_before(nano_artifact: Path, vocabulary: Path, end: int, more: dict[str, Any]) -> None:
+def test_stream_keeps_the_text_before_a_failure(
+    nano_artifact: Path, vocabulary: Path, end: int, more: dict[str, Any]
+) -> None:
     with faulty(nano_artifact, vocabulary, dict.fromkeys((1, 2, 3), (end, "one NaN"))) as (_, http):
         failed(http.post(CHAT, json={**ask("x"), **more}))
         asked = {**ask("x"), **more, "stream": True, "stream_options": {"include_usage": True}}
@@ -110,7 +112,7 @@ def test_a_stream_says_what_came_before(nano_artifact: Path, vocabulary: Path, e
         assert error["error"]["code"] == "numerical_error"
 
 
-def test_the_sdk_raises_it(nano_artifact: Path, vocabulary: Path) -> None:
+def test_sdk_raises_the_error(nano_artifact: Path, vocabulary: Path) -> None:
     faults = {1: (0, "all NaN"), 2: (9, "all NaN"), 3: (9, "all NaN"), 4: (9, "all NaN")}
     with (
         faulty(nano_artifact, vocabulary, faults) as (recording, _),
@@ -132,8 +134,8 @@ def test_the_sdk_raises_it(nano_artifact: Path, vocabulary: Path) -> None:
         assert client.responses.create(model=MODEL, input="x").output_text == "It is three."
 
 
-def test_one_choice_of_several(nano_artifact: Path, vocabulary: Path, end: int) -> None:
-    """Choices are made one after the other: those before it are whole, those after it are not begun."""
+def test_failure_in_one_of_several_choices(nano_artifact: Path, vocabulary: Path, end: int) -> None:
+    """Choices are generated one after the other: earlier ones are complete, later ones are not started."""
     faults = {2: (0, "all -inf"), 4: (0, "all -inf")}
     with faulty(nano_artifact, vocabulary, faults) as (_, http):
         asked = {**ask("x"), "n": 3}
@@ -151,7 +153,7 @@ def test_one_choice_of_several(nano_artifact: Path, vocabulary: Path, end: int) 
         assert (error["error"]["code"], done) == ("numerical_error", "[DONE]")
 
 
-def test_responses_fail_with_what_they_have(nano_artifact: Path, vocabulary: Path, end: int) -> None:
+def test_failed_response_keeps_its_output(nano_artifact: Path, vocabulary: Path, end: int) -> None:
     faults = dict.fromkeys((1, 2, 3), (end, "one +inf"))
     with faulty(nano_artifact, vocabulary, faults) as (_, http):
         failed(http.post(RESPONSES, json={"input": "x"}))
@@ -165,7 +167,7 @@ def test_responses_fail_with_what_they_have(nano_artifact: Path, vocabulary: Pat
         kept = [http.get(f"{RESPONSES}/{one['id']}").json() for one in (last["response"], background)]
         for response in (last["response"], *kept):
             assert response["status"] == "failed"
-            assert response["error"]["code"] == "server_error"  # OpenAI's list of codes here is a closed one
+            assert response["error"]["code"] == "server_error"  # OpenAI's list of codes is closed here
             assert "logits are not finite" in response["error"]["message"]
             assert response["usage"]["output_tokens"] == end
             assert response["output"][-1]["status"] == "incomplete"
@@ -175,8 +177,8 @@ def test_responses_fail_with_what_they_have(nano_artifact: Path, vocabulary: Pat
 
 @contextlib.contextmanager
 def over(artifact: Path, vocabulary: Path) -> Iterator[tuple[Running, httpx.Client]]:
-    """A real server over a damaged artifact, its engine in a process of its own."""
-    host = ModelHost(ServedModels({MODEL: artifact}), EngineOptions(threads=1, slots=2).make, cache=vocabulary)
+    """Runs a real server over a damaged artifact, with its engine in its own process."""
+    host = ModelHost(ServedModels({MODEL: artifact}), EngineOptions(threads=1, slots=2).load, cache=vocabulary)
     with (
         serving(Settings(port=0, tell_date=False), host) as running,
         httpx.Client(base_url=running.url, timeout=60) as http,
@@ -185,20 +187,20 @@ def over(artifact: Path, vocabulary: Path) -> Iterator[tuple[Running, httpx.Clie
 
 
 @pytest.mark.integration
-def test_a_model_that_only_overflows(nano_artifact: Path, vocabulary: Path, tmp_path: Path) -> None:
+def test_model_that_always_overflows(nano_artifact: Path, vocabulary: Path, tmp_path: Path) -> None:
     with over(with_infinite_norm(nano_artifact, tmp_path), vocabulary) as (running, http):
         for stream in (False, True):
             failed(http.post(CHAT, json={**ask("x"), "stream": stream}))
             failed(http.post(RESPONSES, json={"input": "x", "stream": stream, "model": MODEL}))
         failed(http.post(f"/openai/load/{MODEL}"))
         failed(http.get(f"/openai/load/{MODEL}"))
-        assert http.get("/openai/loadedmodels").json() == []  # its memory was given back
+        assert http.get("/openai/loadedmodels").json() == []  # it was unloaded again
         assert http.get("/health").status_code == 200
         labels = {"method": "POST", "route": CHAT, "status": "500"}
         assert running.metric("gptoss_http_requests_total", **labels) == 2
 
 
-def test_a_real_answer_that_breaks_off(
+def test_real_model_that_fails_in_mid_answer(
     nano_artifact: Path, vocabulary: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     [token] = Harmony.load(nano_artifact / TOKENIZER, cache=vocabulary).encode(" help")

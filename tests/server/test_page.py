@@ -1,4 +1,4 @@
-"""The page in a real Chromium: against a scripted API for what can go wrong, and against the real server on nano."""
+"""The page in a real Chromium: with a scripted API for failures, and with the real server over nano."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def api() -> Iterator[Script]:
 
 
 class Page:
-    """What a person does with the page."""
+    """The page as a user operates it."""
 
     def __init__(self, browser: Any, url: str) -> None:
         self.browser = browser
@@ -55,7 +55,7 @@ class Page:
         return found
 
     def content(self, css: str) -> str:
-        """Text, folded or not."""
+        """An element's text, even if it is collapsed."""
         found: str = self.one(css).get_property("textContent")
         return found
 
@@ -70,18 +70,18 @@ class Page:
         self.one("#prompt").send_keys(prompt + "\n")
 
     def answered(self, count: int = 1) -> list[Any]:
-        """Waits until so many answers are complete."""
+        """Waits until ``count`` answers are complete, and returns them."""
         self.until(lambda: len(self.all("article.answer[aria-busy=false]")) >= count)
         return self.all("article.answer")
 
     def set(self, css: str, value: str) -> None:
-        """As if typed, also into what is folded."""
+        """Sets a field as if typed, even if it is collapsed."""
         script = "arguments[0].value = arguments[1]; for (const type of ['input', 'change'])"
         script += " arguments[0].dispatchEvent(new Event(type, {bubbles: true}));"
         self.browser.execute_script(script, self.one(css), value)
 
-    def complaints(self) -> list[str]:
-        """What the browser's console says, refused requests of the API aside."""
+    def console_errors(self) -> list[str]:
+        """Warnings and errors in the browser's console, except for API requests that failed."""
         logs = self.browser.get_log("browser")
         serious = [one["message"] for one in logs if one["level"] in ("WARNING", "SEVERE")]
         return [message for message in serious if "Failed to load resource" not in message]
@@ -91,14 +91,14 @@ class Page:
 def page(browser: Any, api: Script) -> Iterator[Page]:
     page = Page(browser, api.url)
     yield page
-    assert page.complaints() == []
+    assert page.console_errors() == []
     assert browser.title == "gptoss"
 
 
-def test_a_conversation(page: Page, api: Script) -> None:
+def test_conversation(page: Page, api: Script) -> None:
     api.answers = [text("Paris, of course.", reasoning="Capital of France."), text("```python\nprint(1)\n```\nDone.")]
     assert page.one("#model").get_property("value") == "scripted"
-    page.until(lambda: page.one("#device").text == "A Card · directml · 8,192 positions")
+    page.until(lambda: page.one("#device").text == "A Card · directml · 8,192 tokens")
     page.ask("What is the capital of France?")
     page.answered()
     assert page.content("article.answer .body") == "Paris, of course."
@@ -121,7 +121,7 @@ def test_a_conversation(page: Page, api: Script) -> None:
     assert page.all("article") == []
 
 
-def test_settings_go_into_requests_and_code(page: Page, api: Script) -> None:
+def test_settings_appear_in_requests_and_code(page: Page, api: Script) -> None:
     api.answers = [text("ok")]
     page.one("input[value=high]").click()
     page.set("#temperature", "0.3")
@@ -142,7 +142,7 @@ def test_settings_go_into_requests_and_code(page: Page, api: Script) -> None:
         {"role": "user", "content": "Line one\nline two"},
     ]
     assert "don'\\''t" in page.one("#code").text
-    page.one("#tab-curl").send_keys("\ue014")  # the right arrow
+    page.one("#tab-curl").send_keys("\ue014")  # arrow right
     shown = page.one("#code").text
     compile(shown, "shown", "exec")
     for words in ('reasoning_effort="high"', "max_completion_tokens=77", f'base_url="{api.url}/v1"', '"other"'):
@@ -187,7 +187,7 @@ def test_tools_are_answered_by_hand(page: Page, api: Script) -> None:
     assert len(api.asked) == 2
 
 
-def test_escape_stops(page: Page, api: Script) -> None:
+def test_escape_stops_the_answer(page: Page, api: Script) -> None:
     gone = threading.Event()
 
     def endless(send: Write) -> None:
@@ -205,14 +205,14 @@ def test_escape_stops(page: Page, api: Script) -> None:
     assert not page.one("#send").is_displayed()
     page.browser.switch_to.active_element.send_keys("\ue00c")
     page.answered()
-    assert gone.wait(20), "the server never saw the page go"
+    assert gone.wait(20), "the server did not see the disconnect"
     assert page.content(".note") == "Stopped."
     page.ask("And now?")
     page.answered(2)
     assert [one["role"] for one in api.asked[1]["messages"]] == ["user", "assistant", "user"]
 
 
-def test_text_is_only_text(page: Page, api: Script) -> None:
+def test_hostile_text_is_shown_as_text(page: Page, api: Script) -> None:
     call = {"id": HOSTILE, "function": {"name": HOSTILE, "arguments": HOSTILE}}
     api.answers = [text(f"{HOSTILE}\n```{HOSTILE}\n{HOSTILE}\n```", reasoning=HOSTILE, calls=[call])]
     api.answers.append((400, {"error": {"message": HOSTILE, "code": HOSTILE}}))
@@ -241,21 +241,19 @@ def test_text_is_only_text(page: Page, api: Script) -> None:
         (500, {}, "The server answered with status 500."),
     ],
 )
-def test_errors_are_told_in_the_apis_words(
-    status: int, body: dict[str, Any], shown: str, page: Page, api: Script
-) -> None:
+def test_api_errors_are_shown(status: int, body: dict[str, Any], shown: str, page: Page, api: Script) -> None:
     api.answers = [(status, body), text("Better.")]
     page.ask("Hello")
     assert page.until(lambda: page.one("article.error p").text) == shown
     assert page.one("article.error").get_attribute("role") == "alert"
     assert str(status) in page.one("article.error .quiet").text
-    assert page.one("#prompt").get_property("value") == "Hello"  # nothing typed is lost
+    assert page.one("#prompt").get_property("value") == "Hello"  # the typed text is kept
     page.ask("")
     page.answered()
     assert api.asked[1]["messages"] == [{"role": "user", "content": "Hello"}]
 
 
-def test_streams_that_break_off(page: Page, api: Script) -> None:
+def test_interrupted_streams(page: Page, api: Script) -> None:
     def cut(send: Write) -> None:
         send(event({"content": "Half an ans"}))
 
@@ -269,8 +267,8 @@ def test_streams_that_break_off(page: Page, api: Script) -> None:
 
     api.answers = [cut, failing, odd_bytes]
     page.ask("One")
-    page.until(lambda: page.content("article.error p") == "The connection ended before the answer did.")
-    assert page.content("article.answer .note") == "The answer broke off."
+    page.until(lambda: page.content("article.error p") == "The connection ended before the answer was complete.")
+    assert page.content("article.answer .note") == "The answer was interrupted."
     page.one("#new").click()
     page.one("#prompt").clear()
     page.ask("Two")
@@ -282,7 +280,7 @@ def test_streams_that_break_off(page: Page, api: Script) -> None:
     assert page.content("article.answer .body") == "Grüße 🌍"
 
 
-def test_an_api_key(browser: Any, api: Script) -> None:
+def test_api_key_in_the_page(browser: Any, api: Script) -> None:
     api.key = "sesame"
     page = Page(browser, api.url)
     page.until(lambda: "API key" in page.one("#status").text)
@@ -298,7 +296,7 @@ def test_an_api_key(browser: Any, api: Script) -> None:
     assert page.one("#key").get_property("value") == "sesame"
 
 
-def test_the_real_server(browser: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_on_the_real_server(browser: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = Page(browser, server.url)
     page.set("#temperature", "0")
     page.set("#max-tokens", "200")
@@ -309,7 +307,7 @@ def test_the_real_server(browser: Any, server: Any, tmp_path: Path, capsys: pyte
     assert re.fullmatch(
         r"\d+ tokens · [\d.]+ tokens/s · first token after [\d.]+ s · gptoss-nano", page.content(".figures")
     )
-    page.until(lambda: re.fullmatch(r"cpu · [\d,]+ positions", page.one("#device").text))
+    page.until(lambda: re.fullmatch(r"cpu · [\d,]+ tokens", page.one("#device").text))
     page.one("#new").click()
     page.set("#tools", json.dumps([{"type": "function", "function": WEATHER}]))
     page.ask("What's the weather in Paris?")
@@ -330,7 +328,7 @@ def test_the_real_server(browser: Any, server: Any, tmp_path: Path, capsys: pyte
     assert page.complaints() == []
 
 
-def test_the_files_keep_to_themselves() -> None:
+def test_files_refer_to_no_other_server() -> None:
     for path in PAGE.iterdir():
         source = path.read_text(encoding="utf-8")
         assert path.stat().st_size < 20_000, path.name
@@ -341,7 +339,7 @@ def test_the_files_keep_to_themselves() -> None:
             assert not re.search(r"\sstyle=|\son\w+=|<style|<script(?![^>]*\ssrc=)", source)
 
 
-def test_every_field_has_a_name(page: Page) -> None:
+def test_every_field_has_an_accessible_name(page: Page) -> None:
     script = """
       return [...document.querySelectorAll("input, textarea, select, button")]
         .filter((one) => !(one.labels?.length || one.getAttribute("aria-label") || one.textContent.trim()))
@@ -352,7 +350,7 @@ def test_every_field_has_a_name(page: Page) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("size", ["1280,860", "390,800"])
-def test_dark_and_narrow(size: str, api: Script) -> None:
+def test_dark_mode_and_narrow_window(size: str, api: Script) -> None:
     api.answers = [text("A long word: " + "x" * 300)]
     with chromium(dark=True, size=size) as browser:
         page = Page(browser, api.url)
@@ -366,7 +364,7 @@ def test_dark_and_narrow(size: str, api: Script) -> None:
 
 
 def _contrast(browser: Any, css: str) -> float:
-    """WCAG's ratio of an element's text with the page's background."""
+    """WCAG's contrast ratio between an element's text and the page's background."""
     script = "const [a, b] = [document.querySelector(arguments[0]), document.body];"
     script += "return [getComputedStyle(a).color, getComputedStyle(b).backgroundColor]"
     lights = []

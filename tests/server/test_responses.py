@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from gptoss_runtime.server.responses.store import ResponseStore, Stored
+from gptoss_runtime.server.responses.store import ResponseStore, StoredResponse
 from gptoss_runtime.server.settings import Limits
 from tests.server.running import ENDLESS_RESPONSE, MODEL, WEATHER, Running, until
 
@@ -24,7 +24,7 @@ class Colour(BaseModel):
     dark: bool
 
 
-def test_an_answer(client: openai.OpenAI) -> None:
+def test_answer(client: openai.OpenAI) -> None:
     response = client.responses.create(**SUM)
     assert response.status == "completed"
     assert response.output_text == "27 + 45 = 72"
@@ -40,7 +40,7 @@ def test_an_answer(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("body", [SUM, PARIS, {**SUM, "max_output_tokens": 20}], ids=["text", "call", "cut"])
-def test_a_stream_adds_up_to_its_last_object(client: openai.OpenAI, body: dict[str, Any]) -> None:
+def test_stream_adds_up_to_the_response(client: openai.OpenAI, body: dict[str, Any]) -> None:
     events = [event.to_dict() for event in client.responses.create(**body, stream=True)]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     kinds = [event["type"] for event in events]
@@ -61,27 +61,27 @@ def test_a_stream_adds_up_to_its_last_object(client: openai.OpenAI, body: dict[s
     assert client.responses.retrieve(final["id"]).to_dict()["output"] == final["output"]
 
 
-def test_the_sdk_accumulates_a_stream(client: openai.OpenAI) -> None:
+def test_sdk_accumulates_a_stream(client: openai.OpenAI) -> None:
     with client.responses.stream(**SUM) as stream:
         for _ in stream:
             pass
         assert stream.get_final_response().output_text == "27 + 45 = 72"
 
 
-def test_a_cut_answer_says_so(client: openai.OpenAI) -> None:
+def test_truncated_answer_says_so(client: openai.OpenAI) -> None:
     response = client.responses.create(**{**SUM, "max_output_tokens": 20})
     assert response.status == "incomplete"
     assert response.incomplete_details is not None
     assert response.incomplete_details.reason == "max_output_tokens"
 
 
-def test_a_warm_up_is_valid(http: httpx.Client) -> None:
+def test_empty_input_is_valid(http: httpx.Client) -> None:
     answer = http.post("/v1/responses", json={"model": MODEL, "input": "", "max_output_tokens": 1})
     assert answer.status_code == 200
     assert answer.json()["output"] == []
 
 
-def test_a_tool_is_called_and_its_result_reported(client: openai.OpenAI) -> None:
+def test_tool_call_and_its_result(client: openai.OpenAI) -> None:
     first = client.responses.create(**PARIS)
     [call] = [item for item in first.output if item.type == "function_call"]
     assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Paris"})
@@ -97,8 +97,8 @@ def test_a_tool_is_called_and_its_result_reported(client: openai.OpenAI) -> None
     assert stateless.output_text == chained.output_text
 
 
-def test_reasoning_that_the_client_carries(client: openai.OpenAI) -> None:
-    """Without a store some clients bring back nothing of reasoning but ``encrypted_content``."""
+def test_reasoning_round_trips_as_encrypted_content(client: openai.OpenAI) -> None:
+    """Without a store some clients return ``encrypted_content`` and nothing else of the reasoning."""
     body: dict[str, Any] = {**PARIS, "store": False, "include": ["reasoning.encrypted_content"]}
     events = [event.to_dict() for event in client.responses.create(**body, stream=True)]
     final: Any = events[-1]["response"]
@@ -118,7 +118,7 @@ def test_reasoning_that_the_client_carries(client: openai.OpenAI) -> None:
     assert client.responses.create(**PARIS, store=False).output[0].encrypted_content is None  # type: ignore[union-attr]
 
 
-def test_a_summary_of_reasoning_is_the_reasoning(client: openai.OpenAI) -> None:
+def test_reasoning_summary_repeats_the_reasoning(client: openai.OpenAI) -> None:
     body: dict[str, Any] = {**SUM, "reasoning": {"summary": "auto"}}
     events = [event.to_dict() for event in client.responses.create(**body, stream=True)]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
@@ -133,7 +133,7 @@ def test_a_summary_of_reasoning_is_the_reasoning(client: openai.OpenAI) -> None:
     assert final["reasoning"] == {"effort": "medium", "summary": "auto"}
 
 
-def test_a_conversation_goes_on(client: openai.OpenAI) -> None:
+def test_previous_response_id_continues_the_conversation(client: openai.OpenAI) -> None:
     first = client.responses.create(**{**SUM, "input": "My name is Tom."}, instructions="Be brief.")
     second = client.responses.create(**{**SUM, "input": "hello"}, previous_response_id=first.id)
     items = client.responses.input_items.list(second.id, order="asc").to_dict()["data"]  # type: ignore[index]
@@ -163,8 +163,8 @@ def test_custom_and_namespaced_tools(client: openai.OpenAI) -> None:
     assert (sent.name, sent.namespace) == ("send", "mail")
 
 
-def test_what_codex_sends_is_taken(http: httpx.Client) -> None:
-    """Roles, tools and fields as `codex exec` has them."""
+def test_codex_request_is_accepted(http: httpx.Client) -> None:
+    """Roles, tools and fields as `codex exec` sends them."""
     body = {
         **PARIS,
         "instructions": "You are a coding agent.",
@@ -196,13 +196,13 @@ def test_parsed_output(client: openai.OpenAI) -> None:
     assert isinstance(response.output_parsed, Colour)
 
 
-def test_log_probabilities(client: openai.OpenAI) -> None:
+def test_logprobs(client: openai.OpenAI) -> None:
     response = client.responses.create(**SUM, top_logprobs=2, include=["message.output_text.logprobs"])
     part = response.output[-1].to_dict()["content"][0]  # type: ignore[index]
     assert "".join(entry["token"] for entry in part["logprobs"]) == "27 + 45 = 72"  # type: ignore[index]
 
 
-def test_kept_listed_deleted(client: openai.OpenAI, http: httpx.Client) -> None:
+def test_store_list_and_delete(client: openai.OpenAI, http: httpx.Client) -> None:
     response = client.responses.create(**SUM)
     assert response.id in [kept["id"] for kept in http.get("/v1/responses").json()["data"]]
     client.responses.delete(response.id)
@@ -215,7 +215,7 @@ def test_kept_listed_deleted(client: openai.OpenAI, http: httpx.Client) -> None:
     assert http.get(f"/v1/responses/{unkept.id}").status_code == 404
 
 
-def test_in_the_background(client: openai.OpenAI) -> None:
+def test_background_response(client: openai.OpenAI) -> None:
     response = client.responses.create(**SUM, background=True)
     assert response.status == "in_progress"
     until(lambda: client.responses.retrieve(response.id).status != "in_progress")
@@ -225,21 +225,21 @@ def test_in_the_background(client: openai.OpenAI) -> None:
         client.responses.cancel(response.id)
 
 
-def test_cancelled(client: openai.OpenAI, server: Running) -> None:
+def test_cancel_background_response(client: openai.OpenAI, server: Running) -> None:
     response = client.responses.create(**ENDLESS_RESPONSE, background=True)
     assert client.responses.cancel(response.id).status == "cancelled"
     until(lambda: server.host.loaded()[0].users == 0)
     assert client.responses.retrieve(response.id).status == "cancelled"
 
 
-def test_counting(client: openai.OpenAI) -> None:
+def test_input_token_count_matches_usage(client: openai.OpenAI) -> None:
     counted = client.responses.input_tokens.count(model=MODEL, input=SUM["input"])
     usage = client.responses.create(**SUM).usage
     assert usage is not None
     assert counted.input_tokens == usage.input_tokens
 
 
-def test_a_long_conversation_is_cut_if_it_may_be(client: openai.OpenAI) -> None:
+def test_truncation_auto_drops_old_turns(client: openai.OpenAI) -> None:
     long: list[Any] = [{"role": "user", "content": "seven " * 3000}, {"role": "assistant", "content": "Yes."}] * 2
     items = [*long, {"role": "user", "content": "What is 27 + 45?"}]
     with pytest.raises(openai.BadRequestError) as caught:
@@ -248,21 +248,21 @@ def test_a_long_conversation_is_cut_if_it_may_be(client: openai.OpenAI) -> None:
     assert client.responses.create(**{**SUM, "input": items}, truncation="auto").output_text == "27 + 45 = 72"
 
 
-def test_the_store_has_bounds() -> None:
+def test_store_is_bounded() -> None:
     store = ResponseStore(Limits(stored_responses=2, stored_bytes=2000))
 
     def put(name: str, size: int = 0) -> None:
         item = {"id": f"msg_{name}", "type": "message"}
         response = {"id": name, "output": [item], "status": "completed", "created_at": 1, "padding": "x" * size}
-        store.put(Stored(response, [], []))
+        store.put(StoredResponse(response, [], []))
 
     put("a")
     put("b")
     store.get("a")
-    put("c")  # pushes out b, unused for longest
+    put("c")  # evicts b, the least recently used
     assert ("a" in store, "b" in store, "c" in store) == (True, False, True)
-    assert store.item("msg_b") is None
-    put("d", 1800)  # pushes out what it must
-    assert [stored.response["id"] for stored in store.all()] == ["d"]
-    put("e", 5000)  # larger than everything: not kept, and nothing lost
-    assert [stored.response["id"] for stored in store.all()] == ["d"]
+    assert store.find_item("msg_b") is None
+    put("d", 1800)  # evicts as many as it has to
+    assert [stored.response["id"] for stored in store.newest_first()] == ["d"]
+    put("e", 5000)  # larger than the store: not kept, and nothing is evicted
+    assert [stored.response["id"] for stored in store.newest_first()] == ["d"]

@@ -1,4 +1,4 @@
-"""Who may call: Host, Origin, key, content type, bind address, and what logs hold."""
+"""Who may call: Host, Origin, API key, content type and address; and what logs contain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "correct horse battery staple"
 def send(
     port: int, headers: list[tuple[str, str]], method: str = "GET", path: str = "/v1/models", body: bytes = b""
 ) -> Any:
-    """A request with exactly these headers: status, headers, JSON."""
+    """Sends a request with exactly these headers; returns its status, headers and JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
     for name, value in headers:
@@ -38,7 +38,7 @@ def send(
 
 
 @pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "127.0.0.1", "[::1]"])
-def test_own_names_are_hosts(server: Running, name: str) -> None:
+def test_own_hosts_are_accepted(server: Running, name: str) -> None:
     assert send(server.port, [("Host", f"{name}:{server.port}")])[0] == 200
 
 
@@ -69,7 +69,7 @@ def test_foreign_hosts_are_refused(server: Running, host: str) -> None:
     assert body["error"]["code"] == "host_not_allowed"
 
 
-def test_no_host_or_two_are_refused(server: Running) -> None:
+def test_missing_or_duplicate_host_is_refused(server: Running) -> None:
     own = ("Host", f"localhost:{server.port}")
     assert send(server.port, [])[0] in (400, 403)
     assert send(server.port, [own, own])[0] in (400, 403)
@@ -98,12 +98,12 @@ def test_foreign_origins_are_refused(server: Running, origin: str) -> None:
         assert "access-control-allow-origin" not in {name.lower() for name in sent}
 
 
-def test_the_own_page_is_an_origin(server: Running) -> None:
+def test_own_origin_is_accepted(server: Running) -> None:
     own = f"localhost:{server.port}"
     assert send(server.port, [("Host", own), ("Origin", f"http://{own}")])[0] == 200
 
 
-def test_listed_origins_and_hosts(serve: Serve) -> None:
+def test_allowed_origins_and_hosts(serve: Serve) -> None:
     app = "https://app.example"
     with serve(allow_origins=(app,), allow_hosts=("box.lan", "other.lan:80")) as running:
         with httpx.Client(base_url=running.url, headers={"Origin": app}) as client:
@@ -122,20 +122,20 @@ def test_listed_origins_and_hosts(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "a" * 9000]
 )
-def test_only_json_is_a_body(server: Running, kind: str) -> None:
+def test_only_json_bodies_are_accepted(server: Running, kind: str) -> None:
     headers = [("Host", f"localhost:{server.port}"), ("Content-Type", kind)]
     status, _, body = send(server.port, headers, "POST", "/v1/chat/completions", json.dumps(ask("hello")).encode())
     assert status == 415
     assert body["error"]["type"] == "invalid_request_error"
 
 
-def test_json_with_a_charset_is_json(http: httpx.Client) -> None:
+def test_json_content_type_with_charset(http: httpx.Client) -> None:
     headers = {"Content-Type": "Application/JSON; charset=utf-8"}
     body = json.dumps({**ask("hello"), "max_completion_tokens": 1})
     assert http.post("/v1/chat/completions", content=body, headers=headers).status_code == 200
 
 
-def test_keys(serve: Serve) -> None:
+def test_api_keys(serve: Serve) -> None:
     wrong = [
         "",
         "Bearer",
@@ -162,12 +162,12 @@ def test_keys(serve: Serve) -> None:
         for path in ("/health", "/"):
             assert send(running.port, [own], path=path)[0] in (200, 404)
         huge = [own, ("Authorization", "Bearer " + "x" * 200_000)]
-        with contextlib.suppress(ConnectionError, http.client.HTTPException):  # closed while it was still being sent
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):  # closed by the server early
             assert send(running.port, huge)[0] in (400, 401, 431)
         assert send(running.port, [own, ("Authorization", f"Bearer {KEY}")])[0] == 200
 
 
-def test_the_network_needs_a_key() -> None:
+def test_listening_beyond_loopback_needs_a_key() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.5", "box.lan", ""):
         with pytest.raises(InvalidRequest, match="no API key"):
             Settings(host=host)
@@ -182,13 +182,13 @@ def test_the_network_needs_a_key() -> None:
     [{"api_key": ""}, {"api_key": " "}, {"api_key": "schlüssel"}, {"port": 65536}, {"port": -1}]
     + [{"allow_origins": (origin,)} for origin in ("*", "app.example", "https://a/", "http://*.a")],
 )
-def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_invalid_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Settings(**wrong)
     assert caught.value.remedy
 
 
-def test_a_get_that_loads_is_not_for_other_sites(server: Running) -> None:
+def test_load_by_get_is_refused_cross_site(server: Running) -> None:
     own = ("Host", f"localhost:{server.port}")
     path = f"/openai/load/{MODEL}"
     for site in ("cross-site", "same-site"):
@@ -199,7 +199,7 @@ def test_a_get_that_loads_is_not_for_other_sites(server: Running) -> None:
     assert send(server.port, [own], path=path)[0] == 200
 
 
-def test_answers_carry_a_shield(http: httpx.Client) -> None:
+def test_security_headers(http: httpx.Client) -> None:
     headers = http.get("/health").headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cross-origin-resource-policy"] == "same-origin"
@@ -211,11 +211,11 @@ def test_answers_carry_a_shield(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/..%5capp.py", "/page/C:%5cx", "/page/", "/page/NUL"]
 )
-def test_the_page_is_its_own_files_only(server: Running, path: str) -> None:
+def test_page_serves_only_its_files(server: Running, path: str) -> None:
     assert send(server.port, [("Host", f"localhost:{server.port}")], path=path)[0] == 404
 
 
-def test_logs_hold_no_prompts_and_no_keys(
+def test_logs_contain_no_prompts_or_keys(
     serve: Serve, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("DEBUG", "gptoss.server")
@@ -232,7 +232,7 @@ def test_logs_hold_no_prompts_and_no_keys(
     assert KEY not in out
 
 
-def test_a_request_has_an_id(server: Running) -> None:
+def test_request_ids(server: Running) -> None:
     own = ("Host", f"localhost:{server.port}")
     assert send(server.port, [own, ("X-Request-Id", "mine-1")])[1]["x-request-id"] == "mine-1"
     assert send(server.port, [("Host", "evil.com"), ("X-Request-Id", "mine-2")])[1]["x-request-id"] == "mine-2"

@@ -1,4 +1,4 @@
-"""``gptoss serve`` as a user runs it: its own process, a signal, its errors."""
+"""``gptoss serve`` as a user runs it: as a process, with signals and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "gptoss_runtime.cli.main", "serve"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_it_serves_and_ends_cleanly(nano_artifact: Path) -> None:
+def test_serves_and_shuts_down_cleanly(nano_artifact: Path) -> None:
     environment = {**os.environ, "GPTOSS_API_KEY": "secret"}
     command = [*COMMAND, str(nano_artifact), "--port", "0", "--threads", "1", "--slots", "1", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True, encoding="utf-8") as process:
@@ -52,15 +52,15 @@ def test_it_serves_and_ends_cleanly(nano_artifact: Path) -> None:
         (["--allow-origin", "*"], 2, "origin"),
     ],
 )
-def test_what_it_refuses(arguments: list[str], code: int, text: str) -> None:
+def test_invalid_options(arguments: list[str], code: int, text: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "GPTOSS_API_KEY"}
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == code
     assert text in done.stderr
-    assert len(done.stderr.splitlines()) >= 2  # what is wrong, and what to do
+    assert len(done.stderr.splitlines()) >= 2  # what is wrong, and the remedy
 
 
-def test_it_does_not_look_in_the_folder_it_is_started_in(nano_artifact: Path, tmp_path: Path) -> None:
+def test_working_folder_is_not_searched(nano_artifact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "artifacts" / "planted" / "cpu"
     folder.mkdir(parents=True)
     for path in nano_artifact.iterdir():
@@ -82,7 +82,7 @@ def test_it_does_not_look_in_the_folder_it_is_started_in(nano_artifact: Path, tm
                 process.terminate()
 
 
-def test_a_port_that_is_taken() -> None:
+def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run([*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=60)

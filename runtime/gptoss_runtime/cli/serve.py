@@ -62,8 +62,8 @@ def serve(
     from gptoss_runtime.errors import BackendUnavailable, InvalidRequest
 
     try:
-        from gptoss_runtime.server.engines import EngineOptions
-        from gptoss_runtime.server.host import ModelHost
+        from gptoss_runtime.server.engine_options import EngineOptions
+        from gptoss_runtime.server.model_host import ModelHost
         from gptoss_runtime.server.run import run
         from gptoss_runtime.server.served_models import ServedModels
         from gptoss_runtime.server.settings import Settings
@@ -85,8 +85,8 @@ def serve(
         tell_date=date,
     )
     options = EngineOptions(provider, device, threads, context_length, slots, queue)
-    catalog = ServedModels.of(model, Registry(search=artifacts or None, working_folder=False))
-    models = ModelHost(catalog, options.make, max_loaded=max_loaded, ttl=ttl or None, max_turns=slots + queue)
+    catalog = ServedModels.from_argument(model, Registry(search=artifacts or None, working_folder=False))
+    models = ModelHost(catalog, options.load, max_loaded=max_loaded, ttl=ttl or None, max_turns=slots + queue)
     console = Console(highlight=False, soft_wrap=True)
 
     def ready(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The app: routes, layers and error handlers put together. Knows all the rooms; does nothing itself."""
+"""The app: routes, middleware and error handlers put together. The only module of the core that knows the dialects."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from starlette.responses import Response
 
 from gptoss_runtime.errors import GptOssError
 from gptoss_runtime.machine import installed
-from gptoss_runtime.server import chat_completions, foundry, health, model_list, page, responses
-from gptoss_runtime.server.bodies import refusal
-from gptoss_runtime.server.errors import MethodRefused, NotThere, RequestRefused, problem
-from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server import chat_completions, foundry, health, page, responses
+from gptoss_runtime.server.connection import ClientDisconnected
+from gptoss_runtime.server.errors import BadRequest, HttpError, MethodNotAllowed, NotFound
+from gptoss_runtime.server.json_response import error_response
 from gptoss_runtime.server.metrics import CountRequests, Metrics
+from gptoss_runtime.server.model_host import ModelHost
+from gptoss_runtime.server.openai import models
+from gptoss_runtime.server.request_body import to_bad_request
 from gptoss_runtime.server.responses.store import ResponseStore
-from gptoss_runtime.server.security import Guard
+from gptoss_runtime.server.security import RequestGuard
 from gptoss_runtime.server.services import Services
 from gptoss_runtime.server.settings import Settings
-from gptoss_runtime.server.streams import ClientGone, failure
 
-_CLIENT_GONE = 499  # nobody sees it but the metrics; nginx's number
+_CLIENT_CLOSED_REQUEST = 499  # nginx's code; only the metrics see it
 
 
 def create_app(settings: Settings, host: ModelHost) -> FastAPI:
-    """The server's app.
+    """Creates the server's app.
 
     Args:
-        settings: who may call, and how much.
+        settings: who may call, and the limits.
         host: the models; started and closed with the app.
     """
     metrics = Metrics()
-    services = Services(settings, host, metrics, ResponseStore(settings.limits))
+    services = Services(settings, host, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -50,59 +52,56 @@ def create_app(settings: Settings, host: ModelHost) -> FastAPI:
     app = FastAPI(
         title="gptoss",
         version=installed.own_version() or "0",
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from other servers
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
-        middleware=[Middleware(CountRequests, metrics=metrics), Middleware(Guard, settings=settings)],
+        middleware=[Middleware(CountRequests, metrics=metrics), Middleware(RequestGuard, settings=settings)],
     )
     app.state.settings = settings
     app.state.services = services
+    app.state.response_store = ResponseStore(settings.limits)
     for router in (
         chat_completions.router,
         responses.router,
-        model_list.router,
+        models.router,
         foundry.router,
         health.router,
         page.router,
     ):
         app.include_router(router)
-    app.add_exception_handler(GptOssError, _project_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientGone, _client_gone)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(GptOssError, _handle_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(ClientDisconnected, _handle_disconnect)
+    app.add_exception_handler(Exception, _handle_error)
     return app
 
 
-async def _project_error(request: Request, error: Exception) -> Response:
-    return failure(problem(error))
+async def _handle_error(request: Request, error: Exception) -> Response:
+    return error_response(error)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return failure(problem(refusal(error.errors())))
+    return error_response(to_bad_request(error.errors()))
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    """What Starlette refuses by itself: unknown paths and methods."""
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    """Converts Starlette's own errors, such as unknown paths and methods."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
-        found: RequestRefused = NotThere(f"there is no {where}")
+        converted: HttpError = NotFound(f"there is no {where}")
     elif error.status_code == 405:
-        found = MethodRefused(f"{where} is not allowed")
+        converted = MethodNotAllowed(f"{where} is not allowed")
     else:
-        found = RequestRefused(str(error.detail))
-    answer = failure(problem(found))
+        converted = BadRequest(str(error.detail))
+    response = error_response(converted)
     for name, value in (error.headers or {}).items():
-        answer.headers[name] = value
-    return answer
+        response.headers[name] = value
+    return response
 
 
-async def _client_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=_CLIENT_GONE)
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    return failure(problem(error))
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

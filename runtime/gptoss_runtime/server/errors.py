@@ -1,15 +1,16 @@
-"""From this project's errors to HTTP and OpenAI's error object, in one place; and the errors that only a server has.
+"""The server's own errors, and the one place that maps every error of the project to HTTP and OpenAI's error object.
 
     InvalidRequest
-    └── RequestRefused          400    with the parameter and a code, as OpenAI's clients know them
-        ├── KeyRefused          401    no API key, or not the right one
-        ├── NotAllowed          403    a Host, Origin or site that may not call
-        ├── NotThere            404    a path, model or response that is not there
-        ├── MethodRefused       405    a path that is there, for other methods
-        ├── TooSlow             408    a body that did not arrive
-        ├── Busy                409    something is in the middle of what it would lose
-        ├── TooLarge            413    a body over the limit
-        └── NotJson             415    a body that is not declared as JSON
+    └── HttpError                         a request that the server refuses; has a status, a code and a parameter
+        ├── BadRequest              400   a body or parameter that cannot be served
+        ├── Unauthorized            401   no API key, or a wrong one
+        ├── Forbidden               403   a Host, Origin or site that is not allowed
+        ├── NotFound                404   no such path, response or loaded model
+        ├── MethodNotAllowed        405   the path exists, but not for this method
+        ├── RequestTimeout          408   the body did not arrive in time
+        ├── Conflict                409   the target is in use, or already done
+        ├── PayloadTooLarge         413   the body exceeds the limit
+        └── UnsupportedMediaType    415   the body is not declared as JSON
 
 Knows nothing of routes.
 """
@@ -36,18 +37,18 @@ from gptoss_runtime.errors import (
 log = logging.getLogger("gptoss.server")
 
 
-class RequestRefused(InvalidRequest):
-    """A request that cannot be served.
+class HttpError(InvalidRequest):
+    """A request that the server refuses; subclasses set the status.
 
     Args:
         message: what is wrong.
-        param: the parameter it is about, written as a path ("messages[0].content").
-        code: a word for programs.
+        param: the offending parameter, as a path ("messages[0].content").
+        code: a machine-readable code; ``None``: the class's default.
         remedy: what to do.
     """
 
-    status: ClassVar[int] = 400
-    default_code: ClassVar[str | None] = "invalid_value"
+    status: ClassVar[int]
+    default_code: ClassVar[str]
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, remedy: str | None = None
@@ -57,76 +58,96 @@ class RequestRefused(InvalidRequest):
         self.code = code or self.default_code
 
 
-class KeyRefused(RequestRefused):
-    """No API key, or not the right one."""
+class BadRequest(HttpError):
+    """A body or parameter that cannot be served."""
+
+    status = 400
+    default_code = "invalid_value"
+
+
+class Unauthorized(HttpError):
+    """No API key, or a wrong one."""
 
     status = 401
     default_code = "invalid_api_key"
 
 
-class NotAllowed(RequestRefused):
-    """A Host, Origin or site that may not call."""
+class Forbidden(HttpError):
+    """A Host, Origin or site that is not allowed to call."""
 
     status = 403
     default_code = "forbidden"
 
 
-class NotThere(RequestRefused):
-    """A path, model or response that is not there."""
+class NotFound(HttpError):
+    """No such path, response or loaded model."""
 
     status = 404
     default_code = "not_found"
 
 
-class MethodRefused(RequestRefused):
-    """A path that is there, for other methods."""
+class MethodNotAllowed(HttpError):
+    """The path exists, but not for this method."""
 
     status = 405
     default_code = "method_not_allowed"
 
 
-class TooSlow(RequestRefused):
-    """A body that did not arrive in time."""
+class RequestTimeout(HttpError):
+    """The body did not arrive in time."""
 
     status = 408
     default_code = "request_timeout"
 
 
-class Busy(RequestRefused):
-    """Something is in the middle of what this request would take from it."""
+class Conflict(HttpError):
+    """The target is in use, or already done."""
 
     status = 409
     default_code = "busy"
 
 
-class TooLarge(RequestRefused):
-    """A body over the limit."""
+class PayloadTooLarge(HttpError):
+    """The body exceeds the limit."""
 
     status = 413
     default_code = "request_too_large"
 
 
-class NotJson(RequestRefused):
-    """A body that is not declared as JSON."""
+class UnsupportedMediaType(HttpError):
+    """The body is not declared as JSON."""
 
     status = 415
     default_code = "unsupported_media_type"
 
 
 @contextmanager
-def about(param: str) -> Iterator[None]:
-    """Says of which parameter the runtime refuses something; what is refused here says it already."""
+def attribute_errors_to(param: str) -> Iterator[None]:
+    """Names the parameter in an ``InvalidRequest`` that the runtime raises; an ``HttpError`` names its own.
+
+    Raises:
+        BadRequest: with ``param``, for an ``InvalidRequest`` raised inside.
+    """
     try:
         yield
-    except RequestRefused:
+    except HttpError:
         raise
     except InvalidRequest as error:
-        raise RequestRefused(error.message, param=param, remedy=error.remedy) from error
+        raise BadRequest(error.message, param=param, remedy=error.remedy) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error as HTTP has it: ``body`` is OpenAI's error object."""
+    """An error as HTTP reports it.
+
+    Args:
+        status: the HTTP status.
+        message: what is wrong and what to do.
+        type: OpenAI's class of error: "invalid_request_error" or "server_error".
+        param: the offending parameter.
+        code: a machine-readable code.
+        retry_after: seconds until a retry makes sense.
+    """
 
     status: int
     message: str
@@ -137,28 +158,28 @@ class Problem:
 
     @property
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object, as it stands in a response or an event."""
+        """OpenAI's error object, for a response body or a stream event."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to it."""
+        """Response headers that belong to the error."""
         if self.retry_after is not None:
             return {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 
-def problem(error: BaseException) -> Problem:
-    """What a client is told of an error; what this project did not foresee is logged and not told."""
+def to_problem(error: BaseException) -> Problem:
+    """Maps an error to what the client is told; an unexpected one is logged, and its details are withheld."""
     if not isinstance(error, GptOssError):
-        log.error("unforeseen %s", type(error).__name__, exc_info=error)
+        log.error("unexpected %s", type(error).__name__, exc_info=error)
         return Problem(
             500, "Something went wrong inside the server; its log says what.", "server_error", None, "internal"
         )
     text = error.message if error.remedy is None else f"{error.message.rstrip('.')}. {error.remedy}"
     retry_after = getattr(error, "retry_after", None)
     match error:
-        case RequestRefused():
+        case HttpError():
             return Problem(error.status, text, "invalid_request_error", error.param, error.code)
         case ContextOverflow():
             return Problem(400, text, "invalid_request_error", None, "context_length_exceeded")

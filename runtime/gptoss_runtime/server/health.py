@@ -1,4 +1,4 @@
-"""GET /health and GET /metrics. Knows counts; knows nothing of what is asked."""
+"""GET /health and GET /metrics, for whoever operates the server. Knows no dialect."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from gptoss_runtime.server.json_response import JsonResponse
 from gptoss_runtime.server.services import Services
-from gptoss_runtime.server.streams import Json
 
 router = APIRouter(tags=["operation"])
 
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Say that the server is there; needs no key and says nothing else."""
-    return Json({"status": "ok"})
+    """Report that the server runs; needs no API key and reveals nothing else."""
+    return JsonResponse({"status": "ok"})
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Give Prometheus its numbers."""
+    """Return metrics in Prometheus' text format."""
     services = Services.of(request)
     services.metrics.loaded.set(len(services.host.loaded()))
-    return Response(services.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)

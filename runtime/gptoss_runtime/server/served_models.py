@@ -1,7 +1,7 @@
 """Which models a server serves, by the names that clients send: those it was started with, and the registry's.
 
-A client names a model, never a folder: a path from outside could lead anywhere, on Windows to another machine. Knows
-names and folders; knows nothing of engines.
+A client names a model, never a folder: a path from a client could lead anywhere, on Windows even to another machine.
+Knows names and folders; knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class ServedModel:
         id: the name that clients use.
         path: its artifact folder.
         target: what it was converted for.
-        context_length: its positions, prompt and answer together.
-        created: when it was made here, in seconds since 1970.
+        provider: the execution provider it was converted for.
+        context_length: its maximum context length in tokens, prompt and answer together.
+        created: when its manifest was written here, in seconds since 1970.
         size: bytes on disk; ``None``: unknown.
     """
 
@@ -39,10 +40,10 @@ class ServedModel:
 
 
 class ServedModels:
-    """Names to folders.
+    """Maps model names to artifact folders.
 
     Args:
-        named: folders that the server was started with, by name; the first is the default.
+        named: the folders that the server was started with, by name; the first is the default.
         registry: where other names are looked up; ``None``: nowhere.
     """
 
@@ -52,11 +53,11 @@ class ServedModels:
         self.default = next(iter(self._named), None)
 
     @classmethod
-    def of(cls, model: str | None, registry: Registry) -> ServedModels:
-        """The catalog of a server that was started with a model's name or an artifact folder, or with nothing.
+    def from_argument(cls, model: str | None, registry: Registry) -> ServedModels:
+        """The models of a server that was started with a model's name, an artifact folder, or neither.
 
         Raises:
-            ModelNotFound: there is no such model here.
+            ModelNotFound: there is no such model on this machine.
             ArtifactError: its folder is damaged.
         """
         if model is None:
@@ -66,10 +67,10 @@ class ServedModels:
         return cls({model if is_name else artifact.name: artifact.path}, registry)
 
     def find(self, name: str) -> ServedModel:
-        """The model of that name; reads the disk.
+        """Finds a model by name; reads the disk.
 
         Raises:
-            ModelNotFound: there is none, or it is not on this machine.
+            ModelNotFound: there is no such model, or it is not on this machine.
             ArtifactError: its folder is damaged.
         """
         folder = self._named.get(name)
@@ -78,38 +79,38 @@ class ServedModels:
                 raise ModelNotFound(f"there is no model {name[:80]!r}", remedy="GET /v1/models lists those there are.")
             try:
                 folder = self._registry.resolve(name, paths=False).resolve()
-            except ModelNotFound as error:  # it knows names that are nowhere here, and not those this server was given
-                more = f"{error.remedy} GET /v1/models lists those on this machine."
-                raise ModelNotFound(error.message, remedy=more) from error
-        return _entry(name, folder)
+            except ModelNotFound as error:  # the registry's remedy leaves out the models this server was started with
+                remedy = f"{error.remedy} GET /v1/models lists those on this machine."
+                raise ModelNotFound(error.message, remedy=remedy) from error
+        return _read_model(name, folder)
 
-    def entries(self) -> list[ServedModel]:
-        """All models on this machine that can be used, one a folder; reads the disk."""
-        found = {folder: name for name, folder in self._named.items()}
+    def list_models(self) -> list[ServedModel]:
+        """Lists the models on this machine, one per folder, without damaged ones; reads the disk."""
+        names = {folder: name for name, folder in self._named.items()}
         if self._registry is not None:
             for variant in self._registry.list(here=True):
                 if variant.path is not None:
-                    found.setdefault(variant.path.resolve(), variant.id)
-        return [entry for folder, name in found.items() if (entry := _readable(name, folder)) is not None]
+                    names.setdefault(variant.path.resolve(), variant.id)
+        return [model for folder, name in names.items() if (model := _read_model_if_valid(name, folder)) is not None]
 
 
-def _readable(name: str, folder: Path) -> ServedModel | None:
+def _read_model_if_valid(name: str, folder: Path) -> ServedModel | None:
     try:
-        return _entry(name, folder)
+        return _read_model(name, folder)
     except GptOssError:
         return None
 
 
-def _entry(name: str, folder: Path) -> ServedModel:
+def _read_model(name: str, folder: Path) -> ServedModel:
     artifact = Artifact.open(folder)
     manifest: Manifest | None = artifact.manifest
-    stamp = folder / (MANIFEST if manifest is not None else "genai_config.json")
+    dated_file = folder / (MANIFEST if manifest is not None else "genai_config.json")
     return ServedModel(
         id=name,
         path=artifact.path,
         target=artifact.target,
         provider=artifact.provider,
         context_length=artifact.context_length,
-        created=int(stamp.stat().st_mtime),
+        created=int(dated_file.stat().st_mtime),
         size=None if manifest is None else sum(file.size for file in manifest.files.values()),
     )

@@ -1,4 +1,4 @@
-"""What routes share: the app's parts, and the way from a request to a turn or a count. Knows nothing of either API."""
+"""What every route uses: the app's settings, models and metrics, and the start of a turn. Knows no dialect."""
 
 from __future__ import annotations
 
@@ -6,73 +6,76 @@ import asyncio
 import datetime
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from starlette.requests import Request
 
-from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.connection import while_connected
 from gptoss_runtime.server.metrics import Metrics
+from gptoss_runtime.server.model_host import ModelHost
+from gptoss_runtime.server.prompt import render_prompt
 from gptoss_runtime.server.settings import Settings
-from gptoss_runtime.server.streams import while_connected
-from gptoss_runtime.server.turn import Turn, TurnRequest, prompt
-
-if TYPE_CHECKING:
-    from gptoss_runtime.server.responses.store import ResponseStore
+from gptoss_runtime.server.turn import Turn
+from gptoss_runtime.server.turn_request import TurnRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of an app that routes use."""
+    """An app's shared parts.
+
+    Args:
+        settings: the server's settings.
+        host: the models in memory.
+        metrics: the server's metrics.
+        tasks: background work in progress.
+    """
 
     settings: Settings
     host: ModelHost
     metrics: Metrics
-    store: ResponseStore
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Those of the app that a request came to."""
+        """Those of the app that serves the request."""
         services: Self = request.app.state.services
         return services
 
-    def dated(self, asked: TurnRequest) -> TurnRequest:
-        """The request with today's date, if the model is to be told."""
-        return replace(asked, date=datetime.date.today()) if self.settings.tell_date else asked
+    async def start_turn(self, request: Request, model: str | None, asked: TurnRequest) -> Turn:
+        """Loads the model if need be and starts to generate.
 
-    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Runs work that no client waits for; what it raises, it has kept itself."""
+        Args:
+            request: the client's request; if the client disconnects, the turn is cancelled.
+            model: the model's name; ``None``: the default.
+            asked: what to generate.
+
+        Raises:
+            GptOssError: no such model, no free capacity, or a request that cannot be served.
+            ClientDisconnected: the client disconnected first.
+        """
+        lease = await self.host.lease(model)
+        turn = Turn(lease, self._with_date(asked), self.metrics)
+        await while_connected(request, turn.start(), turn.cancel)
+        return turn
+
+    async def count_prompt_tokens(self, model: str | None, asked: TurnRequest) -> int:
+        """Counts the tokens that a request's prompt would have. Raises as ``start_turn``."""
+        lease = await self.host.lease(model)
+        try:
+            return len(await asyncio.to_thread(render_prompt, lease.engine, lease.harmony, self._with_date(asked)))
+        finally:
+            lease.release()
+
+    def run_in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs work that no client waits for; it has to record its own errors."""
         task = asyncio.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self._done)
+        self.tasks.add(task)  # the event loop itself keeps only a weak reference
+        task.add_done_callback(self._finish_background)
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _finish_background(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
         if not task.cancelled():
-            task.exception()
+            task.exception()  # retrieved, so that asyncio does not log it as lost
 
-
-async def begin(services: Services, request: Request, model: str | None, asked: TurnRequest) -> Turn:
-    """Loads the model if need be and starts to generate.
-
-    Raises:
-        GptOssError: no such model, no room, or a request that cannot be served.
-        ClientGone: nobody waits any more.
-    """
-    lease = await services.host.lease(model)
-    turn = Turn(lease, services.dated(asked), services.metrics)
-    await while_connected(request, turn.start(), turn.cancel)
-    return turn
-
-
-async def count(services: Services, model: str | None, asked: TurnRequest) -> int:
-    """The tokens that a request's prompt would have.
-
-    Raises:
-        GptOssError: as ``begin``.
-    """
-    lease = await services.host.lease(model)
-    try:
-        return len(await asyncio.to_thread(prompt, lease.engine, lease.harmony, services.dated(asked)))
-    finally:
-        lease.release()
+    def _with_date(self, asked: TurnRequest) -> TurnRequest:
+        return replace(asked, date=datetime.date.today()) if self.settings.tell_date else asked

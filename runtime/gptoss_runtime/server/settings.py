@@ -1,4 +1,4 @@
-"""How a server is set up: where it listens, who may call it, and how much it takes. Plain data, checked once."""
+"""A server's settings: where it listens, who may call it, and its limits. Plain data, validated once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may bring, and what is kept between requests.
+    """What one request may contain, and what is kept between requests.
 
     Args:
-        body_bytes: of a request's body.
-        body_seconds: for a request's body to arrive.
-        json_depth: of arrays and objects in a body.
-        messages: messages or input items of a request.
-        tools: tools of a request, namespaces unfolded.
+        body_bytes: size of a request's body.
+        body_seconds: time for a request's body to arrive.
+        json_depth: nesting of arrays and objects in a body.
+        messages: messages or input items in a request.
+        tools: tools in a request, those in namespaces included.
         choices: ``n``.
-        schema_bytes: of one JSON schema, written out.
-        schema_depth: of one JSON schema.
-        stored_responses: responses kept for ``previous_response_id``.
-        stored_bytes: of all of them, conversations included.
-        quiet_seconds: without an event until a stream sends a comment, so that nobody takes it for dead.
+        schema_bytes: size of one JSON schema, serialized.
+        schema_depth: nesting of one JSON schema.
+        stored_responses: number of responses kept for ``previous_response_id``.
+        stored_bytes: total size of the kept responses, their conversations included.
+        keep_alive_seconds: silence after which a stream sends a comment, so that clients and proxies keep it open.
     """
 
     body_bytes: int = 16 * 2**20
@@ -39,7 +39,7 @@ class Limits:
     schema_depth: int = 32
     stored_responses: int = 1000
     stored_bytes: int = 64 * 2**20
-    quiet_seconds: float = 15.0
+    keep_alive_seconds: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,15 @@ class Settings:
 
     Args:
         host: the address to listen on.
-        port: 0 takes a free one.
-        api_key: what clients send as ``Authorization: Bearer …``; ``None``: none is asked for.
-        allow_hosts: names, with or without a port, that a Host header may have beside the loopback names.
+        port: the port to listen on; 0 takes a free one.
+        api_key: what clients send as ``Authorization: Bearer …``; ``None``: no key is required.
+        allow_hosts: names, with or without a port, that the Host header may have besides the loopback names.
         allow_origins: web origins ("https://app.example") whose pages may call; others are refused.
         limits: see ``Limits``.
-        tell_date: whether the model is told today's date, as gpt-oss is used to.
+        tell_date: tell the model today's date, as gpt-oss was trained to expect.
 
     Raises:
-        InvalidRequest: an address outside loopback without an API key, or a value that cannot be one.
+        InvalidRequest: an address outside loopback without an API key, or an invalid value.
     """
 
     host: str = DEFAULT_HOST
@@ -74,7 +74,7 @@ class Settings:
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):
             raise InvalidRequest(
-                "the API key is empty or has characters that no header carries",
+                "the API key is empty or has characters that an HTTP header cannot carry",
                 remedy="Use printable ASCII characters.",
             )
         if self.api_key is None and not is_loopback(self.host):
@@ -85,7 +85,7 @@ class Settings:
         for origin in self.allow_origins:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2 or "*" in origin:
                 raise InvalidRequest(
-                    f"{origin!r} is no web origin",
+                    f"{origin!r} is not a web origin",
                     remedy="Write it as browsers do: https://app.example or http://localhost:3000.",
                 )
         object.__setattr__(self, "allow_origins", tuple(origin.lower() for origin in self.allow_origins))
@@ -93,8 +93,8 @@ class Settings:
 
     @property
     def url(self) -> str:
-        """Where the server is found, as a browser would write it."""
-        return f"http://{bracketed(self.host)}:{self.port}"
+        """The server's URL, as a browser would write it."""
+        return f"http://{bracket_ipv6(self.host)}:{self.port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -107,6 +107,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bracketed(host: str) -> str:
-    """An address as URLs and Host headers have it: IPv6 in brackets."""
+def bracket_ipv6(host: str) -> str:
+    """An address as it stands in URLs and Host headers: IPv6 in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -515,9 +515,9 @@ print(sorted({"jinja2", "transformers", "minijinja", "tokenizers"} & set(sys.mod
 
 
 def test_a_server_does_not_list_what_it_would_not_load(folder: Path, nano_artifact: Path) -> None:
-    catalog = ServedModels({"good": nano_artifact, "bad": folder})
-    assert len(catalog.entries()) == 2
+    served = ServedModels({"good": nano_artifact, "bad": folder})
+    assert len(served.list_models()) == 2
     session(folder, "custom_ops_library", "x.so")
-    assert [entry.id for entry in catalog.entries()] == ["good"]
+    assert [model.id for model in served.list_models()] == ["good"]
     with pytest.raises(ArtifactError, match="custom_ops_library"):
-        catalog.find("bad")
+        served.find("bad")

@@ -25,7 +25,7 @@ def get_weather(city: str) -> str:
 
 
 async def main(url: str, model: str) -> None:
-    """Asks both ways, whole and streamed."""
+    """Asks twice: whole and streamed."""
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="unused")
     for kind in (OpenAIResponsesModel, OpenAIChatCompletionsModel):
         agent = Agent(

@@ -1,4 +1,4 @@
-"""Foundry Local's core: what it answers from a registered artifact. Argument: its folder."""
+"""Foundry Local's core answers from a registered artifact. Argument: the artifact's folder."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""llama.cpp's server on a checkpoint of ours, as GGUF. Arguments: the checkpoint, a folder for the GGUF, a port."""
+"""llama.cpp's server on a gpt-oss checkpoint, as GGUF. Arguments: the checkpoint, a folder for the GGUF, a port."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def write(source: Path, file: Path) -> None:
         for ours, theirs in {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}.items():
             blocks, scales = (checkpoint.array(f"{experts}{ours}_{part}") for part in ("blocks", "scales"))
             weights, bias = mxfp4.decode(blocks, scales), checkpoint.array(f"{experts}{ours}_bias")
-            for first, name in enumerate(theirs):  # gate and up lie interleaved
+            for first, name in enumerate(theirs):  # gate and up are interleaved
                 put(f"{block}{name}.weight", weights[:, first :: len(theirs)])
                 put(f"{block}{name}.bias", bias[:, first :: len(theirs)])
     writer.write_header_to_file()

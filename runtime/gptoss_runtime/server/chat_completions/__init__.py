@@ -1,4 +1,4 @@
-"""OpenAI's Chat Completions API, translated to and from turns."""
+"""OpenAI's Chat Completions API."""
 
 from gptoss_runtime.server.chat_completions.routes import router
 

@@ -1,7 +1,7 @@
-"""Foundry Local's own routes, so that what is written for it finds its way: status, catalog, loading, unloading.
+"""Foundry Local's routes, for programs written for it: status, catalog, loading and unloading.
 
-What changes anything is a POST. The historic GETs that load and unload are answered too, but not if another site's
-page could have caused them: an image's address is enough for a GET. Knows the host; knows nothing of answers.
+Loading and unloading are POSTs. The GETs of Foundry Local's older clients work too, but not if another site's page
+could have caused them: an image's address is enough to cause a GET. Knows models; knows nothing of answers.
 """
 
 from __future__ import annotations
@@ -12,96 +12,96 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from gptoss_runtime.server.errors import NotAllowed
-from gptoss_runtime.server.host import Loaded
-from gptoss_runtime.server.security import from_this_site
+from gptoss_runtime.server.errors import Forbidden
+from gptoss_runtime.server.json_response import JsonResponse
+from gptoss_runtime.server.model_host import LoadedModel
+from gptoss_runtime.server.security import is_same_site
 from gptoss_runtime.server.served_models import ServedModel
 from gptoss_runtime.server.services import Services
-from gptoss_runtime.server.streams import Json
 
 router = APIRouter(tags=["Foundry Local"])
 Ttl = Annotated[
-    int | None, Query(ge=0, le=10**9, description="Seconds without a request until it is unloaded; 0: never.")
+    int | None,
+    Query(ge=0, le=10**9, description="Seconds without a request before it is unloaded; 0: never."),
 ]
 
 
 @router.get("/openai/status")
 async def status(request: Request) -> Response:
-    """Say where this server is and what it has loaded."""
+    """Report the server's address and the loaded models."""
     services = Services.of(request)
     base = str(request.base_url).rstrip("/")
-    return Json(
+    return JsonResponse(
         {
             "endpoints": [base],
             "modelDirPath": None,
             "pipeName": None,
             "isAutoRegistrationResolved": True,
-            "loadedModels": [loaded.entry.id for loaded in services.host.loaded()],
-            "models": [_loaded(loaded) for loaded in services.host.loaded()],  # ours: where each one runs
+            "loadedModels": [loaded.model.id for loaded in services.host.loaded()],
+            "models": [_describe_loaded(loaded) for loaded in services.host.loaded()],  # not in Foundry Local's
         }
     )
 
 
 @router.get("/foundry/list")
 async def catalog(request: Request) -> Response:
-    """List the catalog: what is on this machine."""
-    host = Services.of(request).host
-    entries = await asyncio.to_thread(host.catalog.entries)
-    return Json({"models": [_described(entry) for entry in entries]})
+    """Describe the models on this machine."""
+    models = await asyncio.to_thread(Services.of(request).host.models.list_models)
+    return JsonResponse({"models": [_describe(model) for model in models]})
 
 
 @router.get("/openai/models")
 async def cached(request: Request) -> Response:
-    """List the models on this machine by name."""
-    entries = await asyncio.to_thread(Services.of(request).host.catalog.entries)
-    return Json([entry.id for entry in entries])
+    """List the names of the models on this machine."""
+    models = await asyncio.to_thread(Services.of(request).host.models.list_models)
+    return JsonResponse([model.id for model in models])
 
 
 @router.get("/openai/loadedmodels")
 async def loaded_models(request: Request) -> Response:
-    """List the models in memory by name."""
-    return Json([loaded.entry.id for loaded in Services.of(request).host.loaded()])
+    """List the names of the loaded models."""
+    return JsonResponse([loaded.model.id for loaded in Services.of(request).host.loaded()])
 
 
 @router.post("/openai/load/{name:path}")
 async def load(request: Request, name: str, ttl: Ttl = None) -> Response:
     """Load a model."""
-    found = await Services.of(request).host.load(name, None if ttl is None else ttl or float("inf"))
-    return Json({"model": found.entry.id, "loaded": True, "provider": found.engine.info.provider})
+    loaded = await Services.of(request).host.load(name, None if ttl is None else ttl or float("inf"))
+    return JsonResponse({"model": loaded.model.id, "loaded": True, "provider": loaded.engine.info.provider})
 
 
 @router.get("/openai/load/{name:path}")
 async def load_by_get(request: Request, name: str, ttl: Ttl = None) -> Response:
-    """Load a model, as Foundry Local's older clients ask for it."""
+    """Load a model, for Foundry Local's older clients."""
     _refuse_other_sites(request)
     return await load(request, name, ttl)
 
 
 @router.post("/openai/unload/{name:path}")
 async def unload(request: Request, name: str, force: bool = False) -> Response:
-    """Give a model's memory back; with force, also in the middle of answers."""
+    """Unload a model; with force, even while it answers."""
     await Services.of(request).host.unload(name, force=force)
-    return Json({"model": name, "loaded": False})
+    return JsonResponse({"model": name, "loaded": False})
 
 
 @router.get("/openai/unload/{name:path}")
 async def unload_by_get(request: Request, name: str, force: bool = False) -> Response:
-    """Unload a model, as Foundry Local's older clients ask for it."""
+    """Unload a model, for Foundry Local's older clients."""
     _refuse_other_sites(request)
     return await unload(request, name, force)
 
 
 def _refuse_other_sites(request: Request) -> None:
-    if not from_this_site(request.scope["headers"]):
-        raise NotAllowed("a page of another site may not do this", remedy="Use POST.")
+    if not is_same_site(request.scope["headers"]):
+        raise Forbidden("a page of another site may not do this", remedy="Use POST.")
 
 
-def _described(entry: ServedModel) -> dict[str, Any]:
-    gpu = entry.target not in ("cpu", "cpu-int4")
+def _describe(model: ServedModel) -> dict[str, Any]:
+    gpu = model.target not in ("cpu", "cpu-int4")
     return {
-        "name": entry.id,
-        "displayName": entry.id,
-        "alias": entry.id.partition(":")[0],
+        "name": model.id,
+        "displayName": model.id,
+        "alias": model.id.partition(":")[0],
         "providerType": "Local",
         "uri": "",
         "version": "1",
@@ -109,19 +109,19 @@ def _described(entry: ServedModel) -> dict[str, Any]:
         "promptTemplate": None,
         "publisher": "OpenAI",
         "task": "chat-completion",
-        "runtime": {"deviceType": "GPU" if gpu else "CPU", "executionProvider": entry.target},
-        "fileSizeMb": None if entry.size is None else entry.size >> 20,
+        "runtime": {"deviceType": "GPU" if gpu else "CPU", "executionProvider": model.target},
+        "fileSizeMb": None if model.size is None else model.size >> 20,
         "modelSettings": {"parameters": []},
         "supportsToolCalling": True,
         "license": "apache-2.0",
-        "contextLength": entry.context_length,
+        "contextLength": model.context_length,
     }
 
 
-def _loaded(loaded: Loaded) -> dict[str, Any]:
+def _describe_loaded(loaded: LoadedModel) -> dict[str, Any]:
     info = loaded.engine.info
     return {
-        "id": loaded.entry.id,
+        "id": loaded.model.id,
         "target": info.target,
         "provider": info.provider,
         "device": info.device,

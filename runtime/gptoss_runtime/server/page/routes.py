@@ -1,4 +1,4 @@
-"""The web page: its few files at ``/`` and ``/page/``, under a policy that lets it talk to this server only.
+"""The web page: its files at ``/`` and ``/page/``, under a policy that lets it connect to this server only.
 
 Knows files and headers; what the page does is in static/.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from gptoss_runtime.server.errors import NotThere
+from gptoss_runtime.server.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
 _TYPES = {
@@ -33,25 +33,25 @@ _HEADERS = {"content-security-policy": POLICY, "x-frame-options": "DENY", "cache
 
 @router.get("/")
 async def index() -> Response:
-    """The page."""
-    return _file("index.html")
+    """Return the page."""
+    return _serve_file("index.html")
 
 
 @router.get("/page/{name:path}")
 async def file(name: str) -> Response:
-    """One of its files."""
-    return _file(name)
+    """Return one of the page's files."""
+    return _serve_file(name)
 
 
-def _file(name: str) -> Response:
-    found = _files().get(name)
+def _serve_file(name: str) -> Response:
+    found = _list_files().get(name)
     if found is None:
-        raise NotThere(f"the page has no file {name[:80]!r}")
+        raise NotFound(f"the page has no file {name[:80]!r}")
     kind = _TYPES.get(name[name.rfind(".") :], "application/octet-stream")
     return Response(found.read_bytes(), media_type=kind, headers=_HEADERS)
 
 
-def _files() -> dict[str, Any]:
-    """The files there are, by name: a name from outside is looked up and never joined to a path."""
+def _list_files() -> dict[str, Any]:
+    """The page's files by name: a name from a client is looked up, never joined to a path."""
     folder = resources.files("gptoss_runtime.server.page").joinpath("static")
     return {entry.name: entry for entry in folder.iterdir() if entry.is_file()} if folder.is_dir() else {}

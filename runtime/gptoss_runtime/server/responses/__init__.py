@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, translated to and from turns."""
+"""OpenAI's Responses API."""
 
 from gptoss_runtime.server.responses.routes import router
 

@@ -1,6 +1,6 @@
-"""Items of the Responses API as messages of a conversation. Knows their shapes; knows nothing of routes or engines.
+"""The Responses API's items, converted to messages of a conversation. Knows their shapes, no routes and no engines.
 
-Items of types that belong to OpenAI's own tools are left out: a client that has them from elsewhere may send them.
+Items of types that belong to OpenAI's own tools are skipped: a conversation started elsewhere may contain them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss_runtime.chat.conversation import Message, ToolCall
-from gptoss_runtime.server.errors import RequestRefused, about
-from gptoss_runtime.server.schemas import text_of
+from gptoss_runtime.server.errors import BadRequest, attribute_errors_to
+from gptoss_runtime.server.openai.schemas import parse_text
+from gptoss_runtime.server.openai.tools import encode_custom_input, to_function_name
 from gptoss_runtime.server.settings import Limits
-from gptoss_runtime.server.toolbox import arguments_of, seen_name
 
 Item = dict[str, Any]
-_SEAL = "gptoss-reasoning:"
+_REASONING_PREFIX = "gptoss-reasoning:"
 _ROLES = ("system", "developer", "user", "assistant")
-_PREFIXES = {
+_ID_PREFIXES = {
     "message": "msg",
     "reasoning": "rs",
     "function_call": "fc",
@@ -31,155 +31,170 @@ _PREFIXES = {
 }
 
 
-def new_id(kind: str) -> str:
-    """An id for an item of that type."""
-    return f"{_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
+@dataclass(frozen=True, slots=True)
+class ReasoningCopies:
+    """Fields of a reasoning item that repeat its text, for clients that read only those.
+
+    Args:
+        encrypted_content: for clients that send reasoning back in this field only.
+        summary: for clients that show summaries only.
+    """
+
+    encrypted_content: bool = False
+    summary: bool = False
 
 
-def carried(reasoning: str) -> str:
-    """Reasoning as ``encrypted_content``, for clients that bring back nothing else; it is no secret."""
-    return _SEAL + base64.b64encode(reasoning.encode()).decode()
+def new_item_id(kind: str) -> str:
+    """A new id for an item of that type."""
+    return f"{_ID_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
 
 
-def _brought(content: Any) -> str:
-    """The reasoning that ``carried`` put there; another server's seal cannot be opened, and is left out."""
-    if not isinstance(content, str) or not content.startswith(_SEAL):
+def encode_reasoning(reasoning: str) -> str:
+    """Encodes reasoning for ``encrypted_content``: base64, not encrypted."""
+    return _REASONING_PREFIX + base64.b64encode(reasoning.encode()).decode()
+
+
+def decode_reasoning(content: Any) -> str:
+    """Decodes what ``encode_reasoning`` encoded; returns "" for another server's content."""
+    if not isinstance(content, str) or not content.startswith(_REASONING_PREFIX):
         return ""
     try:
-        return base64.b64decode(content.removeprefix(_SEAL), validate=True).decode()
+        return base64.b64decode(content.removeprefix(_REASONING_PREFIX), validate=True).decode()
     except (binascii.Error, ValueError):
         return ""
 
 
-def items_of(given: str | list[Any] | None, limits: Limits) -> list[Item]:
-    """A request's input as items, each with a type and an id; a string is what the user says.
+def parse_input(given: str | list[Any] | None, limits: Limits) -> list[Item]:
+    """Parses a request's input to items, each with a type and an id; a string is a user's message.
 
     Raises:
-        RequestRefused: too many, or one that is no object.
+        BadRequest: too many items, or one that is malformed.
     """
     if given is None:
         return []
     if isinstance(given, str):
-        return items_of([{"role": "user", "content": given}], limits)
+        return parse_input([{"role": "user", "content": given}], limits)
     if len(given) > limits.messages:
-        raise RequestRefused(f"more than {limits.messages} input items", param="input")
-    items = []
-    for at, item in enumerate(given):
-        if not isinstance(item, dict):
-            raise RequestRefused("an input item is not an object", param=f"input[{at}]", code="invalid_type")
-        kind = item.get("type") or "message"
-        if not isinstance(kind, str):
-            raise RequestRefused("a type is not text", param=f"input[{at}].type", code="invalid_type")
-        made: Item = {"type": kind} | item
-        if kind == "message" and isinstance(item.get("content"), str):
-            part = "output_text" if item.get("role") == "assistant" else "input_text"
-            made["content"] = [{"type": part, "text": item["content"]}]
-        made["id"] = item["id"] if isinstance(item.get("id"), str) and item["id"] else new_id(kind)
-        items.append(made)
-    return items
+        raise BadRequest(f"more than {limits.messages} input items", param="input")
+    return [_parse_item(item, f"input[{index}]") for index, item in enumerate(given)]
 
 
-def resolved(items: Sequence[Item], known: Callable[[str], Item | None]) -> list[Item]:
-    """Items with references replaced by what they refer to.
+def _parse_item(item: Any, param: str) -> Item:
+    if not isinstance(item, dict):
+        raise BadRequest("an input item is not an object", param=param, code="invalid_type")
+    kind = item.get("type") or "message"
+    if not isinstance(kind, str):
+        raise BadRequest("a type is not text", param=f"{param}.type", code="invalid_type")
+    parsed: Item = {"type": kind} | item
+    if kind == "message" and isinstance(item.get("content"), str):
+        part_type = "output_text" if item.get("role") == "assistant" else "input_text"
+        parsed["content"] = [{"type": part_type, "text": item["content"]}]
+    parsed["id"] = item["id"] if isinstance(item.get("id"), str) and item["id"] else new_item_id(kind)
+    return parsed
+
+
+def resolve_references(items: Sequence[Item], find_item: Callable[[str], Item | None]) -> list[Item]:
+    """Replaces references to items by those items.
 
     Raises:
-        RequestRefused: a reference to an item that is not kept here.
+        BadRequest: a reference to an item that is not kept here.
     """
-    found = []
-    for at, item in enumerate(items):
+    resolved = []
+    for index, item in enumerate(items):
         if item["type"] == "item_reference":
-            referred = known(item["id"])
-            if referred is None:
-                raise RequestRefused(
-                    f"no item {item['id'][:80]!r} is kept here", param=f"input[{at}].id", code="item_not_found"
+            found = find_item(item["id"])
+            if found is None:
+                raise BadRequest(
+                    f"no item {item['id'][:80]!r} is kept here", param=f"input[{index}].id", code="item_not_found"
                 )
-            item = referred
-        found.append(item)
-    return found
+            item = found
+        resolved.append(item)
+    return resolved
 
 
-def conversation(items: Sequence[Item]) -> list[Message]:
-    """Items as messages: reasoning and calls become part of the assistant's message they belong to.
+def to_messages(items: Sequence[Item]) -> list[Message]:
+    """Converts items to messages: reasoning and calls become parts of the assistant message they belong to.
 
     Raises:
-        RequestRefused: an item that lacks what its type needs.
+        BadRequest: an item lacks what its type requires.
     """
-    gathering = _Gathering()
-    for at, item in enumerate(items):
-        with about(f"input[{at}]"):
-            gathering.add(item, f"input[{at}]")
-    gathering.close()
-    return gathering.messages or [Message("user", "")]
+    builder = _MessageBuilder()
+    for index, item in enumerate(items):
+        param = f"input[{index}]"
+        with attribute_errors_to(param):
+            builder.add(item, param)
+    builder.end_message()
+    return builder.messages or [Message("user", "")]
 
 
 @dataclass(slots=True)
-class _Gathering:
-    """Messages so far, and the assistant's that is not complete yet."""
+class _MessageBuilder:
+    """The messages so far, the parts of an assistant message not yet complete, and the called tools by call id."""
 
     messages: list[Message] = field(default_factory=list)
     reasoning: str = ""
     content: str = ""
     calls: list[ToolCall] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
+    tool_names: dict[str, str] = field(default_factory=dict)
 
     def add(self, item: Mapping[str, Any], param: str) -> None:
         match item["type"]:
             case "message":
-                self._message(item, param)
+                self._add_message(item, param)
             case "reasoning":
                 if self.calls or self.content:
-                    self.close()
-                said = text_of(item.get("content"), f"{param}.content")
-                self.reasoning += said or _brought(item.get("encrypted_content"))
+                    self.end_message()
+                text = parse_text(item.get("content"), f"{param}.content")
+                self.reasoning += text or decode_reasoning(item.get("encrypted_content"))
             case "function_call" | "custom_tool_call":
-                self._call(item, param)
+                self._add_call(item, param)
             case "function_call_output" | "custom_tool_call_output":
-                self._output(item, param)
+                self._add_output(item, param)
 
-    def close(self) -> None:
-        """Ends the assistant's message."""
+    def end_message(self) -> None:
+        """Completes the assistant message."""
         if self.content or self.calls:
             self.messages.append(Message("assistant", self.content, self.reasoning, tuple(self.calls)))
         self.reasoning, self.content, self.calls = "", "", []
 
-    def _message(self, item: Mapping[str, Any], param: str) -> None:
+    def _add_message(self, item: Mapping[str, Any], param: str) -> None:
         role = item.get("role")
         if role not in _ROLES:
-            raise RequestRefused(
+            raise BadRequest(
                 f"the role is {str(role)[:40]!r}", param=f"{param}.role", remedy=f"Use one of: {', '.join(_ROLES)}."
             )
-        content = text_of(item.get("content"), f"{param}.content")
+        content = parse_text(item.get("content"), f"{param}.content")
         if role != "assistant":
-            self.close()
+            self.end_message()
             self.messages.append(Message(role, content))
             return
         if self.calls or self.content:
-            self.close()
+            self.end_message()
         self.content = content
 
-    def _call(self, item: Mapping[str, Any], param: str) -> None:
+    def _add_call(self, item: Mapping[str, Any], param: str) -> None:
         custom = item["type"] == "custom_tool_call"
-        name, call_id = _text(item, "name", param), _text(item, "call_id", param)
-        text = _text(item, "input" if custom else "arguments", param)
+        name, call_id = _require_text(item, "name", param), _require_text(item, "call_id", param)
+        text = _require_text(item, "input" if custom else "arguments", param)
         namespace = item.get("namespace")
-        name = seen_name(name, namespace if isinstance(namespace, str) else None)
-        self.names[call_id] = name
-        self.calls.append(ToolCall(name, arguments_of(text) if custom else text))
+        name = to_function_name(name, namespace if isinstance(namespace, str) else None)
+        self.tool_names[call_id] = name
+        self.calls.append(ToolCall(name, encode_custom_input(text) if custom else text))
 
-    def _output(self, item: Mapping[str, Any], param: str) -> None:
-        self.close()
-        name = self.names.get(_text(item, "call_id", param))
+    def _add_output(self, item: Mapping[str, Any], param: str) -> None:
+        self.end_message()
+        name = self.tool_names.get(_require_text(item, "call_id", param))
         if name is None:
-            raise RequestRefused(
-                f"no call before it has the id {item['call_id'][:80]!r}",
+            raise BadRequest(
+                f"no earlier call has the id {item['call_id'][:80]!r}",
                 param=f"{param}.call_id",
                 code="call_not_found",
             )
-        self.messages.append(Message("tool", text_of(item.get("output"), f"{param}.output"), name=name))
+        self.messages.append(Message("tool", parse_text(item.get("output"), f"{param}.output"), name=name))
 
 
-def _text(item: Mapping[str, Any], key: str, param: str) -> str:
+def _require_text(item: Mapping[str, Any], key: str, param: str) -> str:
     value = item.get(key)
     if not isinstance(value, str):
-        raise RequestRefused(f"{key} is missing", param=f"{param}.{key}", code="missing_required_parameter")
+        raise BadRequest(f"{key} is missing", param=f"{param}.{key}", code="missing_required_parameter")
     return value

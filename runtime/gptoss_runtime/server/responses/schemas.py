@@ -1,4 +1,4 @@
-"""A Responses request: its shape, and what it asks of the model. Knows nothing of answers or engines."""
+"""A Responses request: its shape, and its translation to a turn. Knows nothing of answers or engines."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gptoss_runtime.chat.conversation import Message
-from gptoss_runtime.server.errors import RequestRefused
-from gptoss_runtime.server.responses.items import conversation, items_of
-from gptoss_runtime.server.schemas import AnswerRequest, EffortName, Schema, effort_of, text_of
+from gptoss_runtime.server.errors import BadRequest
+from gptoss_runtime.server.openai.response_format import parse_response_format
+from gptoss_runtime.server.openai.schemas import EffortName, GenerationRequest, Schema, parse_text, to_effort
+from gptoss_runtime.server.openai.tools import ToolSet
+from gptoss_runtime.server.responses.items import Item, ReasoningCopies, parse_input, to_messages
 from gptoss_runtime.server.settings import Limits
-from gptoss_runtime.server.toolbox import Toolbox, response_format
-from gptoss_runtime.server.turn import TurnRequest
+from gptoss_runtime.server.turn_request import TurnRequest
 
-_WITH_LOGPROBS = "message.output_text.logprobs"
-_WITH_REASONING = "reasoning.encrypted_content"
+_INCLUDE_LOGPROBS = "message.output_text.logprobs"
+_INCLUDE_REASONING = "reasoning.encrypted_content"
 
 
 class Reasoning(Schema):
-    """How long to reason, and whether a summary is wanted."""
+    """How long to reason, and whether to return a summary."""
 
     effort: EffortName | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class TextOptions(Schema):
-    """What the answer's text has to be."""
+    """The format of the answer's text."""
 
     format: dict[str, Any] | None = None
 
 
-class ResponseRequest(AnswerRequest):
+class ResponseRequest(GenerationRequest):
     """POST /v1/responses."""
 
     input: str | list[Any] | None = None
@@ -50,72 +51,79 @@ class ResponseRequest(AnswerRequest):
     conversation: Any = None
     prompt: Any = None
 
-    def check(self) -> None:
-        """Refuses what would be answered wrongly if it were ignored.
+    def check_supported(self) -> None:
+        """Refuses fields that would lead to a wrong answer if they were ignored.
 
         Raises:
-            RequestRefused: a conversation or a prompt that OpenAI keeps, or truncation of an unknown kind.
+            BadRequest: a conversation or prompt stored at OpenAI, an unknown truncation, or a background stream.
         """
         for name in ("conversation", "prompt"):
             if getattr(self, name) is not None:
-                raise RequestRefused(
-                    f"{name} names something that OpenAI keeps, and this server does not",
+                raise BadRequest(
+                    f"{name} refers to something stored at OpenAI, which this server does not have",
                     param=name,
                     code="unsupported_parameter",
                     remedy="Send the input itself, or previous_response_id.",
                 )
         if self.truncation not in (None, "auto", "disabled"):
-            raise RequestRefused("truncation is neither auto nor disabled", param="truncation")
+            raise BadRequest("truncation is neither auto nor disabled", param="truncation")
         if self.background and self.stream:
-            raise RequestRefused(
-                "a background response is not streamed here", param="stream", remedy="Poll GET /v1/responses/{id}."
+            raise BadRequest(
+                "a background response cannot be streamed", param="stream", remedy="Poll GET /v1/responses/{id}."
             )
 
     @property
-    def with_logprobs(self) -> bool:
-        """Whether log-probabilities are asked for."""
-        return self.top_logprobs is not None or _WITH_LOGPROBS in (self.include or ())
+    def wants_logprobs(self) -> bool:
+        """Whether log-probabilities are requested."""
+        return self.top_logprobs is not None or _INCLUDE_LOGPROBS in (self.include or ())
 
     @property
-    def with_reasoning_carried(self) -> bool:
-        """Whether the client wants reasoning in a form that it can bring back without a store."""
-        return _WITH_REASONING in (self.include or ())
+    def reasoning_copies(self) -> ReasoningCopies:
+        """In which further fields the client wants the reasoning."""
+        return ReasoningCopies(
+            encrypted_content=_INCLUDE_REASONING in (self.include or ()),
+            summary=self.reasoning is not None and self.reasoning.summary is not None,
+        )
 
-    def items(self, limits: Limits) -> list[dict[str, Any]]:
-        """Its input as items with ids."""
-        return items_of(self.input, limits)
-
-    def turn(self, toolbox: Toolbox, items: Sequence[dict[str, Any]], limits: Limits) -> TurnRequest:
-        """What is asked of the model.
-
-        Args:
-            toolbox: its tools.
-            items: the conversation, what went before included.
-            limits: for the format's schema.
+    def to_items(self, limits: Limits) -> list[Item]:
+        """The input as items with ids.
 
         Raises:
-            RequestRefused: items, options or tools that cannot be served.
+            BadRequest: too many items, or one that is malformed.
         """
-        instructions = text_of(_instructed(self.instructions), "instructions")
+        return parse_input(self.input, limits)
+
+    def to_turn_request(self, tools: ToolSet, items: Sequence[Item], limits: Limits) -> TurnRequest:
+        """Translates the request.
+
+        Args:
+            tools: the request's own, parsed.
+            items: the conversation: earlier items and the request's own.
+            limits: the server's limits.
+
+        Raises:
+            BadRequest: items, options or tools that cannot be served.
+        """
+        instructions = parse_text(_instruction_parts(self.instructions), "instructions")
         messages = [Message("developer", instructions)] if instructions else []
-        wanted = None if self.text is None else self.text.format
+        text_format = None if self.text is None else self.text.format
         return TurnRequest(
-            messages=(*messages, *conversation(items)),
-            tools=toolbox.tools,
-            tool_choice=toolbox.choice,
-            allowed=toolbox.allowed,
-            response_format=response_format(wanted, "text.format", limits),
-            effort=effort_of(None if self.reasoning is None else self.reasoning.effort),
-            options=self.options(
+            messages=(*messages, *to_messages(items)),
+            tools=tools.functions,
+            tool_choice=tools.choice,
+            allowed_tools=tools.allowed,
+            response_format=parse_response_format(text_format, "text.format", limits),
+            effort=to_effort(None if self.reasoning is None else self.reasoning.effort),
+            options=self.to_options(
                 max_new_tokens=self.max_output_tokens,
-                logprobs=(self.top_logprobs or 0) if self.with_logprobs else None,
+                logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,
             ),
             drop_oldest=self.truncation == "auto",
         )
 
 
-def _instructed(instructions: str | list[Any] | None) -> str | list[Any] | None:
-    """The contents of instructions that come as messages."""
+def _instruction_parts(instructions: str | list[Any] | None) -> str | list[Any] | None:
+    """Flattens instructions that come as a list of messages to a list of content parts."""
     if not isinstance(instructions, list):
         return instructions
     contents = [item.get("content", "") for item in instructions if isinstance(item, dict)]

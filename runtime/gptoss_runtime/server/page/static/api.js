@@ -1,6 +1,6 @@
-// The server's public HTTP API: plain requests, and a stream of chunks. Knows nothing of the page.
+// A client of the server's HTTP API: plain requests and a stream of chunks. Knows nothing of the page.
 
-/** What the API said is wrong: its own words, its code and the HTTP status. */
+/** An error that the API reported: its message, code and parameter, and the HTTP status. */
 export class ApiError extends Error {
   constructor(message, { code = null, param = null, status = 0 } = {}) {
     super(message);
@@ -17,13 +17,13 @@ export class ApiError extends Error {
   }
 }
 
-/** GET of JSON. */
+/** Gets JSON. */
 export async function get(path, key, signal) {
   const response = await reach(path, { headers: headers(key), signal });
   return response.json();
 }
 
-/** POST /v1/chat/completions as a stream: yields its chunks as they come. */
+/** Posts to /v1/chat/completions and yields the stream's chunks as they come. */
 export async function* complete(body, key, signal) {
   const response = await reach("/v1/chat/completions", {
     method: "POST",
@@ -39,7 +39,7 @@ export async function* complete(body, key, signal) {
     finished ||= chunk.choices?.some((choice) => choice.finish_reason) ?? false;
     yield chunk;
   }
-  if (!finished) throw new ApiError("The connection ended before the answer did.");
+  if (!finished) throw new ApiError("The connection ended before the answer was complete.");
 }
 
 async function reach(path, options) {
@@ -58,7 +58,7 @@ function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** The data of server-sent events, however the bytes are cut: lines end in LF, CRLF or CR. */
+/** Yields the data of server-sent events, however the bytes are split; lines end in LF, CRLF or CR. */
 export async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -84,7 +84,7 @@ export async function* events(stream) {
   }
 }
 
-/** Collects the deltas of one answer into the message that goes back with the next request. */
+/** Collects the deltas of one answer to the message that the next request sends back. */
 export class Answer {
   constructor() {
     this.content = "";

@@ -1,4 +1,4 @@
-// The current settings as a program: curl, Python, JavaScript. The key is never written out, only where to find it.
+// The current settings as a program: curl, Python, JavaScript. The key is never written out, only its variable.
 
 /** Source text that sends `body` to this server. */
 export function source(language, body, origin) {

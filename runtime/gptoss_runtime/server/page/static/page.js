@@ -1,4 +1,4 @@
-// Wires the page: settings, the conversation, one request at a time.
+// Connects the page's parts: settings, the conversation, one request at a time.
 
 import { Answer, ApiError, complete, get } from "./api.js";
 import { source } from "./code.js";
@@ -17,10 +17,10 @@ const EXAMPLE = [
   },
 ];
 
-let messages = []; // the conversation, as the API takes it
-let running = null; // the AbortController of the request at work
-let waiting = null; // the answer whose tool calls wait for their results
-let conversation = 0; // counts conversations: what belongs to an earlier one is dropped
+let messages = []; // the conversation, in the API's format
+let running = null; // the AbortController of the current request
+let waiting = null; // the AnswerView whose tool calls wait for results
+let conversation = 0; // a counter: results that belong to an earlier conversation are dropped
 let language = "curl";
 
 // settings
@@ -71,7 +71,7 @@ async function showServer() {
     const { data = [] } = await get("/v1/models", key);
     const chosen = $("model").value;
     $("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === chosen)));
-    say(data.length ? "" : "The server has no model.");
+    say(data.length ? "" : "The server has no models.");
     $("model").disabled = data.length < 2;
   } catch (error) {
     if (error.status === 401) {
@@ -88,7 +88,7 @@ async function showDevice() {
   try {
     const { models = [] } = await get("/openai/status", $("key").value);
     const loaded = models.find(({ id }) => id === $("model").value);
-    const context = loaded?.context_length && `${loaded.context_length.toLocaleString("en")} positions`;
+    const context = loaded?.context_length && `${loaded.context_length.toLocaleString("en")} tokens`;
     $("device").textContent = loaded ? [loaded.device, loaded.provider, context].filter((one) => one != null && one !== "").join(" · ") : "";
   } catch {
     $("device").textContent = "";
@@ -116,7 +116,7 @@ async function send() {
   const text = $("prompt").value;
   if (running || !text.trim()) return;
   if (waiting) {
-    say("The model waits for its tools: return their results, or start a new conversation.");
+    say("The model waits for its tools: return their results or start a new conversation.");
     waiting.focus();
     return;
   }
@@ -135,7 +135,7 @@ async function send() {
     await answer(turn);
   } catch (error) {
     if (turn !== conversation) return;
-    messages.length = before; // the turn did not happen
+    messages.length = before; // a failed turn is not part of the conversation
     shown.classList.add("failed");
     $("prompt").value ||= text;
     show(errorMessage(error));
@@ -147,7 +147,7 @@ async function send() {
   }
 }
 
-/** Answers until the model calls no more tools; results of calls are typed by hand. */
+/** Requests answers until the model calls no more tools; the user types the results of calls. */
 async function answer(turn) {
   for (;;) {
     const { answer, view, stopped } = await one();
@@ -191,14 +191,14 @@ async function one() {
     stopped = error.name === "AbortError";
     if (!stopped) {
       if (collected.empty) view.element.remove();
-      else view.end("The answer broke off.", "");
+      else view.end("The answer was interrupted.", "");
       throw error instanceof ApiError ? error : new ApiError(String(error.message ?? error));
     }
   } finally {
     running = null;
     busy(false);
   }
-  const note = stopped ? "Stopped." : collected.finish === "length" ? "Cut: no room for more tokens." : "";
+  const note = stopped ? "Stopped." : collected.finish === "length" ? "Truncated: the token limit was reached." : "";
   view.end(note, figures(collected, begun, first));
   say(stopped ? "Stopped." : "The answer is complete.");
   scrollDown(false);

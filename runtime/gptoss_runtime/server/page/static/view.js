@@ -1,18 +1,18 @@
-// What a conversation looks like. Text from people and models only ever goes in as textContent.
+// Displays a conversation. Text from users and models is only ever set as textContent.
 
-/** An element: `make("p", {className: "quiet"}, "text", child)`. */
+/** Makes an element: `make("p", {className: "quiet"}, "text", child)`. */
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
   return element;
 }
 
-/** What someone wrote. */
+/** Makes a user's message. */
 export function userMessage(text) {
   return make("article", { className: "user" }, make("h2", { className: "hidden", textContent: "You" }), prose(text));
 }
 
-/** What the API said is wrong. */
+/** Makes an error that the API reported. */
 export function errorMessage(error) {
   const code = [error.status || null, error.code, error.param].filter(Boolean).join(", ");
   const element = make("article", { className: "error" }, make("p", { textContent: error.message }));
@@ -21,7 +21,7 @@ export function errorMessage(error) {
   return element;
 }
 
-/** An answer that grows: reasoning folded, text, tool calls, figures. */
+/** Displays an answer as it grows: collapsed reasoning, text, tool calls, figures. */
 export class AnswerView {
   constructor(answer) {
     this.answer = answer;
@@ -37,7 +37,7 @@ export class AnswerView {
     this.pending = 0;
   }
 
-  /** Draws what changed, at most once a frame. */
+  /** Redraws at most once per frame. */
   update() {
     this.pending ||= requestAnimationFrame(() => {
       this.pending = 0;
@@ -45,7 +45,7 @@ export class AnswerView {
     });
   }
 
-  /** The answer has ended; `note` says how, where it did not end by itself. */
+  /** Marks the answer as complete; `note` says why it ended early, if it did. */
   end(note, figures) {
     cancelAnimationFrame(this.pending);
     this.#draw();
@@ -55,7 +55,7 @@ export class AnswerView {
     this.figures.textContent = figures;
   }
 
-  /** Puts the cursor where the first result is typed. */
+  /** Moves the focus to the field of the first result. */
   focus() {
     this.fields?.[0]?.focus();
   }
@@ -69,7 +69,7 @@ export class AnswerView {
     this.calls.replaceChildren(...calls.filter(Boolean).map((call) => callLine(call)));
   }
 
-  /** Lets someone answer the calls by hand; resolves with their results in order. */
+  /** Adds fields in which the user types the calls' results; resolves to the results in order. */
   askForResults() {
     const fields = this.answer.calls.map((call, index) => {
       const field = make("textarea", { rows: 1, className: "code", placeholder: "What the tool returns" });
@@ -106,7 +106,7 @@ function callLine(call) {
   return make("div", { className: "call" }, make("code", { textContent: `→ ${call.function.name}(${call.function.arguments})` }));
 }
 
-/** Text, with what stands between three backticks as code. */
+/** Makes text in which blocks between three backticks are code. */
 function prose(text) {
   const element = make("div", { className: "prose" });
   text.split(/^```[^\n]*\n?/m).forEach((part, index) => {

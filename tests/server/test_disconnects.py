@@ -1,4 +1,4 @@
-"""Clients that leave, wait, read slowly or come all at once: slots are freed, and nobody gets another's answer."""
+"""Clients that disconnect, wait, read slowly or come all at once: slots are freed, and answers are not mixed up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def users(running: Running) -> int:
 
 
 def send(running: Running, body: dict[str, Any], path: str = "/v1/chat/completions") -> socket.socket:
-    """A request whose answer is not read."""
+    """Sends a request and does not read its answer."""
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost:{running.port}\r\nContent-Type: application/json\r\n"
     connection = socket.create_connection(("127.0.0.1", running.port))
@@ -33,12 +33,12 @@ def send(running: Running, body: dict[str, Any], path: str = "/v1/chat/completio
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-def test_a_client_that_leaves_frees_its_slot(server: Running, http: httpx.Client, path: str, stream: bool) -> None:
+def test_disconnect_frees_the_slot(server: Running, http: httpx.Client, path: str, stream: bool) -> None:
     body = ENDLESS if "chat" in path else ENDLESS_RESPONSE
-    for when in ("soon", "speaking"):
+    for when in ("early", "in mid-answer"):
         connection = send(server, {**body, "stream": stream}, path)
         until(lambda: users(server) == 1)
-        if when == "speaking":
+        if when == "in mid-answer":
             until(lambda: server.metric("gptoss_requests_running") == 1)
         connection.close()
         until(lambda: users(server) == 0)
@@ -46,7 +46,7 @@ def test_a_client_that_leaves_frees_its_slot(server: Running, http: httpx.Client
     assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
-def test_a_response_whose_client_left_is_cancelled(server: Running, http: httpx.Client) -> None:
+def test_disconnect_cancels_the_response(server: Running, http: httpx.Client) -> None:
     connection = send(server, ENDLESS_RESPONSE, "/v1/responses")
     until(lambda: users(server) == 1)
     until(lambda: http.get("/v1/responses?limit=1").json()["data"][0]["status"] == "in_progress")
@@ -54,7 +54,7 @@ def test_a_response_whose_client_left_is_cancelled(server: Running, http: httpx.
     until(lambda: http.get("/v1/responses?limit=1").json()["data"][0]["status"] == "cancelled")
 
 
-def test_a_client_that_leaves_the_queue(serve: Serve) -> None:
+def test_disconnect_leaves_the_queue(serve: Serve) -> None:
     with serve(engine={"slots": 1}) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         first = send(running, ENDLESS)
         until(lambda: running.metric("gptoss_requests_running") == 1)
@@ -67,7 +67,7 @@ def test_a_client_that_leaves_the_queue(serve: Serve) -> None:
         assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
-def test_a_full_queue_says_when_to_come_back(serve: Serve) -> None:
+def test_full_queue_is_503_with_retry_after(serve: Serve) -> None:
     with serve(engine={"slots": 1, "queue": 1}, host={"max_turns": 2}) as running:
         held = [send(running, ENDLESS) for _ in range(2)]
         until(lambda: users(running) == 2)
@@ -84,10 +84,10 @@ def test_a_full_queue_says_when_to_come_back(serve: Serve) -> None:
             assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
-def test_a_slow_reader_holds_no_slot(server: Running, http: httpx.Client) -> None:
+def test_slow_reader_holds_no_slot(server: Running, http: httpx.Client) -> None:
     connection = send(server, {**ENDLESS, "max_completion_tokens": 600, "stream": True})
     until(lambda: users(server) == 1)
-    until(lambda: users(server) == 0)  # made to its end, and nothing of it was read
+    until(lambda: users(server) == 0)  # generated to its end, though none of it was read
     assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
     connection.close()
 
@@ -104,7 +104,7 @@ def test_answers_are_not_mixed_up(client: openai.OpenAI) -> None:
             assert text.startswith(f"{a} + {b} = ")
 
 
-def test_metrics_count(server: Running, http: httpx.Client) -> None:
+def test_metrics(server: Running, http: httpx.Client) -> None:
     labels = {"method": "POST", "route": "/v1/chat/completions", "status": "200"}
     before = server.metric("gptoss_http_requests_total", **labels)
     tokens = server.metric("gptoss_tokens_total", kind="completion")

@@ -1,4 +1,4 @@
-"""GET /v1/models: the models on this machine, in OpenAI's shape. Knows the catalog; loads nothing."""
+"""GET /v1/models: the models on this machine, in OpenAI's shape. Loads nothing."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gptoss_runtime.server.json_response import JsonResponse
 from gptoss_runtime.server.served_models import ServedModel
 from gptoss_runtime.server.services import Services
-from gptoss_runtime.server.streams import Json
 
 router = APIRouter(tags=["OpenAI"])
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    """List the models that can be asked."""
+    """List the models on this machine."""
     host = Services.of(request).host
-    entries = await asyncio.to_thread(host.catalog.entries)
-    return Json({"object": "list", "data": [_model(entry, host.context_length(entry)) for entry in entries]})
+    models = await asyncio.to_thread(host.models.list_models)
+    return JsonResponse({"object": "list", "data": [_to_json(model, host.context_length(model)) for model in models]})
 
 
 @router.get("/v1/models/{model:path}")
 async def retrieve(request: Request, model: str) -> Response:
     """Describe one model."""
     host = Services.of(request).host
-    entry = await asyncio.to_thread(host.catalog.find, model)
-    return Json(_model(entry, host.context_length(entry)))
+    found = await asyncio.to_thread(host.models.find, model)
+    return JsonResponse(_to_json(found, host.context_length(found)))
 
 
-def _model(entry: ServedModel, context_length: int) -> dict[str, Any]:
+def _to_json(model: ServedModel, context_length: int) -> dict[str, Any]:
     return {
-        "id": entry.id,
+        "id": model.id,
         "object": "model",
-        "created": entry.created,
+        "created": model.created,
         "owned_by": "openai",
         "context_length": context_length,
         "max_model_len": context_length,
-        "target": entry.target,
+        "target": model.target,
     }

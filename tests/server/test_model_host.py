@@ -1,4 +1,4 @@
-"""Models in memory: on demand, one in another's place, idle ones unloaded, failures that leave nothing behind."""
+"""Models in memory: loaded on demand, evicted, unloaded when idle; and failures that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from gptoss_runtime.engine.base import Engine
 from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.errors import ArtifactError, ModelNotFound, Overloaded, ResourceError
 from gptoss_runtime.models import Registry
-from gptoss_runtime.server.errors import Busy, NotThere, RequestRefused
-from gptoss_runtime.server.host import ModelHost
+from gptoss_runtime.server.errors import BadRequest, Conflict, NotFound
+from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModel, ServedModels
 from tests.server.running import ENDLESS, MODEL, Running, ask, until
 
 
 class Factory:
-    """Makes scripted engines and counts them."""
+    """Loads scripted engines and counts them."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
         self.open = 0
         self.fails: Exception | None = None
 
-    def __call__(self, entry: ServedModel) -> Engine:
+    def __call__(self, model: ServedModel) -> Engine:
         if self.fails is not None:
             raise self.fails
-        self.made.append(entry.id)
+        self.made.append(model.id)
         self.open += 1
         factory = self
 
@@ -43,7 +43,7 @@ class Factory:
             def close(self) -> None:
                 factory.open -= 1
 
-        return Counted([], tokenizer=entry.path / "tokenizer.json")
+        return Counted([], tokenizer=model.path / "tokenizer.json")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def folders(nano_artifact: Path) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def second(nano_artifact: Path) -> Any:
-    """A second folder with the same files, linked where that works."""
+    """A second folder with the same files."""
     folder = nano_artifact.parent / "second"
     shutil.copytree(nano_artifact, folder)
     yield
@@ -63,7 +63,7 @@ def second(nano_artifact: Path) -> Any:
 def hosted(
     folders: dict[str, Path], vocabulary: Path, work: Callable[[ModelHost, Factory], Awaitable[None]], **options: Any
 ) -> None:
-    """Runs work with a host in an event loop; at the end no engine is left."""
+    """Runs ``work`` with a host in an event loop, and checks that no engine is left open."""
     factory = Factory()
 
     async def run() -> None:
@@ -78,7 +78,7 @@ def hosted(
     assert factory.open == 0
 
 
-def test_a_model_is_loaded_once_for_all_who_ask(folders: dict[str, Path], vocabulary: Path) -> None:
+def test_concurrent_requests_load_a_model_once(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         leases = await asyncio.gather(*(host.lease("one") for _ in range(5)), host.lease(None))
         assert factory.made == ["one"]
@@ -92,14 +92,14 @@ def test_a_model_is_loaded_once_for_all_who_ask(folders: dict[str, Path], vocabu
     hosted(folders, vocabulary, work)
 
 
-def test_the_one_unused_longest_makes_room(folders: dict[str, Path], vocabulary: Path) -> None:
+def test_least_recently_used_model_is_unloaded(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         lease = await host.lease("one")
         with pytest.raises(Overloaded):
             await host.load("two")
         lease.release()
         await host.load("two")
-        assert [loaded.entry.id for loaded in host.loaded()] == ["two"]
+        assert [loaded.model.id for loaded in host.loaded()] == ["two"]
         assert factory.open == 1
 
     hosted(folders, vocabulary, work)
@@ -110,16 +110,16 @@ def test_idle_models_are_unloaded(folders: dict[str, Path], vocabulary: Path) ->
         lease = await host.lease("one")
         await host.load("two", ttl=10**6)
         await asyncio.sleep(0.3)
-        assert len(host.loaded()) == 2  # one is in use, two has a time of its own
+        assert len(host.loaded()) == 2  # one is in use, two has its own ttl
         lease.release()
         while len(host.loaded()) == 2:
             await asyncio.sleep(0.01)
-        assert [loaded.entry.id for loaded in host.loaded()] == ["two"]
+        assert [loaded.model.id for loaded in host.loaded()] == ["two"]
 
     hosted(folders, vocabulary, work, ttl=0.1, max_loaded=2)
 
 
-def test_a_load_that_fails_leaves_nothing(folders: dict[str, Path], vocabulary: Path) -> None:
+def test_failed_load_leaves_nothing(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         factory.fails = ResourceError("no memory")
         for _ in range(2):
@@ -131,7 +131,7 @@ def test_a_load_that_fails_leaves_nothing(folders: dict[str, Path], vocabulary: 
     hosted(folders, vocabulary, work)
 
 
-def test_who_leaves_while_loading_does_not_stop_it(folders: dict[str, Path], vocabulary: Path) -> None:
+def test_cancelled_request_does_not_cancel_the_load(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         leaver = asyncio.create_task(host.lease("one"))
         await asyncio.sleep(0)
@@ -142,7 +142,7 @@ def test_who_leaves_while_loading_does_not_stop_it(folders: dict[str, Path], voc
     hosted(folders, vocabulary, work)
 
 
-def test_no_more_turns_than_may_be(folders: dict[str, Path], vocabulary: Path) -> None:
+def test_max_turns_is_enforced(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         await host.lease("one")
         await host.lease("one")
@@ -153,12 +153,12 @@ def test_no_more_turns_than_may_be(folders: dict[str, Path], vocabulary: Path) -
     hosted(folders, vocabulary, work, max_turns=2)
 
 
-def test_unloading(folders: dict[str, Path], vocabulary: Path) -> None:
+def test_unload(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
-        with pytest.raises(NotThere):
+        with pytest.raises(NotFound):
             await host.unload("one")
         await host.lease("one")
-        with pytest.raises(Busy):
+        with pytest.raises(Conflict):
             await host.unload("one")
         await host.unload("one", force=True)
         assert host.loaded() == []
@@ -166,40 +166,40 @@ def test_unloading(folders: dict[str, Path], vocabulary: Path) -> None:
     hosted(folders, vocabulary, work)
 
 
-def test_names(folders: dict[str, Path], vocabulary: Path) -> None:
+def test_unknown_and_missing_names(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         with pytest.raises(ModelNotFound):
             await host.lease(str(folders["one"]))
-        host.catalog.default = None
-        with pytest.raises(RequestRefused):
+        host.models.default = None
+        with pytest.raises(BadRequest):
             await host.lease(None)
 
     hosted(folders, vocabulary, work)
 
 
-def test_a_damaged_folder_is_not_listed(folders: dict[str, Path]) -> None:
+def test_damaged_folder_is_not_listed(folders: dict[str, Path]) -> None:
     (folders["two"] / "genai_config.json").write_text("{", encoding="utf-8")
-    catalog = ServedModels(folders)
-    assert [entry.id for entry in catalog.entries()] == ["one"]
+    served = ServedModels(folders)
+    assert [model.id for model in served.list_models()] == ["one"]
     with pytest.raises(ArtifactError):
-        catalog.find("two")
+        served.find("two")
 
 
-def test_the_registry_adds_its_models(nano_artifact: Path, tmp_path: Path) -> None:
+def test_registry_models_are_served(nano_artifact: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path, search=[nano_artifact.parents[1]])
-    catalog = ServedModels.of(None, registry)
-    assert f"{MODEL}:cpu" in [entry.id for entry in catalog.entries()]
-    assert catalog.find(f"{MODEL}:cpu").path == nano_artifact.resolve()
+    served = ServedModels.from_argument(None, registry)
+    assert f"{MODEL}:cpu" in [model.id for model in served.list_models()]
+    assert served.find(f"{MODEL}:cpu").path == nano_artifact.resolve()
     with pytest.raises(ModelNotFound) as raised:
-        catalog.find(str(nano_artifact))
+        served.find(str(nano_artifact))
     assert raised.value.remedy is not None
     assert raised.value.remedy.endswith("GET /v1/models lists those on this machine.")
-    named = ServedModels.of(str(nano_artifact), registry)
+    named = ServedModels.from_argument(str(nano_artifact), registry)
     assert named.default == Artifact.open(nano_artifact).name
-    assert [entry.path for entry in named.entries()].count(nano_artifact.resolve()) == 1
+    assert [model.path for model in named.list_models()].count(nano_artifact.resolve()) == 1
 
 
-def test_foundrys_routes(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+def test_foundry_routes(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         assert http.get("/openai/models").json() == [MODEL]
         assert http.get("/openai/loadedmodels").json() == []
@@ -220,7 +220,7 @@ def test_foundrys_routes(serve: Callable[..., AbstractContextManager[Running]]) 
 
 
 @pytest.mark.integration
-def test_memory_is_back_after_an_unload(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+def test_unload_frees_memory(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         http.post("/v1/chat/completions", json=ask("hello"))
         engine: Any = running.host.loaded()[0].engine
@@ -231,7 +231,7 @@ def test_memory_is_back_after_an_unload(serve: Callable[..., AbstractContextMana
 
 
 @pytest.mark.integration
-def test_an_unload_by_force_ends_answers(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+def test_forced_unload_ends_answers(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         with http.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:
             lines = answer.iter_lines()
@@ -244,7 +244,7 @@ def test_an_unload_by_force_ends_answers(serve: Callable[..., AbstractContextMan
 
 
 @pytest.mark.integration
-def test_a_killed_engine_costs_one_request(serve: Callable[..., AbstractContextManager[Running]]) -> None:
+def test_killed_engine_fails_only_running_answers(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         with http.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:
             lines = answer.iter_lines()
@@ -263,6 +263,6 @@ def _kill(running: Running) -> None:
     psutil.Process(engine.pid).kill()
 
 
-def test_threads_end(server: Running, http: httpx.Client) -> None:
+def test_turn_threads_end(server: Running, http: httpx.Client) -> None:
     http.post("/v1/chat/completions", json=ask("hello"))
     until(lambda: not any(thread.name == "gptoss-turn" for thread in threading.enumerate()))

@@ -1,4 +1,4 @@
-"""Server-sent events on a scripted connection: comments while it is quiet, and an end when the client goes."""
+"""Server-sent events on a scripted connection: comments while the stream is silent, and an end at a disconnect."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from gptoss_runtime.server.streams import EventStream
+from gptoss_runtime.server.sse import EventStream
 
 
 def play(
     events: Callable[[asyncio.Event, asyncio.Event], AsyncGenerator[bytes]], *, leave_after: bytes | None = None
 ) -> list[bytes]:
-    """What a client gets of a stream; it leaves after having got some bytes, if told so."""
+    """Returns what a client receives of a stream; it disconnects after ``leave_after``."""
 
     async def run() -> list[bytes]:
         got: list[bytes] = []
@@ -32,13 +32,13 @@ def play(
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        await EventStream(events(quiet, gone), quiet_seconds=0.01)({"type": "http"}, receive, send)
+        await EventStream(events(quiet, gone), keep_alive_seconds=0.01)({"type": "http"}, receive, send)
         return got
 
     return asyncio.run(run())
 
 
-def test_a_quiet_stream_says_that_it_lives() -> None:
+def test_silent_stream_sends_comments() -> None:
     async def events(quiet: asyncio.Event, gone: asyncio.Event) -> AsyncGenerator[bytes]:
         yield b"one"
         await quiet.wait()
@@ -49,13 +49,13 @@ def test_a_quiet_stream_says_that_it_lives() -> None:
     assert set(got[1:-2]) == {b": still working\n\n"}
 
 
-def test_the_events_end_when_the_client_goes() -> None:
+def test_events_are_closed_when_the_client_disconnects() -> None:
     closed = []
 
     async def events(quiet: asyncio.Event, gone: asyncio.Event) -> AsyncGenerator[bytes]:
         try:
             yield b"one"
-            await asyncio.Event().wait()  # for ever
+            await asyncio.Event().wait()  # forever
         finally:
             closed.append(True)
 
@@ -63,7 +63,7 @@ def test_the_events_end_when_the_client_goes() -> None:
     assert closed == [True]
 
 
-def test_an_error_of_the_events_is_raised() -> None:
+def test_error_in_the_events_is_raised() -> None:
     async def events(quiet: asyncio.Event, gone: asyncio.Event) -> AsyncGenerator[bytes]:
         yield b"one"
         raise KeyError("x")
