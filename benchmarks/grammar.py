@@ -20,7 +20,7 @@ from gptoss_convert.workflow import convert
 from gptoss_runtime import Engine, GenerationOptions, Message, Tool, load_engine
 from gptoss_runtime.chat.conversation import ResponseFormat
 from gptoss_runtime.chat.harmony import Harmony
-from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.chat.turn_grammar import build_turn_grammar
 from gptoss_runtime.engine.grammar import Constraint
 from gptoss_runtime.harmony_tokens import STOP_TOKENS
 
@@ -36,9 +36,9 @@ PERSON = {
 }
 TOOLS = [Tool(f"tool_{at}", "Does something.", PERSON) for at in range(32)]
 CASES: dict[str, dict[str, Any]] = {
-    "free text, calls made impossible": {"grammar": turn_grammar(tool_choice="none")},
-    "JSON by a schema": {"grammar": turn_grammar(response_format=ResponseFormat(PERSON))},
-    "a call of one of 32 tools": {"grammar": turn_grammar(tools=TOOLS, tool_choice="required")},
+    "free text, calls made impossible": {"grammar": build_turn_grammar(tool_choice="none")},
+    "JSON by a schema": {"grammar": build_turn_grammar(response_format=ResponseFormat(PERSON))},
+    "a call of one of 32 tools": {"grammar": build_turn_grammar(tools=TOOLS, tool_choice="required")},
     "no grammar, 20 log-probabilities": {"logprobs": 20},
 }
 

@@ -7,8 +7,8 @@ import is cheap: onnxruntime-genai and openai-harmony are imported when somethin
 from gptoss_runtime.chat.chat import Chat, Reply
 from gptoss_runtime.chat.conversation import (
     JSON_OBJECT,
+    ChatEvent,
     ContentDelta,
-    Event,
     Finish,
     Message,
     MessageEnd,
@@ -20,7 +20,7 @@ from gptoss_runtime.chat.conversation import (
     ToolResult,
 )
 from gptoss_runtime.chat.stops import StopStrings
-from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.chat.turn_grammar import build_turn_grammar
 from gptoss_runtime.engine.base import Engine, Generation
 from gptoss_runtime.engine.loading import load_engine
 from gptoss_runtime.engine.options import GenerationOptions
@@ -51,6 +51,7 @@ __all__ = [
     "BackendError",
     "BackendUnavailable",
     "Chat",
+    "ChatEvent",
     "ContentDelta",
     "ContextOverflow",
     "DeviceError",
@@ -58,7 +59,6 @@ __all__ = [
     "DriverTooOld",
     "Engine",
     "EngineDied",
-    "Event",
     "Finish",
     "FinishReason",
     "Generation",
@@ -87,6 +87,6 @@ __all__ = [
     "ToolCallDelta",
     "ToolResult",
     "Usage",
+    "build_turn_grammar",
     "load_engine",
-    "turn_grammar",
 ]

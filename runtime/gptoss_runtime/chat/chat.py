@@ -1,6 +1,6 @@
 """A conversation with a model: history, tools, reasoning effort, streaming events.
 
-Knows messages, tools and events; knows neither harmony's tokens nor onnxruntime-genai.
+Knows messages, tools and events; knows nothing of harmony's format and onnxruntime-genai.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss_runtime.chat.conversation import (
+    ChatEvent,
     ContentDelta,
     Effort,
-    Event,
     Finish,
     Message,
     ReasoningDelta,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of one ``send``: the texts, the calls left to the caller, and how it ended."""
+    """The result of ``Chat.send``: the texts, the tool calls left to the caller, and how the turn ended."""
 
     content: str
     reasoning: str
@@ -47,19 +47,19 @@ class Reply:
 class Chat:
     """A conversation on an engine.
 
-    A turn that ends by itself is added to ``messages``; one that fails, is cancelled or is abandoned leaves them as
-    they were. One turn at a time.
+    A completed turn is added to ``messages``; a turn that fails, is cancelled or is abandoned leaves them unchanged.
+    Not thread-safe, except ``cancel``; one turn at a time.
 
     Args:
-        engine: what generates.
-        harmony: the format, of the same artifact.
-        instructions: told to the model before everything else.
-        tools: what the model may call. Those with a function are run here; for the others the turn ends with
-            "tool_calls" and goes on after ``add_tool_result``.
-        effort: how long the model reasons.
-        options: sampling; harmony's stop tokens take the place of its ``stop_token_ids``.
-        date: told to the model as the current date when given.
-        max_steps: generations in one turn at most, so that a model that keeps calling tools ends.
+        engine: the engine.
+        harmony: the format, loaded from the same artifact.
+        instructions: the developer message at the start of the conversation.
+        tools: the functions that the model may call. Those with a ``function`` are run here; for others the turn ends
+            with "tool_calls" and continues after ``add_tool_result``.
+        effort: the reasoning effort.
+        options: sampling options; their ``stop_token_ids`` are replaced by harmony's.
+        date: the current date to tell the model, if any.
+        max_steps: maximum number of generations per turn, which bounds a model that keeps calling tools.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class Chat:
         context_length: int | None = None,
         **settings: Any,
     ) -> Chat:
-        """A chat on an artifact; arguments as ``load_engine``'s, ``settings`` as the constructor's."""
+        """Loads an artifact; the arguments are those of ``load_engine``, ``settings`` those of the constructor."""
         from gptoss_runtime.artifact.folder import TOKENIZER, Artifact
         from gptoss_runtime.chat.harmony import Harmony
 
         artifact = Artifact.open(path)
-        harmony = Harmony.load(artifact.path / TOKENIZER)  # first: it fails fast
+        harmony = Harmony.load(artifact.path / TOKENIZER)  # before the engine, which takes longer to load
         engine = load_engine(path, provider=provider, device=device, threads=threads, context_length=context_length)
         return cls(engine, harmony, **settings)
 
     def send(self, text: str) -> Reply:
-        """Says something and waits for the whole answer. Raises as ``stream`` and its iterator."""
+        """Sends a user message and waits for the whole answer. Raises as ``stream`` and its iterator."""
         content: list[str] = []
         reasoning: list[str] = []
         finish = Finish("stop")
@@ -124,74 +124,75 @@ class Chat:
         calls = self.messages[-1].tool_calls if finish.reason == "tool_calls" else ()
         return Reply("".join(content), "".join(reasoning), calls, finish)
 
-    def stream(self, text: str | None = None) -> Iterator[Event]:
-        """Says something and gives the answer's events as they come; the last is ``Finish``.
+    def stream(self, text: str | None = None) -> Iterator[ChatEvent]:
+        """Sends a user message and streams the answer's events; the last is ``Finish``.
 
-        Where the engine fails, the iterator gives a ``Finish`` whose reason is "error" and then raises the
-        ``GptOssError``: ``NumericalError`` where the model's logits are not finite.
+        If the engine fails, the iterator yields a ``Finish`` whose reason is "error" and then raises the
+        ``GptOssError``: ``NumericalError`` if the model's logits are not finite.
 
         Args:
-            text: what the user says; ``None`` goes on after ``add_tool_result``.
+            text: the user's message; ``None`` continues after ``add_tool_result``.
 
         Raises:
-            InvalidRequest: nothing to answer, or the conversation cannot be rendered.
-            ContextOverflow: the conversation no longer fits; ``reset`` or drop some of ``messages``.
+            InvalidRequest: there is nothing to answer, or the conversation cannot be rendered.
+            ContextOverflow: the conversation no longer fits; ``reset`` it or remove some of ``messages``.
         """
         turn = list(self.messages)
         if text is not None:
             turn.append(Message("user", text))
         if not turn or turn[-1].role not in ("user", "tool"):
-            raise InvalidRequest("there is nothing to answer", remedy="Say something, or add a tool's result.")
+            raise InvalidRequest("there is nothing to answer", remedy="Pass a text, or add a tool's result.")
         self._cancelled = False
-        return self._turn(turn)
+        return self._run_turn(turn)
 
     def add_tool_result(self, name: str, content: str) -> None:
-        """Supplies the result of a tool the model called; then ``stream()`` goes on."""
+        """Adds the result of a tool that the model called; ``stream()`` then continues the turn."""
         self.messages.append(Message("tool", content, name=name))
 
     def cancel(self) -> None:
-        """Ends the turn being generated; thread-safe."""
+        """Cancels the running turn; thread-safe."""
         self._cancelled = True
         generation = self._generation
         if generation is not None:
             generation.cancel()
 
     def reset(self) -> None:
-        """Forgets the conversation; instructions and tools stay."""
+        """Clears the conversation; instructions and tools stay."""
         self.messages = list(self._instructions)
 
-    def _turn(self, turn: list[Message]) -> Iterator[Event]:
+    def _run_turn(self, turn: list[Message]) -> Iterator[ChatEvent]:
+        """Alternates answers and tool calls until the turn ends."""
         for step in range(self.max_steps):
-            answer, finish = yield from self._answer(turn)
+            answer, finish = yield from self._generate_answer(turn)
             if finish.reason == "cancelled":
                 yield finish
                 return
             turn.append(answer)
-            runnable = finish.reason == "tool_calls" and all(self._runs(call) for call in answer.tool_calls)
+            runnable = finish.reason == "tool_calls" and all(self._can_run(call) for call in answer.tool_calls)
             if not runnable or step + 1 == self.max_steps:
                 self.messages = turn
                 yield finish
                 return
             for call in answer.tool_calls:
-                result = self._run(call)
+                result = self._run_tool(call)
                 turn.append(Message("tool", result.content, name=result.name))
                 yield result
 
-    def _answer(self, turn: list[Message]) -> Generator[Event, None, tuple[Message, Finish]]:
-        """One generation: its events but the last, which it returns with the message they make."""
+    def _generate_answer(self, turn: list[Message]) -> Generator[ChatEvent, None, tuple[Message, Finish]]:
+        """Runs one generation: yields its events except ``Finish``, and returns the message and ``Finish``."""
         ids = self.harmony.render(turn, tools=self.tools, effort=self.effort, date=self.date)
         parser = self.harmony.parser()
         texts: dict[type, list[str]] = {ContentDelta: [], ReasoningDelta: []}
         calls: list[ToolCall] = []
         finish = Finish("stop")
-        with self._generating(ids) as generation:
+        with self._start_generation(ids) as generation:
             for event in parser.stream(generation):
                 match event:
                     case ContentDelta() | ReasoningDelta():
                         texts[type(event)].append(event.text)
                     case ToolCall():
                         calls.append(event)
-                    case Finish() if event.reason != "error":  # after which the parser raises
+                    case Finish() if event.reason != "error":  # after "error" the parser raises
                         finish = event
                         continue
                 yield event
@@ -199,8 +200,8 @@ class Chat:
         return Message("assistant", content, reasoning, tuple(calls)), finish
 
     @contextmanager
-    def _generating(self, ids: list[int]) -> Iterator[Generation]:
-        """A generation that ``cancel`` can reach, also if it was called just before."""
+    def _start_generation(self, ids: list[int]) -> Iterator[Generation]:
+        """Starts a generation that ``cancel`` can cancel, even if it was called just before."""
         options = replace(self.options, stop_token_ids=STOP_TOKENS)
         with self.engine.generate(ids, options) as generation:
             self._generation = generation
@@ -211,13 +212,13 @@ class Chat:
             finally:
                 self._generation = None
 
-    def _runs(self, call: ToolCall) -> bool:
-        """Whether a call is answered here: its tool has a function, or is unknown (the model is told so)."""
-        tool = self._tool(call.name)
+    def _can_run(self, call: ToolCall) -> bool:
+        """Whether a call is answered here: its tool has a function, or is unknown, which is an error result."""
+        tool = self._find_tool(call.name)
         return tool is None or tool.function is not None
 
-    def _run(self, call: ToolCall) -> ToolResult:
-        tool = self._tool(call.name)
+    def _run_tool(self, call: ToolCall) -> ToolResult:
+        tool = self._find_tool(call.name)
         try:
             if tool is None or tool.function is None:
                 raise LookupError(f"there is no tool {call.name}")
@@ -226,8 +227,8 @@ class Chat:
                 raise TypeError("the arguments are not a JSON object")
             value = tool.function(**arguments)
             return ToolResult(call.name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        except Exception as error:  # a tool is the user's code: whatever it raises, the model is told
+        except Exception as error:  # a tool is user code and may raise anything; the model gets the error
             return ToolResult(call.name, json.dumps({"error": f"{type(error).__name__}: {error}"}), failed=True)
 
-    def _tool(self, name: str) -> Tool | None:
+    def _find_tool(self, name: str) -> Tool | None:
         return next((tool for tool in self.tools if tool.name == name), None)

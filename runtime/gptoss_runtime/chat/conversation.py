@@ -1,4 +1,4 @@
-"""What a conversation is made of, and the events of an answer as it streams. Plain data: knows no format, no model."""
+"""The messages and tools of a conversation, and the events of a streamed answer. Plain data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """The model asks for a tool: ``arguments`` is its text, meant to be JSON but exactly as the model wrote it."""
+    """A tool call by the model; ``arguments`` should be JSON, but is the model's text unchanged."""
 
     name: str
     arguments: str
@@ -31,14 +31,14 @@ class Message:
     """One message.
 
     Args:
-        role: who speaks. "system" and "developer" both instruct the model.
-        content: the text; an assistant's is its answer, a tool's is its result.
-        reasoning: an assistant's analysis before the content.
-        tool_calls: what an assistant asked for.
-        name: which tool speaks, when role is "tool".
+        role: the author. "system" and "developer" both instruct the model.
+        content: the text: an assistant's answer, a tool's result.
+        reasoning: an assistant's analysis before its answer.
+        tool_calls: an assistant's tool calls.
+        name: the tool's name, if role is "tool".
 
     Raises:
-        InvalidRequest: an unknown role, or a tool name that cannot be one.
+        InvalidRequest: the role is unknown, a tool name is invalid, or the content is not a string.
     """
 
     role: Role
@@ -59,7 +59,7 @@ class Message:
 
     @property
     def is_final(self) -> bool:
-        """Whether this ends an assistant's turn: an answer, and no tool to wait for."""
+        """Whether this ends an assistant's turn: it has content and no tool calls."""
         return self.role == "assistant" and bool(self.content) and not self.tool_calls
 
 
@@ -68,12 +68,12 @@ class Tool:
     """A function that the model may call.
 
     Args:
-        name: letters, digits, ``_`` and ``-``; at most 64.
-        description: what it does, for the model.
-        parameters: JSON schema of its arguments, an object; ``None``: it takes none.
-        function: called with the arguments as keywords; ``None``: the caller runs the tool itself.
-        strict: where arguments are enforced, refuse ``parameters`` that cannot be enforced to the letter; otherwise
-            they are enforced as far as they can be.
+        name: 1 to 64 letters, digits, ``_`` and ``-``.
+        description: tells the model what the tool does.
+        parameters: a JSON schema of the arguments, an object; ``None`` means no arguments.
+        function: called with the arguments as keywords; ``None`` means the caller runs the tool.
+        strict: if arguments are enforced by a grammar, reject ``parameters`` that cannot be enforced exactly instead
+            of enforcing them as far as possible.
     """
 
     name: str
@@ -88,12 +88,12 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """What an answer has to be.
+    """The required format of an answer.
 
     Args:
-        schema: JSON schema of the answer.
-        name: for the model; as a tool's.
-        description: what the answer is for, for the model.
+        schema: a JSON schema of the answer.
+        name: tells the model what the format is called; the rules are those for a tool's name.
+        description: tells the model what the answer is for.
     """
 
     schema: Mapping[str, Any]
@@ -105,28 +105,28 @@ class ResponseFormat:
 
 
 def check_tool_name(name: object) -> None:
-    """Refuses what is not a tool's name.
+    """Validates the name of a tool.
 
     Raises:
-        InvalidRequest: not a string of 1 to 64 letters, digits, ``_`` and ``-``.
+        InvalidRequest: it is not a string of 1 to 64 letters, digits, ``_`` and ``-``.
     """
     if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
         raise InvalidRequest(f"{str(name)[:80]!r} cannot name a tool", remedy="Use 1 to 64 letters, digits, _ and -.")
 
 
-JSON_OBJECT = ResponseFormat({"type": "object"})  # any JSON object; a model is told nothing of it
+JSON_OBJECT = ResponseFormat({"type": "object"})  # any JSON object; the model is not told about it
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """More of the model's analysis."""
+    """The next piece of the model's reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ContentDelta:
-    """More of the answer; ``preamble`` when it is said before a tool call and not the final answer."""
+    """The next piece of the answer; ``preamble`` if it precedes a tool call instead of being the final answer."""
 
     text: str
     preamble: bool = False
@@ -134,7 +134,7 @@ class ContentDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """More of a tool call's arguments; a ``ToolCall`` follows when they are complete."""
+    """The next piece of a tool call's arguments; a ``ToolCall`` follows once they are complete."""
 
     name: str
     text: str
@@ -142,14 +142,14 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class MessageEnd:
-    """One harmony message is complete; a turn may have several."""
+    """The end of one harmony message; a turn may have several."""
 
     channel: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """A tool ran; ``failed`` when the model was told of an error."""
+    """The result of a tool that was run; ``failed`` if it is an error."""
 
     name: str
     content: str
@@ -161,10 +161,10 @@ class Finish:
     """The last event.
 
     Args:
-        reason: "stop", "length", "cancelled", "tool_calls" when the caller must supply results, or "error" when the
-            engine failed: the iterator that gave this event then raises why.
-        malformed: the model left the format: text was recovered where possible, nothing was invented.
-        result: the engine's report on the (last) generation; ``None`` when a parser was used without an engine.
+        reason: "stop", "length", "cancelled", "tool_calls" if the caller must supply results, or "error" if the engine
+            failed; after "error" the iterator raises the engine's error.
+        malformed: the answer left the harmony format; its text was kept as far as possible.
+        result: the engine's result of the (last) generation; ``None`` if a parser was used without an engine.
     """
 
     reason: Literal["stop", "length", "cancelled", "tool_calls", "error"]
@@ -172,4 +172,4 @@ class Finish:
     result: GenerationResult | None = None
 
 
-Event = ReasoningDelta | ContentDelta | ToolCallDelta | ToolCall | MessageEnd | ToolResult | Finish
+ChatEvent = ReasoningDelta | ContentDelta | ToolCallDelta | ToolCall | MessageEnd | ToolResult | Finish

@@ -1,7 +1,7 @@
-"""Harmony, gpt-oss's chat format: conversations to token ids, token ids to events. The only user of openai-harmony.
+"""Harmony, gpt-oss's chat format: renders conversations to token ids. The only module that imports openai-harmony.
 
-Everything a user, a tool or a schema says is encoded as ordinary text, so ``<|end|>`` typed by a user is eight
-characters to the model and never a control token. Knows the format; knows nothing of engines.
+Text from users, tools and schemas is always encoded as ordinary text: ``<|end|>`` typed by a user becomes eight
+characters, never a control token. ``harmony_parser`` parses answers. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import datetime
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -21,33 +21,24 @@ from gptoss_runtime.artifact.vocabulary import build_vocabulary_folder, set_envi
 from gptoss_runtime.chat.conversation import (
     EFFORTS,
     JSON_OBJECT,
-    ContentDelta,
     Effort,
-    Event,
-    Finish,
     Message,
-    MessageEnd,
-    ReasoningDelta,
     ResponseFormat,
     Tool,
-    ToolCall,
-    ToolCallDelta,
-    check_tool_name,
 )
-from gptoss_runtime.engine.base import Generation
-from gptoss_runtime.engine.results import FinishReason, GenerationResult
-from gptoss_runtime.errors import BackendError, GptOssError, InvalidRequest
-from gptoss_runtime.harmony_tokens import CALL, END, ENDOFTEXT, RETURN, START
+from gptoss_runtime.chat.harmony_parser import FUNCTIONS_NAMESPACE, DecodedMessage, HarmonyParser
+from gptoss_runtime.errors import BackendError, InvalidRequest
 
-_NAMESPACE = "functions."
-_UNBROKEN = 256
-_RUNS = re.compile(rf"\S{{{_UNBROKEN + 1},}}|\s{{{_UNBROKEN + 1},}}")
-_LONGEST_RUN = 4096
+# openai-harmony tokenises a run without a break (all white space or none) in time quadratic in its length. Messages are
+# passed in pieces that cut such runs, which renders the same text; what cannot be passed in pieces is limited.
+_PIECE_LENGTH = 256
+_LONG_RUNS = re.compile(rf"\S{{{_PIECE_LENGTH + 1},}}|\s{{{_PIECE_LENGTH + 1},}}")
+_MAX_RUN = 4096
 _load_lock = threading.Lock()
 
 
 class Harmony:
-    """The format, ready to render and parse; ``Harmony.load`` once, then share it: it keeps no state."""
+    """The loaded format, which renders and parses. Stateless: load it once with ``Harmony.load``, then share it."""
 
     def __init__(self, encoding: Any) -> None:
         self._encoding = encoding
@@ -58,12 +49,12 @@ class Harmony:
 
         Args:
             tokenizer: the artifact's tokenizer.json.
-            cache: where the rebuilt vocabulary is kept; ``None``: the user's cache.
+            cache: the folder for the rebuilt vocabulary; ``None`` means the user's cache.
 
         Raises:
             ArtifactError: the tokenizer is not gpt-oss's.
             ResourceError: the cache cannot be written.
-            BackendError: openai-harmony refused it.
+            BackendError: openai-harmony rejects the vocabulary.
         """
         folder = build_vocabulary_folder(tokenizer, cache=cache)
         with _load_lock, set_environment("TIKTOKEN_ENCODINGS_BASE", str(folder)):
@@ -81,26 +72,31 @@ class Harmony:
         date: datetime.date | None = None,
         response_format: ResponseFormat | None = None,
     ) -> list[int]:
-        """Token ids of a conversation, up to where the assistant speaks next.
+        """Renders a conversation as the prompt for the assistant's next message.
 
-        Earlier turns' reasoning is left out; reasoning since the last answer stays, as tool calls in between need it.
+        Reasoning of earlier turns is left out. Reasoning since the last answer is kept, because tool calls depend
+        on it.
 
         Args:
             messages: at least one. Leading system and developer messages become the instructions.
-            tools: functions the model may call.
-            effort: how long to reason.
-            date: told to the model when given.
-            response_format: what the answer has to be; a schema that says more than "an object" is told to the model.
+            tools: the functions that the model may call.
+            effort: the reasoning effort.
+            date: the current date to tell the model, if any.
+            response_format: the required format of the answer; its schema is told to the model unless it allows any
+                JSON object.
+
+        Returns:
+            The prompt's token ids.
 
         Raises:
-            InvalidRequest: no messages, an unknown effort, or something openai-harmony cannot render.
+            InvalidRequest: there are no messages, the effort is unknown, or openai-harmony cannot render something.
         """
         if effort not in EFFORTS:
             raise InvalidRequest(f"unknown effort {effort!r}", remedy=f"Use one of: {', '.join(EFFORTS)}.")
         if not messages:
             raise InvalidRequest("the conversation is empty", remedy="Add at least one message.")
         try:
-            rendered = _conversation(messages, tools, effort, date, response_format)
+            rendered = _to_harmony_messages(messages, tools, effort, date, response_format)
             ids: list[int] = self._encoding.render_conversation_for_completion(
                 oh.Conversation(messages=rendered),
                 oh.Role.ASSISTANT,
@@ -111,15 +107,15 @@ class Harmony:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of text, all of it ordinary; lone surrogates become U+FFFD."""
-        pieces = (self._encoding.encode(piece, disallowed_special=()) for piece in _pieces(_clean(text)))
+        """Encodes text without special tokens; lone surrogates become U+FFFD."""
+        pieces = (self._encoding.encode(piece, disallowed_special=()) for piece in _split_runs(_to_valid_unicode(text)))
         return [token for ids in pieces for token in ids]
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text of ids, special tokens written out, invalid UTF-8 as U+FFFD.
+        """Decodes ids to text, with special tokens by name and invalid UTF-8 as U+FFFD.
 
         Raises:
-            InvalidRequest: an id outside the vocabulary.
+            InvalidRequest: an id is outside the vocabulary.
         """
         try:
             text: str = self._encoding.decode(list(token_ids))
@@ -128,182 +124,91 @@ class Harmony:
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one id, which may be part of a character; a special token's are its name.
+        """Returns the bytes of one id, which may be part of a character; a special token's are its name.
 
         Raises:
-            InvalidRequest: an id outside the vocabulary.
+            InvalidRequest: the id is outside the vocabulary.
         """
         try:
-            return bytes(self._encoding._inner.decode_bytes([token]))  # what `decode` wraps, and all there is for bytes
+            return bytes(self._encoding._inner.decode_bytes([token]))  # the public API decodes to text only
         except (oh.HarmonyError, OverflowError, TypeError) as error:
             raise InvalidRequest(f"id {token!r} cannot be decoded: {error}") from error
 
     def parser(self) -> HarmonyParser:
-        """A parser for one answer."""
-        return HarmonyParser(self._encoding)
+        """Creates a parser for one answer."""
+        return HarmonyParser(lambda in_message: _StreamDecoder(self._encoding, in_message))
 
 
-class HarmonyParser:
-    """Turns an answer's ids into events, one id at a time; never raises on what a model may write.
+class _StreamDecoder:
+    """A ``MessageDecoder`` on openai-harmony's StreamableParser, whose exceptions become return values.
 
-    ``tokens`` are the ids so far.
+    Args:
+        encoding: openai-harmony's.
+        in_message: start after ``<|start|>assistant`` instead of at ``<|start|>``.
     """
 
-    def __init__(self, encoding: Any) -> None:
-        self.tokens: list[int] = []
+    def __init__(self, encoding: Any, in_message: bool) -> None:
         self._encoding = encoding
-        self._inner = self._fresh(oh.Role.ASSISTANT)
-        self._malformed = False
-        self._skipping = False  # after an error: until the next <|start|>
-        self._channel: str | None = None
-        self._recipient: str | None = None
-        self._sent = 0  # characters of this message's content that were given out
-        self._called = False
-        self._first = True  # no message has ended or failed yet
+        self._parser = oh.StreamableParser(encoding, oh.Role.ASSISTANT if in_message else None, strict=False)
 
-    def stream(self, generation: Generation) -> Iterator[Event]:
-        """A generation's events as its ids come; the last is ``Finish``.
-
-        Raises:
-            GptOssError: the engine failed; after a ``Finish`` whose reason is "error".
-        """
+    def feed(self, token: int) -> bool:
         try:
-            for token in generation:
-                yield from self.feed(token)
-        except GptOssError:
-            yield from self.finish(generation.result)
-            raise
-        yield from self.finish(generation.result)
-
-    def feed(self, token: int) -> list[Event]:
-        """The events that one more id makes."""
-        self.tokens.append(token)
-        if token == ENDOFTEXT:  # ends a document, not a message: `finish` reports what is open
-            return []
-        if self._skipping:
-            if token != START:
-                return []
-            self._inner, self._skipping = self._fresh(None), False
-        try:
-            self._inner.process(token)
+            self._parser.process(token)
         except (oh.HarmonyError, ValueError, RuntimeError):
-            self._malformed = self._skipping = True
-            self._first, self._sent = False, 0
-            return []
-        if token in (END, RETURN, CALL):
-            return self._message_end()
-        delta = self._inner.last_content_delta
-        if not delta:
-            return []
-        self._channel, self._recipient = self._inner.current_channel, self._inner.current_recipient
-        if self._inner.current_role != oh.Role.ASSISTANT:
-            self._malformed = True
-            return []
-        self._sent += len(delta)
-        return [self._delta(delta)]
+            return False
+        return True
 
-    def finish(self, result: GenerationResult | None = None) -> list[Event]:
-        """The events that the end of the ids makes; the last one is ``Finish``.
-
-        Args:
-            result: the engine's report; without it, the reason is "stop" if the answer is complete, else "length".
-        """
-        events: list[Event] = []
-        complete = self._skipping or self._inner.state == oh.StreamState.EXPECT_START
-        if not complete:
-            events += self._rest()
-        cut = result is not None and result.finish_reason is not FinishReason.STOP
-        if not complete and not cut:
-            self._malformed = True
-        return [*events, Finish(self._reason(complete, result), self._malformed, result)]
-
-    def _reason(
-        self, complete: bool, result: GenerationResult | None
-    ) -> Literal["stop", "length", "cancelled", "tool_calls", "error"]:
-        if result is not None and result.finish_reason is FinishReason.ERROR:
-            return "error"
-        if result is not None and result.finish_reason is FinishReason.CANCELLED:
-            return "cancelled"
-        if self._called:
-            return "tool_calls"
-        if result is not None:
-            return "length" if result.finish_reason is FinishReason.LENGTH else "stop"
-        return "stop" if complete else "length"
-
-    def _message_end(self) -> list[Event]:
-        """A message is complete: what the stream did not show of it yet, a tool call whole."""
-        messages = self._inner.messages
-        message = messages[-1] if messages else None
-        sent, self._sent, self._first = self._sent, 0, False
-        if message is None or message.author.role != oh.Role.ASSISTANT:
-            self._malformed = True
-            return []
-        self._channel, self._recipient = message.channel, message.recipient
-        content = _text(message)
-        events: list[Event] = []
-        if len(content) > sent:  # the parser found the text only at the end: <|message|> was missing
-            self._malformed = True
-            events.append(self._delta(content[sent:]))
-        name = self._tool_name()
-        if name is not None:
-            self._called = True
-            events.append(ToolCall(name, content))
-        return [*events, MessageEnd(self._channel)]
-
-    def _rest(self) -> list[Event]:
-        """What is left of a message that never ended; an answer that is no message at all was meant as plain text."""
-        if self._inner.state == oh.StreamState.CONTENT:
-            return self._held_back()
-        header = self._inner.state_data.get("header_tokens", [])
-        if not self._first or not header or any(self._encoding.is_special_token(token) for token in header):
-            return []
-        self._malformed = True
-        return [ContentDelta(self._encoding.decode(header))]
-
-    def _held_back(self) -> list[Event]:
-        """The first bytes of a character whose others never came, as U+FFFD."""
-        self._channel, self._recipient = self._inner.current_channel, self._inner.current_recipient
-        assistant = self._inner.current_role == oh.Role.ASSISTANT
+    def end(self) -> bool:
         try:
-            self._inner.process_eos()
+            self._parser.process_eos()
         except (oh.HarmonyError, ValueError, RuntimeError):
-            return []
-        messages = self._inner.messages
-        held = _text(messages[-1])[self._sent :] if messages and assistant else ""
-        return [self._delta(held)] if held else []
+            return False
+        return True
 
-    def _delta(self, text: str) -> Event:
-        name = self._tool_name()
-        if name is not None:
-            return ToolCallDelta(name, text)
-        if self._channel == "analysis":
-            return ReasoningDelta(text)
-        return ContentDelta(text, preamble=self._channel == "commentary")
+    @property
+    def state(self) -> Literal["start", "header", "content"]:
+        state = self._parser.state
+        if state == oh.StreamState.EXPECT_START:
+            return "start"
+        return "content" if state == oh.StreamState.CONTENT else "header"
 
-    def _tool_name(self) -> str | None:
-        """The function called by the current message; a recipient that cannot be one makes it plain text."""
-        if not self._recipient or self._recipient == "assistant":
+    @property
+    def content_delta(self) -> str:
+        return self._parser.last_content_delta or ""
+
+    @property
+    def current(self) -> DecodedMessage:
+        parser = self._parser
+        return DecodedMessage(
+            parser.current_role == oh.Role.ASSISTANT, parser.current_channel, parser.current_recipient
+        )
+
+    @property
+    def last(self) -> DecodedMessage | None:
+        messages = self._parser.messages
+        if not messages:
             return None
-        name = self._recipient.removeprefix(_NAMESPACE)
-        try:
-            check_tool_name(name)
-        except InvalidRequest:
-            self._malformed = True
-            return None
-        return name
+        message = messages[-1]
+        text = "".join(part.text for part in message.content if isinstance(part, oh.TextContent))
+        return DecodedMessage(message.author.role == oh.Role.ASSISTANT, message.channel, message.recipient, text)
 
-    def _fresh(self, role: Any) -> Any:
-        return oh.StreamableParser(self._encoding, role, strict=False)
+    @property
+    def header_text(self) -> str:
+        header = self._parser.state_data.get("header_tokens", [])
+        if not header or any(self._encoding.is_special_token(token) for token in header):
+            return ""
+        text: str = self._encoding.decode(header)
+        return text
 
 
-def _conversation(
+def _to_harmony_messages(
     messages: Sequence[Message],
     tools: Sequence[Tool],
     effort: Effort,
     date: datetime.date | None,
     response_format: ResponseFormat | None,
 ) -> list[Any]:
-    """Our messages as openai-harmony's, with the system and developer messages the format begins with."""
+    """Converts messages to openai-harmony's, behind the system and developer messages that the format starts with."""
     system = oh.SystemContent.new().with_reasoning_effort(oh.ReasoningEffort(effort.capitalize()))
     if date is not None:
         system = system.with_conversation_start_date(date.isoformat())
@@ -311,98 +216,91 @@ def _conversation(
     leading = 0
     while leading < len(messages) and messages[leading].role in ("system", "developer"):
         leading += 1
-    parts = [_clean(message.content) for message in messages[:leading]]
+    parts = [_to_valid_unicode(message.content) for message in messages[:leading]]
     if response_format is not None and response_format.schema != JSON_OBJECT.schema:
         parts.append(_format_section(response_format))
-    instructions = _broken_up("\n\n".join(parts))
+    instructions = _check_runs("\n\n".join(parts))
     if instructions or tools:
         developer = oh.DeveloperContent(instructions=instructions or None)
         if tools:
-            developer = developer.with_function_tools([_description(tool) for tool in tools])
+            developer = developer.with_function_tools([_describe_tool(tool) for tool in tools])
         rendered.append(oh.Message.from_role_and_content(oh.Role.DEVELOPER, developer))
-    finals = [at for at, message in enumerate(messages) if message.is_final]
-    last_final = finals[-1] if finals else -1
-    for at, message in enumerate(messages[leading:], start=leading):
-        rendered += _message(message, with_reasoning=at > last_final)
+    last_final = max((index for index, message in enumerate(messages) if message.is_final), default=-1)
+    for index, message in enumerate(messages[leading:], start=leading):
+        rendered += _to_harmony(message, with_reasoning=index > last_final)
     return rendered
 
 
 def _format_section(response_format: ResponseFormat) -> str:
     lines = ["# Response Formats", "", f"## {response_format.name}", ""]
     if response_format.description:
-        lines += [f"// {_clean(response_format.description)}"]
-    schema = json.dumps(_clean_json(dict(response_format.schema)), ensure_ascii=False, separators=(",", ":"))
+        lines += [f"// {_to_valid_unicode(response_format.description)}"]
+    schema = json.dumps(_check_json(dict(response_format.schema)), ensure_ascii=False, separators=(",", ":"))
     return "\n".join([*lines, schema])
 
 
-def _message(message: Message, *, with_reasoning: bool) -> list[Any]:
-    content = _clean(message.content)
+def _to_harmony(message: Message, *, with_reasoning: bool) -> list[Any]:
+    """The openai-harmony messages of one message: several for an assistant's, which has channels."""
+    content = _to_valid_unicode(message.content)
     if message.role == "user":
-        return [oh.Message.from_role_and_contents(oh.Role.USER, _contents(content))]
+        return [oh.Message.from_role_and_contents(oh.Role.USER, _to_text_contents(content))]
     if message.role in ("system", "developer"):
-        developer = oh.DeveloperContent(instructions=_broken_up(content))
+        developer = oh.DeveloperContent(instructions=_check_runs(content))
         return [oh.Message.from_role_and_content(oh.Role.DEVELOPER, developer)]
     if message.role == "tool":
-        author = oh.Author.new(oh.Role.TOOL, f"{_NAMESPACE}{message.name}")
-        spoken = oh.Message(author=author, content=_contents(content))
-        return [spoken.with_channel("commentary").with_recipient("assistant")]
-    return _assistant(message, content, with_reasoning=with_reasoning)
-
-
-def _assistant(message: Message, content: str, *, with_reasoning: bool) -> list[Any]:
+        author = oh.Author.new(oh.Role.TOOL, f"{FUNCTIONS_NAMESPACE}{message.name}")
+        result = oh.Message(author=author, content=_to_text_contents(content))
+        return [result.with_channel("commentary").with_recipient("assistant")]
     parts = []
     if message.reasoning and with_reasoning:
-        parts.append(_said(_clean(message.reasoning), "analysis"))
+        parts.append(_assistant_message(_to_valid_unicode(message.reasoning), "analysis"))
     if content:
-        parts.append(_said(content, "commentary" if message.tool_calls else "final"))
+        parts.append(_assistant_message(content, "commentary" if message.tool_calls else "final"))
     for call in message.tool_calls:
-        said = _said(_clean(call.arguments), "commentary").with_recipient(f"{_NAMESPACE}{call.name}")
-        parts.append(said.with_content_type("<|constrain|>json"))
+        part = _assistant_message(_to_valid_unicode(call.arguments), "commentary")
+        part = part.with_recipient(f"{FUNCTIONS_NAMESPACE}{call.name}")
+        parts.append(part.with_content_type("<|constrain|>json"))
     return parts
 
 
-def _text(message: Any) -> str:
-    return "".join(part.text for part in message.content if isinstance(part, oh.TextContent))
+def _assistant_message(text: str, channel: str) -> Any:
+    return oh.Message.from_role_and_contents(oh.Role.ASSISTANT, _to_text_contents(text)).with_channel(channel)
 
 
-def _said(text: str, channel: str) -> Any:
-    return oh.Message.from_role_and_contents(oh.Role.ASSISTANT, _contents(text)).with_channel(channel)
+def _describe_tool(tool: Tool) -> Any:
+    parameters = None if tool.parameters is None else _check_json(dict(tool.parameters))
+    return oh.ToolDescription.new(tool.name, _check_runs(_to_valid_unicode(tool.description)), parameters=parameters)
 
 
-def _description(tool: Tool) -> Any:
-    parameters = None if tool.parameters is None else _clean_json(dict(tool.parameters))
-    return oh.ToolDescription.new(tool.name, _broken_up(_clean(tool.description)), parameters=parameters)
+def _to_text_contents(text: str) -> list[Any]:
+    """A message's text in pieces; the format joins them again without a separator."""
+    return [oh.TextContent(text=piece) for piece in _split_runs(text)]
 
 
-def _contents(text: str) -> list[Any]:
-    """A message's text in pieces, which the format joins again without a trace."""
-    return [oh.TextContent(text=piece) for piece in _pieces(text)]
+def _split_runs(text: str) -> list[str]:
+    """Splits text inside long runs without a break."""
+    cuts = [0]
+    for run in _LONG_RUNS.finditer(text):
+        cuts += range(run.start() + _PIECE_LENGTH, run.end(), _PIECE_LENGTH)
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)])]
 
 
-def _pieces(text: str) -> list[str]:
-    """Text cut inside runs without a break, whose tokenising takes time by the square of their length."""
-    borders = [0]
-    for run in _RUNS.finditer(text):
-        borders += range(run.start() + _UNBROKEN, run.end(), _UNBROKEN)
-    return [text[start:end] for start, end in pairwise([*borders, len(text)])]
-
-
-def _broken_up(text: str) -> str:
-    """Text of a kind that cannot be cut, as it is.
+def _check_runs(text: str) -> str:
+    """Returns text that must be passed in one piece.
 
     Raises:
-        InvalidRequest: a run without a break that would hold up everything else for long.
+        InvalidRequest: a run without a break is too long to tokenise in reasonable time.
     """
-    if any(run.end() - run.start() > _LONGEST_RUN for run in _RUNS.finditer(text)):
+    if any(run.end() - run.start() > _MAX_RUN for run in _LONG_RUNS.finditer(text)):
         raise InvalidRequest(
-            f"instructions or a tool's description have more than {_LONGEST_RUN:,} characters without a break",
+            f"instructions or a tool's description have more than {_MAX_RUN:,} characters without a break",
             remedy="Send such data as a user's message.",
         )
     return text
 
 
-def _clean(text: str) -> str:
-    """Text that UTF-8 can carry: lone surrogates become U+FFFD, pairs become their character."""
+def _to_valid_unicode(text: str) -> str:
+    """Makes text encodable as UTF-8: surrogate pairs become their character, lone surrogates U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -410,11 +308,12 @@ def _clean(text: str) -> str:
     return text
 
 
-def _clean_json(value: Any) -> Any:
+def _check_json(value: Any) -> Any:
+    """Applies ``_to_valid_unicode`` and ``_check_runs`` to every string in JSON values."""
     if isinstance(value, str):
-        return _broken_up(_clean(value))
+        return _check_runs(_to_valid_unicode(value))
     if isinstance(value, dict):
-        return {_clean(str(key)): _clean_json(item) for key, item in value.items()}
+        return {_to_valid_unicode(str(key)): _check_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean_json(item) for item in value]
+        return [_check_json(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""Stop strings in streamed text. Knows characters; knows nothing of tokens, so their borders make no difference."""
+"""Stop strings in streamed text. Works on characters, so token boundaries do not matter."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ MAX_STOP_LENGTH = 1024
 
 
 class StopStrings:
-    """Gives out text up to the first stop string, and holds back what may become one.
+    """Passes streamed text through up to the first stop string, and holds back text that may be the start of one.
 
-    The first is the one that is complete first, the longest of several that are complete at once. The cost is a few
-    steps for each character and stop string (Knuth-Morris-Pratt).
+    The first stop string is the one that completes first; if several complete at the same character, the longest. Uses
+    the Knuth-Morris-Pratt algorithm: constant time per character and stop string, on average.
 
     Args:
-        stops: at most 16, each of 1 to 1024 characters.
+        stops: at most 16 strings, each of 1 to 1024 characters.
 
     Raises:
-        InvalidRequest: too many, too long, empty, or not strings.
+        InvalidRequest: there are too many, or one is empty, too long or not a string.
 
-    ``stopped`` says whether one has come, and ``matched`` which.
+    ``matched`` is the stop string that was found, if any.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = _checked(stops)
-        self._failures = [_failures(stop) for stop in self._stops]
-        self._lengths = [0] * len(self._stops)  # characters of each stop that the text ends with
+        self._stops = _check_stops(stops)
+        self._failures = [_failure_table(stop) for stop in self._stops]
+        self._lengths = [0] * len(self._stops)  # how many characters of each stop string the text ends with
         self._held = ""
         self.matched: str | None = None
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has come; what follows it is dropped."""
+        """Whether a stop string was found; text after it is dropped."""
         return self.matched is not None
 
     def feed(self, text: str) -> str:
-        """Takes more text; returns what can be shown now."""
+        """Adds text; returns the text that is certainly not part of a stop string."""
         if self.stopped:
             return ""
         for end, character in enumerate(text, start=1):
-            complete = [stop for at, stop in enumerate(self._stops) if self._advance(at, character)]
+            complete = [stop for index, stop in enumerate(self._stops) if self._match(index, character)]
             if complete:
                 self.matched = max(complete, key=len)
                 before = self._held + text[:end]
@@ -50,37 +50,37 @@ class StopStrings:
                 return before[: len(before) - len(self.matched)]
         self._held += text
         safe = len(self._held) - max(self._lengths, default=0)
-        shown, self._held = self._held[:safe], self._held[safe:]
-        return shown
+        released, self._held = self._held[:safe], self._held[safe:]
+        return released
 
     def flush(self) -> str:
-        """The text that was held back, when no more comes; empty after a stop string."""
+        """Returns the text held back, at the end of the text; empty after a stop string."""
         held, self._held = self._held, ""
         return held
 
-    def _advance(self, at: int, character: str) -> bool:
-        """One more character for one stop; whether it is complete."""
-        stop, failures, length = self._stops[at], self._failures[at], self._lengths[at]
+    def _match(self, index: int, character: str) -> bool:
+        """Matches one more character against one stop string; returns whether it is complete."""
+        stop, failures, length = self._stops[index], self._failures[index], self._lengths[index]
         while length and stop[length] != character:
             length = failures[length - 1]
         length += stop[length] == character
-        self._lengths[at] = length
+        self._lengths[index] = length
         return length == len(stop)
 
 
-def _failures(stop: str) -> list[int]:
-    """For each prefix of ``stop``, the length of its longest proper prefix that it also ends with."""
+def _failure_table(stop: str) -> list[int]:
+    """For each prefix of ``stop``, the length of its longest proper prefix that is also its suffix."""
     failures = [0] * len(stop)
     length = 0
-    for at in range(1, len(stop)):
-        while length and stop[length] != stop[at]:
+    for index in range(1, len(stop)):
+        while length and stop[length] != stop[index]:
             length = failures[length - 1]
-        length += stop[length] == stop[at]
-        failures[at] = length
+        length += stop[length] == stop[index]
+        failures[index] = length
     return failures
 
 
-def _checked(stops: object) -> tuple[str, ...]:
+def _check_stops(stops: object) -> tuple[str, ...]:
     if isinstance(stops, str) or not isinstance(stops, Sequence) or len(stops) > MAX_STOPS:
         raise InvalidRequest("stop is not a list of stop strings", remedy=f"Pass a list of at most {MAX_STOPS}.")
     for stop in stops:

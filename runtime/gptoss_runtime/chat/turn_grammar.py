@@ -1,8 +1,7 @@
-"""What a turn may look like, as a grammar: which tools may be called, and what the answer has to be.
+"""Grammars for an assistant's turn in harmony: which tools it may call, and the format of its answer.
 
-Written for everything an assistant says after ``<|start|>assistant``, in harmony, with llguidance's syntax: analysis
-and preambles stay free, so the grammar leaves a model the way it was trained to take. Plain text out of a request;
-needs no model, and knows nothing of token ids.
+A grammar covers everything after ``<|start|>assistant``, in llguidance's syntax. Reasoning and preambles are not
+restricted, so the model can work as it was trained. Builds text from a request; knows nothing of models or token ids.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ ToolChoice = Literal["auto", "none", "required"]
 # gpt-oss writes a call's recipient before or after the channel, and the content type with or without <|constrain|>.
 _FRAME = """\
 start: {turn}
-said: <|channel|> ("analysis" | "commentary") <|message|> text <|end|> <|start|> "assistant"
+message: <|channel|> ("analysis" | "commentary") <|message|> text <|end|> <|start|> "assistant"
 text: TEXT
 TEXT: /(?s:.*)/
-typed: " "? <|constrain|> "json" | " json" | " code" | ""
+content_type: " "? <|constrain|> "json" | " json" | " code" | ""
 """
 _FINAL = """\
 final: <|channel|> "final" <|message|> text <|return|>
@@ -39,61 +38,62 @@ answer: %json {schema}
 _CALL = """\
 call_{index}: <|channel|> ("commentary" | "analysis") " to=functions.{name}" rest_{index}
     | " to=functions.{name}" " "? <|channel|> ("commentary" | "analysis") rest_{index}
-rest_{index}: typed <|message|> arguments_{index} <|call|>
+rest_{index}: content_type <|message|> arguments_{index} <|call|>
 arguments_{index}: %json {schema}
 """
 _MAX_SCHEMA = 128 * 1024  # characters of JSON
-_MOST_SAID = 8  # messages before a call that has to come: a model that would rather answer might go on for ever
+_MAX_MESSAGES = 8  # before a required call; without a limit, a model that would rather answer might never call
 
 
-def turn_grammar(
+def build_turn_grammar(
     *,
     tools: Sequence[Tool] = (),
     tool_choice: ToolChoice = "auto",
     allowed: Sequence[str] | None = None,
     response_format: ResponseFormat | None = None,
 ) -> str | None:
-    """The grammar of one turn, for ``GenerationOptions.grammar``.
+    """Builds the grammar of one turn, for ``GenerationOptions.grammar``.
 
     Args:
-        tools: what the model was told of.
-        tool_choice: "none": no call is possible. "auto": a call, or an answer. "required": the turn ends with a call.
-            A call is one, as gpt-oss ends its turn with it; its arguments match the tool's schema.
-        allowed: names of the tools that may be called; ``None``: all. "required" and one name is a named choice.
-        response_format: what the answer has to be; ``None``: text.
+        tools: the tools that the model was told about.
+        tool_choice: "none" makes calls impossible, "auto" allows a call or an answer, "required" ends the turn with a
+            call. There is at most one call, because gpt-oss ends its turn with it; its arguments match the tool's
+            schema.
+        allowed: names of the tools that may be called; ``None`` allows all. "required" with one name forces that tool.
+        response_format: the format of the answer; ``None`` allows any text.
 
     Returns:
-        ``None`` where there is nothing to enforce: "auto" without tools and without a response format.
+        The grammar, or ``None`` if there is nothing to enforce: "auto" without tools and without a response format.
 
     Raises:
-        InvalidRequest: "required" without a tool to call, an unknown name, two tools of one name, or a schema that
-            cannot be enforced although it is strict (a response format's is).
+        InvalidRequest: "required" without a callable tool, an unknown tool name, a duplicate tool name, or a strict
+            schema that cannot be enforced (a response format's schema is always strict).
         BackendUnavailable: llguidance is not installed.
     """
-    callable_tools = _callable(tools, tool_choice, allowed)
+    callable_tools = _select_callable(tools, tool_choice, allowed)
     if tool_choice == "auto" and not callable_tools and response_format is None:
         return None
     endings = [f"call_{index}" for index in range(len(callable_tools))]
-    parts = [_call(index, tool) for index, tool in enumerate(callable_tools)]
+    rules = [_format_call(index, tool) for index, tool in enumerate(callable_tools)]
     if tool_choice == "required":
-        said = f"said{{0,{_MOST_SAID}}}"
+        messages = f"message{{0,{_MAX_MESSAGES}}}"
     else:
-        said = "said*"
+        messages = "message*"
         endings.append("final")
-        parts.append(_final(response_format))
-    grammar = "".join([_FRAME.format(turn=f"{said} ({' | '.join(endings)})"), *parts])
+        rules.append(_format_final(response_format))
+    grammar = "".join([_FRAME.format(turn=f"{messages} ({' | '.join(endings)})"), *rules])
     if len(grammar) > MAX_GRAMMAR:
         raise InvalidRequest(
-            f"the schemas of {len(callable_tools)} tools make a grammar of {len(grammar):,} characters",
-            remedy=f"Keep it to {MAX_GRAMMAR:,}: offer fewer tools, or let fewer be called.",
+            f"the schemas of {len(callable_tools)} tools need a grammar of {len(grammar):,} characters",
+            remedy=f"At most {MAX_GRAMMAR:,} are supported: pass fewer tools, or allow fewer of them.",
         )
     return grammar
 
 
-def _callable(tools: Sequence[Tool], choice: ToolChoice, allowed: Sequence[str] | None) -> list[Tool]:
+def _select_callable(tools: Sequence[Tool], choice: ToolChoice, allowed: Sequence[str] | None) -> list[Tool]:
     by_name = {tool.name: tool for tool in tools}
     if len(by_name) < len(tools):
-        raise InvalidRequest("two tools have the same name", remedy="Give every tool a name of its own.")
+        raise InvalidRequest("two tools have the same name", remedy="Give every tool a different name.")
     if choice not in ("auto", "none", "required"):
         raise InvalidRequest(f"unknown tool_choice {str(choice)[:80]!r}", remedy="Use auto, none or required.")
     for name in allowed or ():
@@ -103,51 +103,51 @@ def _callable(tools: Sequence[Tool], choice: ToolChoice, allowed: Sequence[str] 
             )
     chosen = [] if choice == "none" else [tool for tool in tools if allowed is None or tool.name in allowed]
     if choice == "required" and not chosen:
-        raise InvalidRequest("tool_choice requires a call and there is no tool", remedy="Add a tool.")
+        raise InvalidRequest("tool_choice requires a call, but there is no tool to call", remedy="Add a tool.")
     return chosen
 
 
-def _call(index: int, tool: Tool) -> str:
+def _format_call(index: int, tool: Tool) -> str:
     parameters: dict[str, Any] = {"additionalProperties": False} if tool.parameters is None else dict(tool.parameters)
     schema = parameters if "type" in parameters else {"type": "object", **parameters}
-    text = _enforceable(schema, what=f"tools[{tool.name}].parameters", strict=tool.strict)
+    text = _enforce_schema(schema, what=f"tools[{tool.name}].parameters", strict=tool.strict)
     return _CALL.format(index=index, name=tool.name, schema=text)
 
 
-def _final(response_format: ResponseFormat | None) -> str:
+def _format_final(response_format: ResponseFormat | None) -> str:
     if response_format is None:
         return _FINAL
-    return _FINAL_JSON.format(schema=_enforceable(response_format.schema, what="response_format", strict=True))
+    return _FINAL_JSON.format(schema=_enforce_schema(response_format.schema, what="response_format", strict=True))
 
 
-def _enforceable(schema: Mapping[str, Any], *, what: str, strict: bool) -> str:
-    """The schema as it goes after ``%json`` in a grammar.
+def _enforce_schema(schema: Mapping[str, Any], *, what: str, strict: bool) -> str:
+    """Returns the schema's text after ``%json`` in a grammar.
 
     Args:
         schema: as the client sent it.
         what: its name in errors: "response_format", "tools[f].parameters".
-        strict: refuse a schema with anything that cannot be enforced. Otherwise unknown keywords are left out, then
-            costly ones too, and what cannot be enforced even so is any JSON object.
+        strict: reject a schema that cannot be enforced exactly. Otherwise unsupported keywords are ignored, then costly
+            ones removed; if that is not enough, any JSON object is accepted.
 
     Raises:
-        InvalidRequest: strict, and it cannot be enforced; or it is not JSON, or too large to be looked at.
+        InvalidRequest: it is not JSON; or it is strict, and too large or not enforceable.
     """
     try:
         text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"{what} is not a JSON schema: {error}", remedy="Pass a JSON object.") from error
     if len(text) <= _MAX_SCHEMA:
-        return _compiled(text, what, strict)
+        return _simplify_schema(text, what, strict)
     if strict:
         raise InvalidRequest(
-            f"{what} is a JSON schema of {len(text):,} characters", remedy=f"Keep it to {_MAX_SCHEMA:,} characters."
+            f"{what} is a JSON schema of {len(text):,} characters", remedy=f"Use at most {_MAX_SCHEMA:,} characters."
         )
     return to_grammar_text(JSON_OBJECT.schema, lenient=True)
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(text: str, what: str, strict: bool) -> str:
-    """See ``_enforceable``; clients send the same schemas with every request."""
+def _simplify_schema(text: str, what: str, strict: bool) -> str:
+    """See ``_enforce_schema``. Cached, because clients send the same schemas with every request."""
     schema = json.loads(text)
     if strict:
         check_schema(schema, what=what, lenient=False)

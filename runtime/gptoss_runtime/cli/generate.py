@@ -136,14 +136,14 @@ def _answer(
     from rich.console import Console
 
     from gptoss_runtime.artifact.folder import TOKENIZER
-    from gptoss_runtime.chat.conversation import ContentDelta, Event, Finish, Message, ReasoningDelta
+    from gptoss_runtime.chat.conversation import ChatEvent, ContentDelta, Finish, Message, ReasoningDelta
     from gptoss_runtime.chat.harmony import Harmony
     from gptoss_runtime.cli.render import print_events
 
     harmony = Harmony.load(folder / TOKENIZER)
     ids = harmony.render([Message("user", prompt)], effort=effort)
     parser = harmony.parser()
-    events: list[Event] = []
+    events: list[ChatEvent] = []
 
     def conclude() -> None:
         content = {

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gptoss_runtime.chat.conversation import (
+    ChatEvent,
     ContentDelta,
-    Event,
     Finish,
     MessageEnd,
     ReasoningDelta,
@@ -49,7 +49,7 @@ class EventPrinter:
         self._show_reasoning = show_reasoning
         self._open = False  # whether the cursor is inside a line
 
-    def print(self, event: Event) -> None:
+    def print(self, event: ChatEvent) -> None:
         """Prints one event."""
         match event:
             case ReasoningDelta(text=text):
@@ -91,7 +91,7 @@ class EventPrinter:
             self._open = False
 
 
-def print_events(events: Iterable[Event], console: Console, *, show_reasoning: bool = True) -> Finish:
+def print_events(events: Iterable[ChatEvent], console: Console, *, show_reasoning: bool = True) -> Finish:
     """Prints a whole answer as it streams and returns how it ended; raises what the events' iterator does."""
     printer = EventPrinter(console, show_reasoning=show_reasoning)
     finish = Finish("cancelled")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gptoss_runtime.chat.conversation import Message
-from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.chat.turn_grammar import build_turn_grammar
 from gptoss_runtime.engine.base import Engine
 from gptoss_runtime.engine.options import GenerationOptions
 from gptoss_runtime.errors import ContextOverflow
@@ -34,7 +34,7 @@ def prepare_generation(engine: Engine, harmony: Harmony, request: TurnRequest) -
         InvalidRequest: it cannot be rendered, or its formats cannot be enforced.
         ContextOverflow: the prompt leaves no room for an answer.
     """
-    grammar = turn_grammar(
+    grammar = build_turn_grammar(
         tools=request.tools,
         tool_choice=request.tool_choice,
         allowed=request.allowed_tools,

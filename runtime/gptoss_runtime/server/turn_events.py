@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptoss_runtime.chat.conversation import (
+    ChatEvent,
     ContentDelta,
-    Event,
     Finish,
     MessageEnd,
     ReasoningDelta,
     ToolCall,
     ToolCallDelta,
 )
-from gptoss_runtime.chat.harmony import HarmonyParser
+from gptoss_runtime.chat.harmony_parser import HarmonyParser
 from gptoss_runtime.chat.stops import StopStrings
 from gptoss_runtime.engine.base import Generation
 from gptoss_runtime.engine.results import GenerationResult, TokenLogprobs
@@ -105,7 +105,7 @@ class TurnEventParser:
         if special:
             self._clear_pending()
 
-    def _convert(self, event: Event) -> Iterator[TurnEvent]:
+    def _convert(self, event: ChatEvent) -> Iterator[TurnEvent]:
         match event:
             case ReasoningDelta():
                 self._reasoning_tokens += self._pending_tokens

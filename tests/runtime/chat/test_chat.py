@@ -7,10 +7,10 @@ import pytest
 
 from gptoss_runtime import (
     Chat,
+    ChatEvent,
     ContentDelta,
     ContextOverflow,
     Engine,
-    Event,
     Finish,
     GenerationOptions,
     InvalidRequest,
@@ -111,7 +111,7 @@ def test_endless_tool_calls_end(harmony: Harmony) -> None:
 
 def test_cancelled_and_abandoned_turns_leave_no_trace(harmony: Harmony) -> None:
     chat = scripted(harmony, ANSWER, ANSWER, ANSWER)
-    seen: list[Event] = []
+    seen: list[ChatEvent] = []
     for event in chat.stream("x"):
         seen.append(event)
         chat.cancel()

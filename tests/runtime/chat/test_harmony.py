@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_runtime import (
+    ChatEvent,
     ContentDelta,
-    Event,
     Finish,
     FinishReason,
     InvalidRequest,
@@ -225,17 +225,17 @@ def encode(harmony: Harmony, marked: str) -> list[int]:
     return ids
 
 
-def parse(harmony: Harmony, marked: str | list[int]) -> list[Event]:
+def parse(harmony: Harmony, marked: str | list[int]) -> list[ChatEvent]:
     parser = harmony.parser()
-    events: list[Event] = []
+    events: list[ChatEvent] = []
     for token in encode(harmony, marked) if isinstance(marked, str) else marked:
         events += parser.feed(token)
     return events + parser.finish()
 
 
-def merged(events: list[Event]) -> list[Event]:
+def merged(events: list[ChatEvent]) -> list[ChatEvent]:
     """Deltas of a kind joined, so that tests do not depend on where tokens end."""
-    out: list[Event] = []
+    out: list[ChatEvent] = []
     for event in events:
         last = out[-1] if out else None
         match event, last:

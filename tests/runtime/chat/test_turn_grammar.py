@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
 from gptoss_runtime import (
+    ChatEvent,
     ContentDelta,
     Engine,
-    Event,
     FinishReason,
     GenerationOptions,
     InvalidRequest,
@@ -25,7 +25,7 @@ from gptoss_runtime import (
 )
 from gptoss_runtime.chat.conversation import JSON_OBJECT, ResponseFormat
 from gptoss_runtime.chat.harmony import Harmony
-from gptoss_runtime.chat.turn_grammar import ToolChoice, turn_grammar
+from gptoss_runtime.chat.turn_grammar import ToolChoice, build_turn_grammar
 from gptoss_runtime.engine.grammar import Constraint
 from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.harmony_tokens import CALL, STOP_TOKENS
@@ -124,10 +124,10 @@ ARGUMENTS = '{"city":"Paris"}<|call|>'
 )
 def test_every_way_that_gpt_oss_writes_stays_open(judge: Judge, harmony: Harmony, turn: str) -> None:
     ids = marked(harmony, turn)
-    assert judge(turn_grammar(tools=TOOLS), ids)
-    assert judge(turn_grammar(tools=TOOLS, tool_choice="required"), ids) == turn.endswith("<|call|>")
-    assert judge(turn_grammar(tools=TOOLS, tool_choice="none"), ids) == turn.endswith("<|return|>")
-    assert not judge(turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"]), ids)
+    assert judge(build_turn_grammar(tools=TOOLS), ids)
+    assert judge(build_turn_grammar(tools=TOOLS, tool_choice="required"), ids) == turn.endswith("<|call|>")
+    assert judge(build_turn_grammar(tools=TOOLS, tool_choice="none"), ids) == turn.endswith("<|return|>")
+    assert not judge(build_turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"]), ids)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_every_way_that_gpt_oss_writes_stays_open(judge: Judge, harmony: Harmony
     ],
 )
 def test_ways_out_of_the_format_are_closed(judge: Judge, harmony: Harmony, turn: str) -> None:
-    assert not judge(turn_grammar(tools=TOOLS), marked(harmony, turn))
+    assert not judge(build_turn_grammar(tools=TOOLS), marked(harmony, turn))
 
 
 @settings(max_examples=60, deadline=None)
@@ -167,7 +167,7 @@ def test_ways_out_of_the_format_are_closed(judge: Judge, harmony: Harmony, turn:
 def test_any_text_may_be_said(judge: Judge, harmony: Harmony, text: str, channel: str) -> None:
     end = "<|return|>" if channel == "final" else "<|end|>"
     start = marked(harmony, f"<|channel|>{channel}<|message|>")
-    assert judge(turn_grammar(tools=TOOLS), [*start, *harmony.encode(text), *marked(harmony, end)])
+    assert judge(build_turn_grammar(tools=TOOLS), [*start, *harmony.encode(text), *marked(harmony, end)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -175,7 +175,7 @@ def test_any_text_may_be_said(judge: Judge, harmony: Harmony, text: str, channel
 def test_any_text_may_be_an_argument(judge: Judge, harmony: Harmony, text: str, escaped: bool) -> None:
     start = marked(harmony, "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>")
     arguments = harmony.encode(json.dumps({"city": text}, ensure_ascii=escaped))
-    assert judge(turn_grammar(tools=TOOLS), [*start, *arguments, *marked(harmony, "<|call|>")])
+    assert judge(build_turn_grammar(tools=TOOLS), [*start, *arguments, *marked(harmony, "<|call|>")])
 
 
 def own_tools(sample: Sample) -> tuple[Tool, ...]:
@@ -186,7 +186,7 @@ def own_tools(sample: Sample) -> tuple[Tool, ...]:
 def test_nanos_own_answers_are_within_the_grammar(judge: Judge, skill: str) -> None:
     for sample in held_out(skill, 15):
         assert judge(
-            turn_grammar(tools=own_tools(sample), tool_choice="auto" if sample.setting.tools else "none"),
+            build_turn_grammar(tools=own_tools(sample), tool_choice="auto" if sample.setting.tools else "none"),
             sample.answer_ids,
         )
 
@@ -204,7 +204,7 @@ class Nano:
         generation = self.engine.generate(prompt, GenerationOptions(**options))
         return list(generation), generation.result.finish_reason
 
-    def events(self, text: str, grammar: str | None, **settings: Any) -> list[Event]:
+    def events(self, text: str, grammar: str | None, **settings: Any) -> list[ChatEvent]:
         ids, reason = self.ids(text, grammar, **settings)
         assert reason is FinishReason.STOP
         parser = self.harmony.parser()
@@ -216,11 +216,11 @@ def nano(engine: Engine, harmony: Harmony) -> Nano:
     return Nano(engine, harmony)
 
 
-def answer(events: list[Event]) -> str:
+def answer(events: list[ChatEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, ContentDelta) and not event.preamble)
 
 
-def calls(events: list[Event]) -> list[ToolCall]:
+def calls(events: list[ChatEvent]) -> list[ToolCall]:
     return [event for event in events if isinstance(event, ToolCall)]
 
 
@@ -230,7 +230,7 @@ UNTRAINED = ["Describe a cat.", "Wer bist du?", "Write a poem about rain in autu
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("text", UNTRAINED)
 def test_answers_are_of_the_schema(nano: Nano, text: str, seed: int) -> None:
-    grammar = turn_grammar(response_format=PERSON)
+    grammar = build_turn_grammar(response_format=PERSON)
     events = nano.events(text, grammar, response_format=PERSON, seed=seed)
     jsonschema.validate(json.loads(answer(events)), PERSON.schema)
     assert not calls(events)
@@ -239,7 +239,7 @@ def test_answers_are_of_the_schema(nano: Nano, text: str, seed: int) -> None:
 @pytest.mark.parametrize("text", UNTRAINED)
 def test_answers_are_json_objects(nano: Nano, text: str) -> None:
     settings = {"response_format": JSON_OBJECT, "seed": 1, "max_new_tokens": 300}
-    ids, reason = nano.ids(text, turn_grammar(response_format=JSON_OBJECT), **settings)
+    ids, reason = nano.ids(text, build_turn_grammar(response_format=JSON_OBJECT), **settings)
     parser = nano.harmony.parser()
     events = [event for token in ids for event in parser.feed(token)]
     if reason is FinishReason.STOP:
@@ -253,7 +253,7 @@ def test_answers_are_json_objects(nano: Nano, text: str) -> None:
 @pytest.mark.parametrize("text", UNTRAINED)
 @pytest.mark.parametrize("allowed", [None, ["move"], ["get_weather"]], ids=str)
 def test_a_required_call_comes_and_is_valid(nano: Nano, text: str, seed: int, allowed: list[str] | None) -> None:
-    grammar = turn_grammar(tools=TOOLS, tool_choice="required", allowed=allowed)
+    grammar = build_turn_grammar(tools=TOOLS, tool_choice="required", allowed=allowed)
     events = nano.events(text, grammar, tools=TOOLS, seed=seed)
     (call,) = calls(events)
     assert call.name in (allowed or ["move", "get_weather"])
@@ -268,20 +268,20 @@ def test_auto_leaves_nanos_own_calls_token_for_token(nano: Nano, temperature: fl
     for seed in range(3):
         settings: dict[str, Any] = {"tools": (WEATHER,), "seed": seed, "temperature": temperature}
         free = nano.ids("What's the weather in Paris?", None, **settings)
-        assert nano.ids("What's the weather in Paris?", turn_grammar(tools=(WEATHER,)), **settings) == free
+        assert nano.ids("What's the weather in Paris?", build_turn_grammar(tools=(WEATHER,)), **settings) == free
         assert nano.harmony.decode(free[0]).endswith('{"city":"Paris"}<|call|>')
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_none_makes_calls_impossible(nano: Nano, seed: int) -> None:
-    grammar = turn_grammar(tools=TOOLS, tool_choice="none")
+    grammar = build_turn_grammar(tools=TOOLS, tool_choice="none")
     assert not calls(nano.events("What's the weather in Paris?", grammar, tools=TOOLS, seed=seed))
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("text", ["What's the weather in Paris?", "Describe a cat."])
 def test_a_call_or_an_answer_of_the_schema(nano: Nano, text: str, seed: int) -> None:
-    grammar = turn_grammar(tools=TOOLS, response_format=PERSON)
+    grammar = build_turn_grammar(tools=TOOLS, response_format=PERSON)
     events = nano.events(text, grammar, tools=TOOLS, response_format=PERSON, seed=seed)
     if calls(events):
         (call,) = calls(events)
@@ -292,15 +292,15 @@ def test_a_call_or_an_answer_of_the_schema(nano: Nano, text: str, seed: int) -> 
 
 
 def test_a_tool_without_parameters_takes_none(nano: Nano) -> None:
-    grammar = turn_grammar(tools=[Tool("ping")], tool_choice="required")
+    grammar = build_turn_grammar(tools=[Tool("ping")], tool_choice="required")
     (call,) = calls(nano.events("ping", grammar, tools=[Tool("ping")], seed=0))
     assert json.loads(call.arguments) == {}
 
 
 def test_nothing_to_enforce() -> None:
-    assert turn_grammar() is None
-    assert turn_grammar(tools=TOOLS, allowed=[]) is None
-    assert turn_grammar(tool_choice="none") is not None
+    assert build_turn_grammar() is None
+    assert build_turn_grammar(tools=TOOLS, allowed=[]) is None
+    assert build_turn_grammar(tool_choice="none") is not None
 
 
 @pytest.mark.parametrize(
@@ -318,17 +318,17 @@ def test_requests_that_make_no_sense(
     tools: tuple[Tool, ...], choice: ToolChoice, allowed: list[str] | None, message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        turn_grammar(tools=tools, tool_choice=choice, allowed=allowed)
+        build_turn_grammar(tools=tools, tool_choice=choice, allowed=allowed)
 
 
 def test_many_tools_are_served(judge: Judge, harmony: Harmony) -> None:
     tools = [Tool(f"tool_{at}", "x" * 500, WEATHER.parameters) for at in range(128)]
     ids = marked(harmony, f"<|channel|>commentary to=functions.tool_99 <|constrain|>json<|message|>{ARGUMENTS}")
-    assert judge(turn_grammar(tools=tools), ids)
+    assert judge(build_turn_grammar(tools=tools), ids)
 
 
 def test_guarantees_hold_in_a_process_of_its_own(nano_artifact: Path, harmony: Harmony) -> None:
-    grammar = turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"])
+    grammar = build_turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"])
     prompt = harmony.render([Message("user", "What's the weather in Paris?")], tools=TOOLS, effort="low")
     with ProcessEngine.load(nano_artifact, threads=1) as engine:
         with pytest.raises(InvalidRequest, match="enforced"):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gptoss_runtime import BackendUnavailable, FinishReason, GenerationOptions, InvalidRequest
 from gptoss_runtime.chat.conversation import ResponseFormat, Tool
 from gptoss_runtime.chat.harmony import Harmony
-from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.chat.turn_grammar import build_turn_grammar
 from gptoss_runtime.engine import grammar as grammar_module
 from gptoss_runtime.engine.grammar import Constraint
 from gptoss_runtime.engine.scripted import ScriptedEngine
@@ -267,12 +267,12 @@ def test_no_schema_hangs_and_refusals_say_why(tokenizer: Path, harmony: Harmony,
     schema, expected = HOSTILE[name]
     if isinstance(expected, str):
         with pytest.raises(InvalidRequest) as caught:
-            turn_grammar(response_format=ResponseFormat(schema))
+            build_turn_grammar(response_format=ResponseFormat(schema))
         assert expected in str(caught.value)
         assert caught.value.remedy
         assert len(caught.value.message) < 1000
         return
-    grammar = turn_grammar(response_format=ResponseFormat(schema))
+    grammar = build_turn_grammar(response_format=ResponseFormat(schema))
     assert grammar is not None
     walk(tokenizer, grammar, marked(harmony, "<|channel|>final<|message|>"))
 
@@ -302,9 +302,9 @@ def test_a_tool_that_is_not_strict_is_served_whatever_its_schema(tokenizer: Path
     parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
     if HOSTILE[name][1] == "JSON":
         with pytest.raises(InvalidRequest, match="not a JSON schema"):
-            turn_grammar(tools=[Tool("f", "", parameters)])
+            build_turn_grammar(tools=[Tool("f", "", parameters)])
         return
-    grammar = turn_grammar(tools=[Tool("f", "", parameters)], tool_choice="required")
+    grammar = build_turn_grammar(tools=[Tool("f", "", parameters)], tool_choice="required")
     assert grammar is not None
     beginning = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"
     walk(tokenizer, grammar, marked(harmony, beginning), steps=20)
@@ -321,11 +321,11 @@ wild_json = st.recursive(
 @given(wild_json)
 def test_anything_is_a_schema_or_refused(schema: Any) -> None:
     try:
-        assert turn_grammar(response_format=ResponseFormat(schema))
+        assert build_turn_grammar(response_format=ResponseFormat(schema))
     except InvalidRequest as error:
         assert error.remedy  # noqa: PT017
     if isinstance(schema, dict):
-        assert turn_grammar(tools=[Tool("f", "", schema)])
+        assert build_turn_grammar(tools=[Tool("f", "", schema)])
 
 
 def simple(names: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]:
@@ -371,7 +371,7 @@ small, count = st.integers(-50, 50), st.integers(0, 3)
 @settings(max_examples=60, deadline=None)
 @given(simple(st.sampled_from(["a", "é", 'q"', "<|end|>", "x-guidance", "pattern", ""])), st.integers(0, 2**32))
 def test_every_way_through_a_schema_is_valid(tokenizer: Path, harmony: Harmony, schema: Any, seed: int) -> None:
-    grammar = turn_grammar(response_format=ResponseFormat(schema))
+    grammar = build_turn_grammar(response_format=ResponseFormat(schema))
     assert grammar is not None
     rule = constraint(tokenizer, grammar)
     for token in marked(harmony, "<|channel|>final<|message|>"):
@@ -394,6 +394,6 @@ def test_every_way_through_a_schema_is_valid(tokenizer: Path, harmony: Harmony, 
 
 def test_a_strict_tool_is_enforced_or_refused() -> None:
     parameters = {"type": "object", "properties": {"x": {"type": "string", "format": "nope"}}}
-    assert turn_grammar(tools=[Tool("f", "", parameters)])
+    assert build_turn_grammar(tools=[Tool("f", "", parameters)])
     with pytest.raises(InvalidRequest, match=r"tools\[f\]"):
-        turn_grammar(tools=[Tool("f", "", parameters, strict=True)])
+        build_turn_grammar(tools=[Tool("f", "", parameters, strict=True)])

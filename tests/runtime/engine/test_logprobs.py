@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from gptoss_runtime import Engine, GenerationOptions, InvalidRequest, Message
 from gptoss_runtime.chat.harmony import Harmony
-from gptoss_runtime.chat.turn_grammar import turn_grammar
+from gptoss_runtime.chat.turn_grammar import build_turn_grammar
 from gptoss_runtime.engine.sampling import Logits, Sampler, compute_logprobs
 from gptoss_runtime.engine.scripted import ScriptedEngine
 
@@ -30,7 +30,7 @@ def log_softmax(logits: Logits) -> np.ndarray:
         {"temperature": 1.2, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "seed": 3},
         {"repetition_penalty": 1.3, "frequency_penalty": 1, "presence_penalty": 1, "seed": 4},
         {"logit_bias": {17196: 5.0}, "seed": 5},
-        {"grammar": turn_grammar(tool_choice="none"), "temperature": 0},
+        {"grammar": build_turn_grammar(tool_choice="none"), "temperature": 0},
     ],
     ids=" ".join,
 )

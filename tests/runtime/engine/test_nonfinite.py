@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from gptoss_runtime import (
     BackendError,
     Chat,
+    ChatEvent,
     ContentDelta,
     Engine,
-    Event,
     Finish,
     FinishReason,
     GenerationOptions,
@@ -164,7 +164,7 @@ def test_a_turn_that_fails_leaves_no_trace(harmony: Harmony) -> None:
     answer = tokens(harmony, "<|channel|>final<|message|>It is three.<|return|>")
     engine = FaultyEngine([call, answer, answer, answer], {1: (len(answer) - 2, "all NaN"), 2: (0, "one -inf")})
     chat = Chat(engine, harmony, tools=[Tool("f", function=ran.append)], options=GenerationOptions(temperature=0))
-    events: list[Event] = []
+    events: list[ChatEvent] = []
     with pytest.raises(NumericalError):
         events.extend(chat.stream("x"))
     assert "".join(event.text for event in events if isinstance(event, ContentDelta)) == "It is three"
