@@ -103,7 +103,7 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
         with DataFiles(folder, list(sizes)) as files, threadpool_limits(1, user_api="blas"):
             kept = _resume(recipes, journal, files, groups)
             _check_free_space(folder, total - files.written)
-            with journal.appending(kept):
+            with journal.reopen(kept):
                 for recipe, result in run_recipes(recipes[kept:], settings.memory or _DEFAULT_MEMORY):
                     _check_finite(recipe, result)
                     _group_report(recipe, groups).add(recipe, result)
@@ -178,8 +178,8 @@ class Journal:
         return entries
 
     @contextmanager
-    def appending(self, kept: int) -> Iterator[None]:
-        """Opens the file for :meth:`add`, cut to the first ``kept`` entries, or started anew if there are none."""
+    def reopen(self, kept: int) -> Iterator[None]:
+        """Opens the file for :meth:`add` after its first ``kept`` entries, dropping the rest."""
         if self._file is None:
             yield
             return
