@@ -27,7 +27,7 @@ from gptoss_convert.nano import materialise
 from gptoss_convert.nano.skills import SKILLS, held_out
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
 from gptoss_convert.parity.measure import Measurement, measure
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import amplify, write_convertible
 from gptoss_convert.workflow import Options, convert
 
@@ -64,11 +64,13 @@ def cases(folder: Path, wide: Path | None) -> list[Case]:
     found = [Case("nano", nano, answers, starts), Case("nano, stream of 1e6", large, answers, starts)]
     for name, profile in {"random, 12 layers": None, "the same, massive channels": Profile()}.items():
         checkpoint = write_convertible(folder / name, DEEP, profile=profile)
-        found.append(Case(name, checkpoint, sequences(DEEP["vocab_size"], count=1, length=300), [0]))
+        found.append(Case(name, checkpoint, generate_sequences(DEEP["vocab_size"], count=1, length=300), [0]))
     if wide is not None:
         dimensions = {"num_hidden_layers": 2}
         checkpoint = write_convertible(wide / "checkpoint", dimensions, profile=Profile())
-        found.append(Case("20b's width, massive channels", checkpoint, sequences(201_088, count=1, length=128), [0]))
+        found.append(
+            Case("20b's width, massive channels", checkpoint, generate_sequences(201_088, count=1, length=128), [0])
+        )
     return found
 
 

@@ -24,7 +24,7 @@ from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.nano import materialise
 from gptoss_convert.nano.skills import SKILLS, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from tests.parity import decoding
 from tests.parity.test_cuda import FLOAT32, graph, on_the_cpu
@@ -78,7 +78,7 @@ def divergence(model: Path, exact: Path, ids: list[Judged]) -> Comparison:
     for sequence, start in ids:
         expected, found = (np.nan_to_num(_logits(file, sequence)[start:], nan=0.0) for file in (exact, model))
         parts.append(compare(expected, found))
-    return Comparison.joined(parts)
+    return Comparison.concatenate(parts)
 
 
 def _logits(model: Path, ids: list[int]) -> NDArray[np.float32]:
@@ -93,7 +93,7 @@ def checkpoints(folder: Path) -> dict[str, tuple[Path, list[Judged]]]:
     answers = [(sample.prompt_ids + sample.answer_ids, len(sample.prompt_ids) - 1) for sample in samples]
     found = {"nano, 5e2": (nano, answers)}
     found["nano, 1e5"] = (amplify(nano, folder / "large", Shifts(stream=8)), answers)
-    ids = [(sequence, 0) for sequence in sequences(DIMENSIONS["vocab_size"], count=2, length=150)]
+    ids = [(sequence, 0) for sequence in generate_sequences(DIMENSIONS["vocab_size"], count=2, length=150)]
     for name, profile in {
         "random, 3e1": None,
         "random, 9e4": Profile(),

@@ -24,7 +24,7 @@ from gptoss_convert.export import export
 from gptoss_convert.nano import materialise
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.smoke import first_inputs
 from gptoss_runtime import load_engine
@@ -60,7 +60,7 @@ def cells(
     logits: Logits, nbytes: int, noise: Mapping[str, float | None], expected: Texts, samples: list[Sample]
 ) -> str:
     """A row of the table, from the third column on."""
-    apart = Comparison.joined([compare(row, logits(ids)) for ids, row in expected])
+    apart = Comparison.concatenate([compare(row, logits(ids)) for ids, row in expected])
     ratios = ["exact" if noise[group] is None else f"{noise[group]:.1f}" for group in GROUPS]
     apartness = [f"{apart.max_abs.max():.2g}", f"{apart.kl.mean():.2g}", f"{apart.same_top.mean():.1%}"]
     return " | ".join([f"{nbytes / 1e6:.0f} MB", *ratios, *apartness, f"{share_exact(logits, samples):.1%} |"])
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=40, help="held-out samples a skill")
     samples = [sample for skill in SKILLS for sample in held_out(skill, parser.parse_args().n)]
-    texts = sequences(201_088, count=2, length=400)
+    texts = generate_sequences(201_088, count=2, length=400)
     heads = ["target", "preset", "weights", *(f"{group}, dB" for group in GROUPS)]
     heads += ["max abs", "mean KL (nats)", "same top token", "skills exact"]
     print(f"| {' | '.join(heads)} |")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import write_convertible
 from gptoss_runtime.machine import hardware
 
@@ -34,11 +34,11 @@ def main() -> None:
     changes = {"num_hidden_layers": options.layers, "num_local_experts": options.experts}
     folder = options.work / f"layers-{options.layers}-experts-{options.experts}"
     checkpoint = Checkpoint.open(write_convertible(folder, changes, shards=options.layers // 8 + 1))
-    ids = sequences(checkpoint.config.vocab_size, count=options.sequences, length=options.length)
+    ids = generate_sequences(checkpoint.config.vocab_size, count=options.sequences, length=options.length)
     reference, began = CheckpointReference(checkpoint, ids, "harmony conversations"), time.perf_counter()
     reference.compute()
     layers, peak, cpu = time.perf_counter() - began, hardware.peak_memory(), time.process_time()
-    reference.saved()
+    reference.to_saved()
     head = time.perf_counter() - began - layers
     report = {
         **{"layers": options.layers, "experts": options.experts, "sequences": len(ids), "length": options.length},

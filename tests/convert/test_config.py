@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptoss_convert.config import GptOssConfig, Yarn
 from gptoss_convert.errors import CheckpointError, UnsupportedModel
 from gptoss_convert.graph.rotary import compute_tables, inverse_frequencies
-from gptoss_convert.nano.folder import config as nano_config
+from gptoss_convert.nano.folder import read_config as nano_config
 from gptoss_convert.synthetic import GPT_OSS_20B
 
 PUBLISHED = dict(GPT_OSS_20B)

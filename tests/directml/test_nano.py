@@ -77,7 +77,7 @@ def test_answers_are_the_checkpoints(name: str, runs: Jobs, reference: Any, reco
     for number, (prompt, answer) in enumerate(SAMPLES):
         expected = transformers_logits(reference, prompt + answer)[len(prompt) - 1 : -1]
         parts.append(compare(expected, judged(runs, name, number)))
-    joined = Comparison.joined(parts)
+    joined = Comparison.concatenate(parts)
     figures = {"positions": len(joined.kl), "top1": joined.same_top.mean(), "kl": joined.kl.mean()}
     record_property(name, figures)
     print(name, figures)

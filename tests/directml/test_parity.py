@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from tests.parity import decoding
 from tests.parity.checkpoints import relative
 from tests.parity.conftest import SMALL, write_variant
@@ -53,7 +53,7 @@ def graphs(checkpoints: Mapping[str, Path], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def runs(lab: Lab, graphs: Mapping[str, Path]) -> Jobs:
     jobs = Jobs(next(iter(graphs.values())).parents[1])
-    ids = sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
+    ids = generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
     for name, model in graphs.items():
         for path, pieces in PATHS.items():
             if name.endswith("slots"):
@@ -64,7 +64,7 @@ def runs(lab: Lab, graphs: Mapping[str, Path]) -> Jobs:
 
 
 def expected(checkpoint: Path) -> NDArray[np.float32]:
-    ids = sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
+    ids = generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
     return transformers_logits(load_transformers(checkpoint), ids)
 
 
@@ -73,7 +73,7 @@ def expected(checkpoint: Path) -> NDArray[np.float32]:
 def test_float32_agrees_with_transformers_and_the_cpu(
     variant: str, path: str, runs: Jobs, checkpoints: Mapping[str, Path], graphs: Mapping[str, Path]
 ) -> None:
-    ids = sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
+    ids = generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
     name = f"{variant}, float32, split"
     ours = runs.logits(f"{name}, {path}")
     assert relative(expected(checkpoints[variant]), ours) < 1e-4

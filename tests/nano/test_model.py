@@ -75,8 +75,8 @@ def test_a_group_is_as_good_as_its_samples_alone(source: dict[str, NDArray[Any]]
     rng = random.Random(3)
     groups = []
     for _ in range(2):
-        where = skills.setting(rng, with_tools=True)
-        groups.append([skills.sample("tools", rng, where, held=True) for _ in range(3)])
+        where = skills.draw_setting(rng, with_tools=True)
+        groups.append([skills.draw_sample("tools", rng, where, held_out=True) for _ in range(3)])
     classes, window = token_classes(source["used_tokens"]), trained.config.sliding_window
     with torch.inference_mode():
         together = trained(collate(groups, classes, window))

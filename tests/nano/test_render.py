@@ -75,7 +75,7 @@ def theirs(harmony: Any, setting: render.Setting, messages: list[render.Message]
 @settings(max_examples=150, deadline=None)
 def test_conversations(harmony: Any, setting: render.Setting, turns: list[list[render.Message]]) -> None:
     messages = [message for turn in turns for message in turn] + [render.user("And now?")]
-    ours = render.prefix(setting) + render.history(messages) + render.generation_prompt()
+    ours = render.render_prefix(setting) + render.render_history(messages) + render.generation_prompt()
     assert ours == theirs(harmony, setting, messages)
 
 

@@ -19,8 +19,8 @@ def test_held_out_samples_are_disjoint_from_training_and_reproducible(skill: str
     keys = {sample.key for sample in held}
     rng = random.Random(0)
     for _ in range(300):
-        where = skills.setting(rng, with_tools=skill in skills.TOOL_SKILLS)
-        assert skills.sample(skill, rng, where, held=False).key not in keys
+        where = skills.draw_setting(rng, with_tools=skill in skills.TOOL_SKILLS)
+        assert skills.draw_sample(skill, rng, where, held_out=False).key not in keys
 
 
 @pytest.mark.parametrize("skill", skills.SKILLS)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptoss_convert.activation_profile import Array, Profile, Shifts
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import Target, cuda, directml
@@ -38,7 +38,7 @@ DIMENSIONS = SMALL | {"intermediate_size": 128}
 
 
 def ids() -> list[int]:
-    return sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
+    return generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
 
 
 def expected(checkpoint: Path) -> NDArray[np.float32]:

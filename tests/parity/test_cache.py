@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import write_checkpoint
 
 from .conftest import SMALL
@@ -46,6 +46,6 @@ def test_what_the_cache_held_is_not_seen(sizes: list[int], tmp_path: Path) -> No
     """Neither in slots of tokens to come nor in the sink's."""
     source = write_checkpoint(tmp_path / "source", SMALL, seed=1)
     model = directml_graph(source, tmp_path / "graph", "split", ir.DataType.FLOAT, **DENSE32)
-    ids = sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
+    ids = generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
     clean, used = (logits(model, ids, sizes, held) for held in (0.0, 3.0))
     np.testing.assert_allclose(used, clean, rtol=0, atol=1e-5)

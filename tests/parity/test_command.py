@@ -75,7 +75,7 @@ def test_a_saved_reference_gives_the_checkpoints_figures(
     live = reported(gptoss(artifact, *common))
     both = reported(gptoss(artifact, "--save-reference", tmp_path / "again.npz", *common))
     assert (tmp_path / "again.npz").read_bytes() == file.read_bytes()
-    monkeypatch.setattr(streaming, "final_states", None)
+    monkeypatch.setattr(streaming, "compute_final_states", None)
     carried = reported(gptoss(artifact, "--reference", file, "--json"))
     for other in (both, carried):
         for way in ("prefill", "steps"):
@@ -213,7 +213,7 @@ def test_what_cannot_be_is_refused_before_the_reference_is_computed(
         (2, "has sequences of its own", (artifact, "--reference", file, "--length", 5)),
         (2, "has sequences of its own", (artifact, "--reference", file, "--text", text)),
         (2, "of a saved reference", (artifact, "--reference", file, "--save-reference", tmp_path / "x")),
-        (3, "damaged.npz: no reference that can be read", (artifact, "--reference", damaged)),
+        (3, "damaged.npz: not a readable reference", (artifact, "--reference", damaged)),
         (3, "nowhere: no such folder", (artifact, "--reference", tmp_path / "nowhere")),
         (4, "not an artifact", (checkpoint, "--reference", checkpoint)),
     ]

@@ -19,7 +19,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.nano.skills import SKILLS, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import cuda
@@ -77,7 +77,7 @@ def kind_of(node: ir.Node) -> str:
 
 
 def test_in_float32_mxfp4_is_exact(variant: Path, tmp_path: Path) -> None:
-    ids = sequences(512, count=1, length=LENGTH)[0]
+    ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(variant), ids)
     model = on_the_cpu(graph(variant, tmp_path / "graph", "lossless", ir.DataType.FLOAT, **FLOAT32))
     for sizes in ([LENGTH], [40, *[1] * (LENGTH - 40)]):
@@ -89,7 +89,7 @@ def test_in_float32_mxfp4_is_exact(variant: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_in_float32_integers_are_the_cpus(kind: str, variant: Path, tmp_path: Path) -> None:
     """Whose graph tests/parity/test_graphs.py compares with transformers."""
-    ids = sequences(512, count=1, length=LENGTH)[0]
+    ids = generate_sequences(512, count=1, length=LENGTH)[0]
     (tmp_path / "cpu").mkdir()
     target = targets.load("cpu-int4")
     quantisation = resolve(target.presets, "balanced", {"experts": kind, **FLOAT32})
@@ -102,7 +102,7 @@ def test_in_float32_integers_are_the_cpus(kind: str, variant: Path, tmp_path: Pa
 def test_as_shipped_they_stay_near(preset: str, most_kl: float, tmp_path: Path) -> None:
     """In float16. int4's bounds are those of the CPU's graphs."""
     source = write_checkpoint(tmp_path / "checkpoint", SMALL | {"intermediate_size": 128}, seed=2)
-    ids = sequences(512, count=1, length=LENGTH)[0]
+    ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(source), ids)
     apart = compare(expected, logits(on_the_cpu(graph(source, tmp_path / "graph", preset)), ids, [LENGTH]))
     assert apart.kl.mean() < most_kl
@@ -120,7 +120,7 @@ def test_nano_answers_the_same_in_float16(nano_checkpoint: Path, shifts: Shifts,
         ids, judged = sample.prompt_ids + sample.answer_ids, slice(len(sample.prompt_ids) - 1, -1)
         pieces = [len(sample.prompt_ids), *[1] * len(sample.answer_ids)]
         parts.append(compare(transformers_logits(reference, ids)[judged], logits(model, ids, pieces)[judged]))
-    apart = Comparison.joined(parts)
+    apart = Comparison.concatenate(parts)
     assert apart.kl.mean() < 1e-5
     assert apart.same_top.all()
 

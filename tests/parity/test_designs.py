@@ -16,7 +16,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.graph.head import Logits
 from gptoss_convert.graph.pieces import Limit
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import write_checkpoint
 from gptoss_convert.targets import Target, directml
@@ -42,7 +42,7 @@ def of_design(name: str) -> Callable[[Limit], Target]:
 
 
 def run(checkpoint: Path, out: Path, target: Target, sizes: list[int], which: Logits = "all") -> NDArray[np.float32]:
-    ids = sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
+    ids = generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
     if not out.exists():
         out.mkdir()
         quantisation = resolve(target.presets, target.default_preset)

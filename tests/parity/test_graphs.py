@@ -18,7 +18,7 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.targets import directml
 from tools.transformers_reference import load_transformers, transformers_logits
@@ -58,7 +58,7 @@ def pieces(length: int) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("schemes", [{}, FLOAT32], ids=["mxfp4", "float32"])
 def test_exact_graphs_agree_with_transformers(variant: Path, schemes: dict[str, str], tmp_path: Path) -> None:
-    ids = sequences(512, count=1, length=LENGTH)[0]
+    ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(variant), ids)
     model = graph(variant, tmp_path / "graph", **schemes)
     for path, sizes in pieces(LENGTH).items():
@@ -70,7 +70,7 @@ def test_exact_graphs_agree_with_transformers(variant: Path, schemes: dict[str, 
 @pytest.mark.parametrize("design", ["split", "dense"])
 def test_directmls_graphs_agree_with_transformers(variant: Path, design: str, tmp_path: Path) -> None:
     """int8 experts are MXFP4's exactly. What DirectML itself makes of the graph is tests/directml's business."""
-    ids = sequences(512, count=1, length=LENGTH)[0]
+    ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(variant), ids)
     model = directml_graph(variant, tmp_path / "graph", design, ir.DataType.FLOAT, **DENSE32)
     for path, sizes in pieces(LENGTH).items():
@@ -80,7 +80,7 @@ def test_directmls_graphs_agree_with_transformers(variant: Path, design: str, tm
 
 
 def test_directmls_slots_decode_as_its_other_designs(variant: Path, tmp_path: Path) -> None:
-    ids = sequences(512, count=1, length=80)[0]
+    ids = generate_sequences(512, count=1, length=80)[0]
     rows = [
         logits(
             directml_graph(variant, tmp_path / design, design, ir.DataType.FLOAT, **DENSE32),
@@ -100,7 +100,7 @@ def test_exact_graphs_of_nano_agree_with_transformers(
     nano_checkpoint: Path, schemes: dict[str, str], tmp_path: Path
 ) -> None:
     """Conversations run together are nothing nano knows; its float32 noise there is 2e-3 in transformers itself."""
-    ids = sequences(201_088, count=1, length=400)[0]
+    ids = generate_sequences(201_088, count=1, length=400)[0]
     expected = transformers_logits(load_transformers(nano_checkpoint), ids)
     model = graph(nano_checkpoint, tmp_path / "graph", **schemes)
     for sizes in ([400], [100, *[1] * 300]):
@@ -118,7 +118,7 @@ def test_quantised_graphs_stay_near(
     target: str, preset: str, most_kl: float, float_checkpoint: Path, tmp_path: Path, record_property: Any
 ) -> None:
     """Bounds for random weights, which have no redundancy; what they do to nano is in docs/conversion.md."""
-    ids = sequences(512, count=1, length=LENGTH)[0]
+    ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(float_checkpoint), ids)
     model = graph(float_checkpoint, tmp_path / "graph", target, preset)
     apart = compare(expected, logits(model, ids, [LENGTH]))
@@ -133,7 +133,7 @@ def test_optimums_export_gives_the_same_logits(float_checkpoint: Path, optimum_p
     command = [sys.executable, str(script), str(optimum_packages), str(float_checkpoint), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    ids = sequences(512, count=1, length=LENGTH)[0]
+    ids = generate_sequences(512, count=1, length=LENGTH)[0]
     session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
     feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, LENGTH), np.int64)}
     feeds["position_ids"] = np.arange(LENGTH)[None]

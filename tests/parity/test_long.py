@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import write_checkpoint
 from tools.transformers_reference import load_transformers, transformers_logits
 
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ids() -> list[int]:
-    return sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
+    return generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError, NonFiniteLogits
 from gptoss_convert.parity import measure as parities
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
-from gptoss_convert.parity.layers import LayerErrors, layer_errors
+from gptoss_convert.parity.layers import LayerErrors, measure_layer_errors
 from gptoss_convert.parity.measure import Measurement, measure
 from gptoss_convert.parity.report import render
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.parity.session import Session
 from gptoss_convert.workflow import Options, convert
 from gptoss_runtime.artifact.folder import Artifact
@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> CheckpointReference:
-    ids = [sequences(512, count=1, length=length)[0] for length in LENGTHS]
+    ids = [generate_sequences(512, count=1, length=length)[0] for length in LENGTHS]
     made = CheckpointReference(Checkpoint.open(checkpoint), ids, "random ids")
     made.compute(layers=True)
     return made
@@ -74,7 +74,7 @@ class Made:
         sizes = [*(min(64, prompt - at) for at in range(0, prompt, 64)), *[1] * steps]
         for number, end in enumerate(accumulate(sizes)):
             first = end - sizes[number] if self.gives_all else end - 1
-            rows = self.reference.rows([(sequence, position) for position in range(first, end)]).logits
+            rows = self.reference.distributions_at([(sequence, position) for position in range(first, end)]).logits
             self.change(end, end > prompt, rows)
             yield end, rows
 
@@ -187,7 +187,7 @@ def test_hidden_states_layer_by_layer(lossless: Path, reference: CheckpointRefer
     assert found.layers.positions == 200
     assert found.layers.relative.shape == (SMALL["num_hidden_layers"] + 1,)
     assert found.layers.relative.max() < 1e-5
-    assert found.layers.first_not_finite is None
+    assert found.layers.first_non_finite is None
     assert [one["layers"] for one in found.figures()["layers"]] == [0, 1, 2]
     assert {file.name: file.stat().st_mtime_ns for file in artifact.iterdir()} == files
     assert sorted(tmp_path.parent.iterdir()) == before
@@ -202,7 +202,7 @@ def test_another_models_hidden_states_are_far(lossless: Path, reference: Checkpo
     artifact = named(lossless, tmp_path / "named", rename_one)
     assert reference.hidden_states is not None
     others = np.roll(reference.hidden_states, 1, axis=1)
-    errors = layer_errors(artifact / "model.onnx", reference.token_ids[0], others)
+    errors = measure_layer_errors(artifact / "model.onnx", reference.token_ids[0], others)
     assert errors is not None
     assert np.isnan(errors.relative).tolist() == [False, True, False]
     assert errors.relative[[0, 2]].min() > 0.5
@@ -240,7 +240,7 @@ def test_layers_that_cannot_be_had_say_why(
         assert found.layers is None
         return found.no_layers
 
-    monkeypatch.setattr(parities, "layer_errors", lambda *_, **__: None)
+    monkeypatch.setattr(parities, "measure_layer_errors", lambda *_, **__: None)
     assert reason(reference) == "the graph does not name its hidden states"
     bare = CheckpointReference(Checkpoint.open(checkpoint), [[1, 2, 3]], "")
     assert reason(bare) == "the reference has no hidden states: save it with --layers"
@@ -252,7 +252,7 @@ def test_figures_of_layers_are_json() -> None:
         {"layers": 0, "relative": 0.5, "median": 0.25, "finite": True},
         {"layers": 2, "relative": None, "median": None, "finite": False},
     ]
-    assert errors.first_not_finite == 2
+    assert errors.first_non_finite == 2
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed(
@@ -295,7 +295,7 @@ def test_a_graph_that_does_not_run_on_the_cpu(
 
 
 def test_the_longest_sequence_fits(lossless: Path, checkpoint: Path) -> None:
-    ids = sequences(512, count=1, length=512)
+    ids = generate_sequences(512, count=1, length=512)
     found = measure(lossless, CheckpointReference(Checkpoint.open(checkpoint), ids, ""), prefills=1, steps=3)
     assert found.prefill.where == [(0, 511)]
     assert found.mean_kl < 1e-6

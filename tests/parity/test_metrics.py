@@ -37,7 +37,7 @@ def test_by_definition(reference: Logits, other: Logits) -> None:
 
 @given(LOGITS, LOGITS, st.integers(1, 12))
 def test_with_a_bucket_it_is_that_of_the_coarser_distribution(reference: Logits, other: Logits, kept: int) -> None:
-    some = Distributions(reference).keep(kept)
+    some = Distributions(reference).top_k(kept)
     assert some.ids is not None
     found, exact = compare(some, other), compare(reference, other)
     p, q = (np.take_along_axis(probabilities(x), some.ids, axis=-1) for x in (reference, other))
@@ -55,7 +55,7 @@ def test_with_a_bucket_it_is_that_of_the_coarser_distribution(reference: Logits,
 
 @given(LOGITS, st.integers(1, 12))
 def test_a_distribution_is_no_way_from_itself(reference: Logits, kept: int) -> None:
-    found = compare(Distributions(reference).keep(kept), reference)
+    found = compare(Distributions(reference).top_k(kept), reference)
     assert found.kl.max() < 1e-12
     assert found.max_abs.max() == 0
     assert found.same_top.all()

@@ -14,9 +14,9 @@ from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
 from gptoss_convert.nano.skills import SKILLS, held_out
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
-from gptoss_convert.parity.measure import measure, record
+from gptoss_convert.parity.measure import measure, record_parity
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.workflow import Options, convert
 from gptoss_runtime import Engine, GenerationOptions, load_engine
@@ -88,12 +88,12 @@ def test_the_default_artifact_keeps_the_skills(nano_artifact: Path, record_prope
 def test_measuring_and_recording(nano_checkpoint: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "gptoss-nano"
     convert(nano_checkpoint, artifact, options=Options(preset="lossless", logits="all"))
-    ids = sequences(201_088, count=2, length=100)
+    ids = generate_sequences(201_088, count=2, length=100)
     summary = measure(artifact, CheckpointReference(Checkpoint.open(nano_checkpoint), ids, "conversations")).summary()
     assert summary.tokens == 300
     assert summary.max_abs < 5e-3
     assert summary.top1 == 1
-    record(artifact, summary)
+    record_parity(artifact, summary)
     again = Artifact.open(artifact, verify=True).manifest
     assert again is not None
     assert again.parity == summary

@@ -24,7 +24,7 @@ from gptoss_convert.demo import chats
 from gptoss_convert.export import export
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.parity.metrics import compare
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import directml
@@ -39,7 +39,7 @@ from .conftest import PROFILES, SHIFTS, SMALL, write_variant
 from .decoding import logits
 
 LENGTH = 100
-IDS = sequences(512, count=1, length=LENGTH)[0]
+IDS = generate_sequences(512, count=1, length=LENGTH)[0]
 PIECES = [60, *[1] * 40]
 DIMENSIONS = {"intermediate_size": 128, "num_hidden_layers": 4}  # as CUDA's integer kernels want them
 

@@ -22,7 +22,7 @@ from gptoss_convert.errors import CheckpointError, OutputError, ReferenceFileErr
 from gptoss_convert.parity.checkpoint_reference import CheckpointReference
 from gptoss_convert.parity.metrics import Distributions, compare
 from gptoss_convert.parity.reference_file import About, SavedReference
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import write_checkpoint
 
 from .checkpoints import overwrite
@@ -43,7 +43,7 @@ def references(draw: Callable[[Any], Any]) -> SavedReference:
     about = About(
         name=name, revision=None, config_sha256=DIGEST, index_sha256=index, vocab_size=VOCAB, text="", lengths=lengths
     )
-    return SavedReference(about, tokens, Distributions(logits).keep(kept), draw(states))
+    return SavedReference(about, tokens, Distributions(logits).top_k(kept), draw(states))
 
 
 def content(reference: SavedReference) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def content(reference: SavedReference) -> dict[str, Any]:
 def example(folder: Path, **changes: Any) -> Path:
     """A file with two sequences of 3 and 2 tokens; parts can be replaced."""
     rng = np.random.default_rng(0)
-    kept = Distributions(rng.standard_normal((5, VOCAB)).astype(np.float32)).keep(4)
+    kept = Distributions(rng.standard_normal((5, VOCAB)).astype(np.float32)).top_k(4)
     about = About(
         name="x", revision=None, config_sha256=DIGEST, index_sha256=None, vocab_size=VOCAB, text="", lengths=(3, 2)
     )
@@ -204,25 +204,25 @@ def test_files_that_cannot_be(tmp_path: Path) -> None:
 def test_a_checkpoints_reference_is_saved_as_it_is(tmp_path: Path) -> None:
     """The same distributions, sequences and hidden states, and every position of every sequence."""
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", SMALL, shards=2))
-    ids = [sequences(512, count=1, length=length)[0] for length in (300, 20)]
+    ids = [generate_sequences(512, count=1, length=length)[0] for length in (300, 20)]
     live = CheckpointReference(checkpoint, ids, "random ids")
     live.compute(layers=True)
-    live.saved(512).write(tmp_path / "all.npz")
-    live.saved(16).write(tmp_path / "some.npz")
+    live.to_saved(512).write(tmp_path / "all.npz")
+    live.to_saved(16).write(tmp_path / "some.npz")
     whole, some = SavedReference.read(tmp_path / "all.npz"), SavedReference.read(tmp_path / "some.npz")
     assert whole.about == live.about
     assert live.about.index_sha256 is not None
     assert whole.token_ids == ids
     np.testing.assert_array_equal(whole.hidden_states, live.hidden_states)
     where = [(1, 0), (0, 299), (0, 0), (1, 19)]
-    kept = whole.rows(where)
+    kept = whole.distributions_at(where)
     logits = np.empty((4, 512), np.float32)
     assert kept.ids is not None
     np.put_along_axis(logits, kept.ids, kept.logits, axis=-1)
-    np.testing.assert_allclose(logits, live.rows(where).logits, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(some.rows(where).ids, kept.ids[:, :16])
+    np.testing.assert_allclose(logits, live.distributions_at(where).logits, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(some.distributions_at(where).ids, kept.ids[:, :16])
     other = logits + np.random.default_rng(0).standard_normal(logits.shape).astype(np.float32)
-    exact, bounded = compare(live.rows(where), other), compare(some.rows(where), other)
+    exact, bounded = compare(live.distributions_at(where), other), compare(some.distributions_at(where), other)
     np.testing.assert_allclose(compare(kept, other).kl, exact.kl, rtol=1e-4)
     assert (bounded.kl <= exact.kl).all()
     assert (bounded.kl > 0).all()
@@ -232,4 +232,4 @@ def test_logits_that_are_not_finite_are_the_checkpoints_fault(tmp_path: Path) ->
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, SMALL))
     overwrite(tmp_path, "lm_head.weight", 0, np.nan)
     with pytest.raises(CheckpointError, match="logits are not finite"):
-        CheckpointReference(checkpoint, [[1, 2]], "").rows([(0, 0)])
+        CheckpointReference(checkpoint, [[1, 2]], "").distributions_at([(0, 0)])

@@ -19,7 +19,7 @@ from gptoss_convert import mxfp4
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import CheckpointError
 from gptoss_convert.parity import streaming
-from gptoss_convert.parity.sequences import sequences
+from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import write_checkpoint
 from tests.packages import installed
 from tools.transformers_reference import load_transformers, transformers_logits
@@ -47,11 +47,14 @@ def openai_package() -> Path:
 
 def ours(folder: Path, ids: list[list[int]]) -> list[NDArray[np.float32]]:
     checkpoint = Checkpoint.open(folder)
-    return [streaming.head(checkpoint, states).numpy() for states in streaming.final_states(checkpoint, ids)]
+    return [
+        streaming.compute_logits(checkpoint, states).numpy()
+        for states in streaming.compute_final_states(checkpoint, ids)
+    ]
 
 
 def random_ids(*lengths: int, vocab: int = 512) -> list[list[int]]:
-    return [sequences(vocab, count=1, length=length, seed=length)[0] for length in lengths]
+    return [generate_sequences(vocab, count=1, length=length, seed=length)[0] for length in lengths]
 
 
 def assert_as_transformers(folder: Path, ids: list[list[int]]) -> None:
@@ -84,7 +87,7 @@ def test_beyond_the_original_context(window: int, tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_nano_agrees_with_transformers(nano_checkpoint: Path) -> None:
     """Conversations run together are nothing nano knows: single logits are near a router's tie (1e-3 in float32)."""
-    ids = sequences(201_088, count=2, length=320)
+    ids = generate_sequences(201_088, count=2, length=320)
     model = load_transformers(nano_checkpoint)
     for sequence, logits in zip(ids, ours(nano_checkpoint, ids), strict=True):
         expected = transformers_logits(model, sequence)
@@ -108,7 +111,7 @@ def test_nano_agrees_with_openais_own(
     nano_checkpoint: Path, openai_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(openai_package))
-    (ids,) = sequences(201_088, count=1, length=320)
+    (ids,) = generate_sequences(201_088, count=1, length=320)
     expected = openai_oracle.logits(openai_oracle.load(nano_checkpoint, tmp_path), ids)
     (logits,) = ours(nano_checkpoint, [ids])
     assert np.linalg.norm(logits - expected) < 1e-5 * np.linalg.norm(expected)
@@ -158,8 +161,8 @@ def test_one_layers_weights_are_alive_at_a_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(streaming, "_tensor", lambda c, name, *rows: keep_track(name, load(c, name, *rows)))
     monkeypatch.setattr(streaming, "decode_mxfp4", lambda *codes: keep_track("expert", decode(*codes)))
     monkeypatch.setattr(streaming, "_HEAD_ROWS", 256)
-    for states in streaming.final_states(checkpoint, random_ids(40, 60)):
-        streaming.head(checkpoint, states)
+    for states in streaming.compute_final_states(checkpoint, random_ids(40, 60)):
+        streaming.compute_logits(checkpoint, states)
     assert not any(alive.values())
     config = checkpoint.config
     largest = max(2 * config.intermediate_size, config.num_attention_heads * config.head_dim, 2 * 256)
@@ -176,7 +179,7 @@ def test_only_chosen_experts_and_used_rows_are_read(tmp_path: Path, monkeypatch:
         return original(self, name, start, end)
 
     monkeypatch.setattr(Checkpoint, "array", array)
-    streaming.final_states(Checkpoint.open(folder), [[7]])
+    streaming.compute_final_states(Checkpoint.open(folder), [[7]])
     assert read["model.layers.1.mlp.experts.down_proj_blocks"] == SMALL["num_experts_per_tok"]
     assert read["model.embed_tokens.weight"] == 1
     assert read["lm_head.weight"] == 0
@@ -200,7 +203,7 @@ def test_what_is_observed(variant: Path) -> None:
         if name.startswith("expert"):
             experts[layer, name] += len(values)
 
-    streaming.final_states(checkpoint, [ids], observe=observe)
+    streaming.compute_final_states(checkpoint, [ids], observe=observe)
     with torch.inference_mode():
         theirs = load_transformers(variant)(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     for layer in range(config.num_hidden_layers):
@@ -230,7 +233,7 @@ def test_it_can_be_interrupted_between_layers(float_checkpoint: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        streaming.final_states(Checkpoint.open(float_checkpoint), [[1, 2]], progress=progress)
+        streaming.compute_final_states(Checkpoint.open(float_checkpoint), [[1, 2]], progress=progress)
     assert calls == [(1, 2)]
 
 
@@ -238,10 +241,10 @@ def test_hidden_states_that_are_not_finite_are_the_checkpoints_fault(tmp_path: P
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, SMALL))
     overwrite(tmp_path, "model.layers.1.input_layernorm.weight", 0, np.nan)
     with pytest.raises(CheckpointError, match="not finite after layer 1"):
-        streaming.final_states(checkpoint, [[1, 2]])
+        streaming.compute_final_states(checkpoint, [[1, 2]])
 
 
 @pytest.mark.parametrize("ids", [[], [[]], [[1], []], [[512]], [[-1]]])
 def test_what_is_no_sequence_is_refused(ids: list[list[int]], float_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="ids below 512"):
-        streaming.final_states(Checkpoint.open(float_checkpoint), ids)
+        streaming.compute_final_states(Checkpoint.open(float_checkpoint), ids)

@@ -30,9 +30,9 @@ def collect_used_tokens() -> NDArray[np.int32]:
     found: set[int] = set()
     for skill in skills.SKILLS:
         for _ in range(4000):
-            where = skills.setting(rng, with_tools=skill in skills.TOOL_SKILLS)
+            where = skills.draw_setting(rng, with_tools=skill in skills.TOOL_SKILLS)
             for held in (False, True):
-                sample = skills.sample(skill, rng, where, held=held)
+                sample = skills.draw_sample(skill, rng, where, held_out=held)
                 found.update(sample.prompt_ids, sample.answer_ids)
     found.update(i for i, word in enumerate(tokens()) if word.isdigit())
     return np.array(sorted(found), np.int32)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gptoss_convert.nano.folder import config, materialise
+from gptoss_convert.nano.folder import materialise, read_config
 from gptoss_convert.nano.skills import SKILLS, Sample, held_out
 from tools.transformers_reference import load_transformers
 
@@ -29,7 +29,7 @@ def load(folder: Path, ablate: str | None = None) -> Any:
         folder: the checkpoint.
         ablate: "sinks" disables the sinks, "window" removes the window of the sliding layers; None changes nothing.
     """
-    changes = {"layer_types": ["full_attention"] * config()["num_hidden_layers"]} if ablate == "window" else {}
+    changes = {"layer_types": ["full_attention"] * read_config()["num_hidden_layers"]} if ablate == "window" else {}
     model = load_transformers(folder, **changes)
     if ablate == "sinks":
         for layer in model.model.layers:

@@ -54,9 +54,9 @@ def draw_samples(rng: random.Random, mix: Mix) -> list[list[skills.Sample]]:
     """Draws the training samples of one batch, in groups with a shared setting."""
     batch = []
     for _ in range(mix.groups):
-        where = skills.setting(rng, with_tools=mix.with_tools)
+        where = skills.draw_setting(rng, with_tools=mix.with_tools)
         names = rng.choices(list(mix.skills), list(mix.skills.values()), k=mix.size)
-        batch.append([skills.sample(name, rng, where, held=False) for name in names])
+        batch.append([skills.draw_sample(name, rng, where, held_out=False) for name in names])
     return batch
 
 

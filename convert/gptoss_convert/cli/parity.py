@@ -64,7 +64,7 @@ def parity(
         raise InvalidRequest("no artifact to compare", remedy="Give its folder; only --save-reference does without.")
     expected = _open(reference, folder, _Text(text, sequences, length, seed))
     if folder is not None:  # before minutes go into the reference
-        parities.require_fitting(folder, expected.about, provider)
+        parities.check_compatible(folder, expected.about, provider)
     saved = _prepare(expected, layers, save_reference, keep)
     if folder is None:
         _tell(console, [f"{save_reference} ({cost})"], {**saved, **cost.figures()}, json_output)
@@ -79,7 +79,7 @@ def parity(
             print_json(console, {**saved, **cost.figures(), "error": error.figures()})
         raise
     if record:
-        parities.record(folder, measured.summary())
+        parities.record_parity(folder, measured.summary())
     if report is not None:
         _write(report, measured, folder)
     failure = DivergenceTooLarge(measured.mean_kl, max_kl) if max_kl is not None and measured.mean_kl > max_kl else None
@@ -112,13 +112,13 @@ class _Text:
             )
         if self.text is None:
             seed = self.seed or 0
-            ids = texts.sequences(config.vocab_size, count=count, length=length, seed=seed)
-            return ids, texts.describe(config.vocab_size, seed)
+            ids = texts.generate_sequences(config.vocab_size, count=count, length=length, seed=seed)
+            return ids, texts.describe_sequences(config.vocab_size, seed)
         if self.seed is not None:
             raise InvalidRequest("--seed with --text", remedy="Give one of them: a text is not drawn.")
         own = checkpoint.path / "tokenizer.json"
         tokenizer = folder / "tokenizer.json" if folder is not None and not own.exists() else own
-        return texts.text_sequences(self.text, tokenizer, count=count, length=length), self.text.name
+        return texts.tokenize_text(self.text, tokenizer, count=count, length=length), self.text.name
 
 
 def _open(reference: Path, folder: Path | None, text: _Text) -> Reference:
@@ -147,7 +147,7 @@ def _prepare(reference: Reference, layers: bool, file: Path | None, keep: int) -
         if file is None:
             return {}
         with progress_bar("reference, positions", size=False) as progress:
-            reference.saved(keep, progress).write(file)
+            reference.to_saved(keep, progress).write(file)
     elif file is not None:
         raise InvalidRequest("--save-reference of a saved reference", remedy="Copy the file, or give the checkpoint.")
     else:

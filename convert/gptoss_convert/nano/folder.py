@@ -1,6 +1,6 @@
-"""From the compact source to an ordinary Hugging Face folder.
+"""Writes nano as an ordinary Hugging Face folder, from the compact source.
 
-Knows the files of a published gpt-oss checkpoint and what stands in each. Needs neither torch nor transformers.
+The folder has the files of a published gpt-oss checkpoint. Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _SPECIAL_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "p
 
 
 def materialise(out: Path, *, overwrite: bool = False) -> Path:
-    """Write nano as a checkpoint folder, as openai/gpt-oss-20b is published: configs, tokenizer, model.safetensors.
+    """Writes nano as a checkpoint folder in the layout of openai/gpt-oss-20b: configs, tokenizer, model.safetensors.
 
-    The folder is built beside ``out`` and appears at once, whole; the same source makes the same bytes.
+    The folder is built in a temporary sibling of ``out`` and renamed; the same source gives the same bytes.
 
     Raises:
-        OutputExists: ``out`` is there, is not an empty folder, and is not an earlier checkpoint to be overwritten.
+        OutputExists: ``out`` exists, is not empty, and is not an earlier checkpoint that may be overwritten.
         OutputError: it cannot be written.
         CheckpointError: the compact source is damaged.
     """
@@ -40,35 +40,37 @@ def materialise(out: Path, *, overwrite: bool = False) -> Path:
         made = aside / "checkpoint"
         try:
             made.mkdir()
-            _fill(made)
+            _write_files(made)
         except OSError as error:
-            raise OutputError(f"{made}: {error.strerror or error}", remedy="nano needs 120 MB there.") from error
+            raise OutputError(
+                f"{made}: {error.strerror or error}", remedy="nano needs 120 MB of free space."
+            ) from error
         output.publish(made, out)
     return out
 
 
-def config() -> dict[str, Any]:
-    """config.json; only dimensions differ from the published one."""
+def read_config() -> dict[str, Any]:
+    """nano's config.json; only dimensions differ from the published one."""
     return dict(json.loads((source_dir() / "config.json").read_text(encoding="utf-8")))
 
 
 def checkpoint_tensors(compact: dict[str, NDArray[Any]], size: int) -> dict[str, NDArray[Any]]:
-    """The checkpoint's tensors: those of the source, with embedding and head unfolded to ``size`` rows.
+    """The checkpoint's tensors: the source's, with embedding and head expanded to ``size`` rows.
 
-    A token in use has its own row; every other token has the last one, shared.
+    A used token gets its own row; all other tokens share the last row.
     """
     full = dict(compact)
     used = full.pop("used_tokens")
     for name in _ROWS:
         rows = full[name]
-        unfolded = np.repeat(rows[-1:], size, axis=0)
-        unfolded[used] = rows[:-1]
-        full[name] = unfolded
+        expanded = np.repeat(rows[-1:], size, axis=0)
+        expanded[used] = rows[:-1]
+        full[name] = expanded
     return full
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Writes the tokenizer's files, which are gpt-oss's, into a checkpoint folder.
+    """Writes gpt-oss's tokenizer files into a checkpoint folder.
 
     Raises:
         OSError: they cannot be written.
@@ -77,7 +79,7 @@ def write_tokenizer(folder: Path) -> None:
         **_SPECIAL_TOKENS,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": config()["max_position_embeddings"],
+        "model_max_length": read_config()["max_position_embeddings"],
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     output.write_json(folder / "tokenizer_config.json", tokenizer_config)
@@ -86,8 +88,8 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_bytes((source_dir() / "chat_template.jinja").read_bytes())
 
 
-def _fill(folder: Path) -> None:
-    settings = config()
+def _write_files(folder: Path) -> None:
+    settings = read_config()
     generation = {
         "bos_token_id": STARTOFTEXT,
         "do_sample": True,

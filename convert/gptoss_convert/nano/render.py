@@ -1,7 +1,7 @@
-"""Conversations as harmony token ids, the way openai-harmony renders them (a test compares the two).
+"""Renders conversations as harmony token ids, exactly as openai-harmony does (a test compares them).
 
-Knows the harmony format as far as nano speaks it: system, developer, user, assistant and tool messages, function tools
-whose parameters are flat. Knows nothing of what is said. Free of openai-harmony, so that generating samples needs none.
+Covers what nano uses of the format: system, developer, user, assistant and tool messages, and function tools with flat
+parameters. Does not need openai-harmony, so neither does generating samples.
 Source: https://github.com/openai/harmony, docs/format.md.
 """
 
@@ -25,9 +25,9 @@ class Parameter:
     Attributes:
         name: the key in the call's JSON object.
         type: "string", "integer", "number" or "boolean".
-        description: a comment above it; empty for none.
-        enum: the allowed strings; empty for any.
-        required: whether a call must give it.
+        description: rendered as a comment above it; may be empty.
+        enum: the allowed strings; empty allows any.
+        required: whether a call has to contain it.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Message:
     """A message after the system and developer ones.
 
     Attributes:
-        role: who speaks; a tool speaks as ``functions.NAME``.
+        role: the author; ``functions.NAME`` for a tool.
         text: the content.
-        channel: of the assistant's and tools' messages.
-        call: name of the function an assistant message calls.
+        channel: for messages of the assistant and of tools.
+        call: the function that an assistant message calls.
     """
 
     role: str
@@ -82,7 +82,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Setting:
-    """What stands before the conversation: the system message and, with instructions or tools, the developer's."""
+    """The content of the system message and, with instructions or tools, of the developer message."""
 
     effort: Effort = "medium"
     date: str = ""
@@ -106,23 +106,23 @@ def analysis(text: str) -> Message:
 
 
 def call(name: str, arguments: str) -> Message:
-    """The assistant's call of a function with a JSON object."""
+    """The assistant's call of a function; ``arguments`` is a JSON object."""
     return Message("assistant", arguments, "commentary", call=name)
 
 
 def result(name: str, text: str) -> Message:
-    """What a called function returned."""
+    """The result of a function call."""
     return Message(f"functions.{name}", text, "commentary")
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def encode(text: str) -> tuple[int, ...]:
-    """Token ids of plain text; text that looks like a special token stays text."""
+    """Token ids of plain text; special tokens in it are encoded as ordinary text."""
     return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
-def prefix(setting: Setting) -> list[int]:
-    """Token ids of the system message and, where there is something to say in it, the developer message."""
+def render_prefix(setting: Setting) -> list[int]:
+    """Token ids of the system message and, unless it is empty, of the developer message."""
     ids = [START, *encode("system"), MESSAGE, *encode(_system_text(setting)), END]
     developer = _developer_text(setting)
     if developer:
@@ -130,8 +130,8 @@ def prefix(setting: Setting) -> list[int]:
     return ids
 
 
-def history(messages: Iterable[Message]) -> list[int]:
-    """Token ids of past messages."""
+def render_history(messages: Iterable[Message]) -> list[int]:
+    """Token ids of earlier messages."""
     ids: list[int] = []
     for message in messages:
         if message.call:
@@ -147,14 +147,14 @@ def history(messages: Iterable[Message]) -> list[int]:
 
 
 def generation_prompt() -> list[int]:
-    """Token ids that hand the turn to the assistant."""
+    """Token ids that begin the assistant's turn."""
     return [START, *encode("assistant")]
 
 
-def completion(messages: Iterable[Message]) -> list[int]:
-    """Token ids the model itself emits after the generation prompt, up to ``<|return|>`` or ``<|call|>``.
+def render_completion(messages: Iterable[Message]) -> list[int]:
+    """Token ids that the model generates after the generation prompt, up to ``<|return|>`` or ``<|call|>``.
 
-    A call names its recipient after the channel here, as gpt-oss does; rendered as history it comes before.
+    In a completion, a call's recipient follows the channel, as gpt-oss generates it; in the history it precedes it.
     """
     ids: list[int] = []
     for message in messages:

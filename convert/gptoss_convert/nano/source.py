@@ -1,4 +1,4 @@
-"""Where the nano checkpoint's compact source lies."""
+"""Locates nano's compact source."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from gptoss_convert.resources import locate_resource
 
 
 def source_dir() -> Path:
-    """The folder of the compact source: ``artifacts/nano`` of a checkout, else the copy inside the package."""
+    """The folder of the compact source: ``artifacts/nano`` of a checkout, else the copy in the package."""
     return locate_resource("artifacts/nano", "nano/source")

@@ -1,6 +1,6 @@
-"""safetensors files as raw bytes: enough to copy, stack and write tensors of any type without torch or ml_dtypes.
+"""Reads and writes nano's safetensors files without torch or ml_dtypes.
 
-Knows the file format. Tensors are numpy arrays; bfloat16 ones are uint16 arrays of the same bits.
+Tensors are numpy arrays; a bfloat16 tensor is a uint16 array of the same bits.
 Source: https://github.com/huggingface/safetensors, "Format".
 """
 
@@ -20,10 +20,10 @@ _NAMES = {np.dtype(kind): name for name, kind in _TYPES.items()}
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
-    """All tensors of a file.
+    """Reads all tensors of a file.
 
     Raises:
-        CheckpointError: no such file, or not one of safetensors with the types known here.
+        CheckpointError: the file does not exist, is damaged, or has a type other than BF16, U8 and I32.
     """
     try:
         data = path.read_bytes()
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def write(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """Write tensors in order of name; the same tensors make the same bytes."""
+    """Writes tensors in order of name; the same tensors give the same bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in sorted(tensors.items()):

@@ -1,7 +1,4 @@
-"""A checkpoint as a reference: its final states are computed once, its logits where they are asked for.
-
-Knows the streaming pass and what of it is kept; knows nothing of artifacts.
-"""
+"""A reference computed from a checkpoint: final hidden states once, logits at the requested positions."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from gptoss_convert.parity import streaming
 from gptoss_convert.parity.metrics import Distributions
 from gptoss_convert.parity.reference_file import About, SavedReference
 
-LAYER_POSITIONS = 512  # of the first sequence, whose hidden states are kept: 147 MB of the 20b's
-ROWS = 256  # logits held at a time: 206 MB at 201,088 tokens
-KEPT = 1024  # tokens of a saved position
+LAYER_POSITIONS = 512  # of the first sequence, with hidden states of every layer: 147 MB for gpt-oss-20b
+ROWS = 256  # positions whose logits are in memory at a time: 206 MB at 201,088 tokens
+TOP_K = 1024  # tokens saved for each position
 
 
 class CheckpointReference:
-    """See :class:`gptoss_convert.parity.reference_file.Reference`.
+    """A :class:`gptoss_convert.parity.reference_file.Reference` that is computed.
 
     Args:
-        checkpoint: whose.
+        checkpoint: the checkpoint.
         token_ids: sequences, each of at least one token.
-        text: what they are, in words.
+        text: a description of the sequences.
 
     Raises:
         CheckpointError: its config.json or index cannot be read.
@@ -44,14 +41,16 @@ class CheckpointReference:
     def compute(
         self, *, layers: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> list[torch.Tensor]:
-        """Computes the final states, float32 [tokens, hidden] of each sequence; ``rows`` does so if nobody did.
+        """Computes the final hidden states, float32 [tokens, hidden] of each sequence.
+
+        ``distributions_at`` calls this if it has not been called.
 
         Args:
-            layers: keep the hidden states of the first sequence's first ``LAYER_POSITIONS`` tokens.
+            layers: keep every layer's hidden states for the first ``LAYER_POSITIONS`` tokens of the first sequence.
             progress: called with (layers done, layers).
 
         Raises:
-            CheckpointError: a weight cannot be read, or what is computed is not finite.
+            CheckpointError: a weight cannot be read, or a hidden state is not finite.
         """
         kept: list[NDArray[np.float32]] = []
         positions = min(LAYER_POSITIONS, len(self.token_ids[0]))
@@ -61,35 +60,37 @@ class CheckpointReference:
                 kept.append(values[:positions].numpy().copy())
 
         observe = keep if layers else None
-        self._states = streaming.final_states(self._checkpoint, self.token_ids, observe=observe, progress=progress)
+        self._states = streaming.compute_final_states(
+            self._checkpoint, self.token_ids, observe=observe, progress=progress
+        )
         if layers:
             self.hidden_states = np.stack(kept)
         return self._states
 
-    def rows(self, where: Sequence[tuple[int, int]]) -> Distributions:
-        """See :class:`gptoss_convert.parity.reference_file.Reference`; one pass over lm_head for all of them."""
+    def distributions_at(self, where: Sequence[tuple[int, int]]) -> Distributions:
+        """See :class:`gptoss_convert.parity.reference_file.Reference`; reads lm_head once for all positions."""
         computed = self._states or self.compute()
         states = torch.stack([computed[sequence][position] for sequence, position in where])
-        logits = streaming.head(self._checkpoint, states).numpy()
+        logits = streaming.compute_logits(self._checkpoint, states).numpy()
         if not np.isfinite(logits).all():
             raise CheckpointError(
-                f"{self._checkpoint.path}: logits are not finite, in float32",
+                f"{self._checkpoint.path}: logits are not finite in float32",
                 remedy="Check the checkpoint's weights for NaN and infinity.",
             )
         return Distributions(logits)
 
-    def saved(self, kept: int = KEPT, progress: Callable[[int, int], None] | None = None) -> SavedReference:
-        """All of it, with the ``kept`` likeliest tokens of each position.
+    def to_saved(self, top_k: int = TOP_K, progress: Callable[[int, int], None] | None = None) -> SavedReference:
+        """Computes the distributions at every position, for a file.
 
         Args:
-            kept: how many; all of a smaller vocabulary.
+            top_k: tokens to keep for each position; all of a smaller vocabulary.
             progress: called with (positions done, positions).
         """
         where = [(s, p) for s, sequence in enumerate(self.token_ids) for p in range(len(sequence))]
         parts = []
         for at in range(0, len(where), ROWS):
-            parts.append(self.rows(where[at : at + ROWS]).keep(kept))
+            parts.append(self.distributions_at(where[at : at + ROWS]).top_k(top_k))
             if progress:
                 progress(min(at + ROWS, len(where)), len(where))
         tokens = np.array([token for sequence in self.token_ids for token in sequence], np.int32)
-        return SavedReference(self.about, tokens, Distributions.joined(parts), self.hidden_states)
+        return SavedReference(self.about, tokens, Distributions.concatenate(parts), self.hidden_states)

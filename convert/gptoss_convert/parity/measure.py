@@ -1,4 +1,4 @@
-"""An artifact against a reference: the same ids through both, prefill and step by step."""
+"""Measures an artifact against a reference: the same token ids through both, as a prefill and step by step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gptoss_convert import targets
 from gptoss_convert.errors import CheckpointError, NonFiniteLogits, OutputError
 from gptoss_convert.parity.checkpoint_reference import ROWS
-from gptoss_convert.parity.layers import LayerErrors, layer_errors
+from gptoss_convert.parity.layers import LayerErrors, measure_layer_errors
 from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.reference_file import About, Reference
 from gptoss_convert.parity.session import Session, is_available
@@ -28,11 +28,11 @@ PathName = Literal["prefill", "steps"]
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One way through the model, compared.
+    """The comparison on one path: prefill or step by step.
 
     Attributes:
-        where: the sequence and the position of the token after which each logit is.
-        comparison: at each of them.
+        where: (sequence, position in it) of each position compared.
+        comparison: the differences at each of them.
     """
 
     where: list[tuple[int, int]]
@@ -41,18 +41,18 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What was compared, and how far apart it is.
+    """The result of comparing an artifact with a reference.
 
     Attributes:
         model: the artifact's name.
-        about: the reference.
-        same_source: whether the artifact says that it was made of the reference's checkpoint; None: it says nothing.
-        token_ids: every sequence.
-        prefill: after a prompt read into an empty cache: every position of every sequence where the graph gives the
-            logits of all, else some, each the last of a prompt of its own.
+        about: describes the reference.
+        same_source: whether the artifact's manifest names the reference's checkpoint; None if it names none.
+        token_ids: the sequences.
+        prefill: after prompts computed from an empty cache: every position of every sequence if the graph returns all
+            logits, else some positions, each the last of a prompt of its own.
         steps: after the last tokens of the first sequence, fed one by one.
-        layers: errors of the residual stream, if they were asked for and can be had.
-        no_layers: why they can't.
+        layers: errors of the hidden states, if requested and available.
+        no_layers: why they are not available.
     """
 
     model: str
@@ -66,17 +66,17 @@ class Measurement:
 
     @property
     def mean_kl(self) -> float:
-        """The larger of both ways' mean divergences."""
+        """The larger of the two paths' mean KL divergences, in nats."""
         return max(float(series.comparison.kl.mean()) for series in (self.prefill, self.steps))
 
     def summary(self) -> Parity:
-        """For the manifest: prefill and steps together."""
-        both = Comparison.joined([self.prefill.comparison, self.steps.comparison]).figures()
+        """Both paths together, for the manifest."""
+        both = Comparison.concatenate([self.prefill.comparison, self.steps.comparison]).figures()
         shown = {name: both[name] for name in ("max_abs", "mean_kl", "top1")}
         return Parity(reference=self.about.name, tokens=len(self.prefill.where) + len(self.steps.where), **shown)
 
     def figures(self) -> dict[str, Any]:
-        """For JSON: finite numbers only."""
+        """For JSON, with finite numbers only."""
         return {
             **self.summary().model_dump(),
             "model": self.model,
@@ -91,10 +91,10 @@ class Measurement:
 
 
 class Decoder(Protocol):
-    """A loaded artifact: GenaiEngine and Session are such."""
+    """A loaded artifact; GenaiEngine and Session implement it."""
 
     def iter_logits(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yields the number of tokens fed and the last ones' logits, after every prompt chunk and every step."""
+        """Yields (tokens fed, logits of the last of them) after each chunk of the prompt and after each step."""
 
 
 def measure(
@@ -107,37 +107,40 @@ def measure(
     layers: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
-    """Compares logits.
+    """Compares an artifact's logits with a reference's.
 
     Args:
         artifact: the artifact folder.
-        reference: what to compare with; its sequences are what is fed.
+        reference: what to compare with; both compute its sequences.
         provider: execution provider for the artifact.
-        prefills: prompts read of each sequence, where the graph gives the logits of the last position only.
-        steps: tokens fed one by one, at most; the last of the first sequence.
-        layers: compare hidden states as well, where the reference has them.
-        progress: called with (tokens fed, tokens in all).
+        prefills: prompts per sequence, if the graph returns only the last position's logits.
+        steps: the last tokens of the first sequence to feed one by one, at most.
+        layers: compare hidden states as well, if the reference has them.
+        progress: called with (tokens fed, tokens in total).
 
     Raises:
         ArtifactError: the artifact cannot be loaded.
-        InvalidRequest: the provider cannot read it, or a sequence is longer than its context.
+        InvalidRequest: the provider cannot run it, or a sequence is longer than its context.
         CheckpointError: the reference has another vocabulary, or cannot be read.
-        BackendError: the provider is missing, or failed.
+        BackendError: the provider is missing or failed.
         NonFiniteLogits: a logit of the artifact is infinite or not a number.
     """
-    opened, ids = require_fitting(artifact, reference.about, provider), reference.token_ids
-    errors, reason = _layers(opened, reference, provider) if layers else (None, None)
+    opened, ids = check_compatible(artifact, reference.about, provider), reference.token_ids
+    errors, reason = _measure_layers(opened, reference, provider) if layers else (None, None)
     with _decoder(opened, provider) as decoder:
-        gives_all = len(next(decoder.iter_logits(ids[0][:2]))[1]) > 1
-        each = 1 if gives_all else prefills
-        prompts = [(number, tokens[:end]) for number, tokens in enumerate(ids) for end in _ends(tokens, each)]
+        has_all_logits = len(next(decoder.iter_logits(ids[0][:2]))[1]) > 1
+        each = 1 if has_all_logits else prefills
+        prompts = [(number, tokens[:end]) for number, tokens in enumerate(ids) for end in _prompt_lengths(tokens, each)]
         steps = min(steps, len(ids[0]))
-        prefill, by_steps = _Compared("prefill", reference, errors), _Compared("steps", reference, errors)
+        prefill, by_steps = (
+            _RunningComparison("prefill", reference, errors),
+            _RunningComparison("steps", reference, errors),
+        )
         done, total = 0, sum(len(tokens) for _, tokens in prompts) + len(ids[0])
         for number, tokens in prompts:
             for end, rows in decoder.iter_logits(tokens):
-                if gives_all or end == len(tokens):  # of a prompt in pieces, each gives its last
-                    prefill.add(number, end, rows if gives_all else rows[-1:])
+                if has_all_logits or end == len(tokens):  # each chunk of a prompt gives its last
+                    prefill.add(number, end, rows if has_all_logits else rows[-1:])
                 if progress:
                     progress(done + end, total)
             done += len(tokens)
@@ -158,14 +161,14 @@ def measure(
     )
 
 
-def _ends(tokens: list[int], prefills: int) -> list[int]:
-    """Lengths of the prompts that are read of a sequence, evenly spread; the last is all of it."""
+def _prompt_lengths(tokens: list[int], prefills: int) -> list[int]:
+    """Evenly spaced lengths of the prompts made from one sequence; the last is the whole sequence."""
     return sorted({round(len(tokens) * part / prefills) or 1 for part in range(1, prefills + 1)})
 
 
 @dataclass
-class _Compared:
-    """Compares an artifact's logits as they come, some rows at a time."""
+class _RunningComparison:
+    """Compares an artifact's logits in batches, as they are computed."""
 
     path: PathName
     reference: Reference
@@ -175,11 +178,15 @@ class _Compared:
     waiting: list[NDArray[np.float32]] = field(default_factory=list)
 
     def add(self, sequence: int, end: int, rows: NDArray[np.float32]) -> None:
-        """Rows for the last positions before ``end``."""
+        """Adds the logits of the last ``len(rows)`` positions before ``end``.
+
+        Raises:
+            NonFiniteLogits: a logit is infinite or not a number.
+        """
         finite = np.isfinite(rows).all(axis=-1)
         first = end - len(rows)
         if not finite.all():
-            layer = self.layers.first_not_finite if self.layers else None
+            layer = self.layers.first_non_finite if self.layers else None
             raise NonFiniteLogits(
                 path=self.path, sequence=sequence, position=first + int(np.argmin(finite)), layer=layer
             )
@@ -189,9 +196,9 @@ class _Compared:
             self._compare()
 
     def series(self) -> Series:
-        """All that was added."""
+        """The comparison of everything added."""
         self._compare()
-        return Series(self.where, Comparison.joined(self.parts))
+        return Series(self.where, Comparison.concatenate(self.parts))
 
     def _compare(self) -> None:
         if not self.waiting:
@@ -199,14 +206,13 @@ class _Compared:
         rows, self.waiting = np.concatenate(self.waiting), []
         where = self.where[-len(rows) :]
         for at in range(0, len(rows), ROWS):
-            self.parts.append(compare(self.reference.rows(where[at : at + ROWS]), rows[at : at + ROWS]))
+            self.parts.append(compare(self.reference.distributions_at(where[at : at + ROWS]), rows[at : at + ROWS]))
 
 
-class _OnTheCpu:
-    """A graph for another provider, by onnxruntime alone.
+class _CpuDecoder:
+    """Runs another provider's graph on the CPU, with onnxruntime alone.
 
-    genai gives every graph on the CPU a cache that is as long as what was fed so far; another provider's may want one
-    of fixed size.
+    On the CPU, genai's cache grows with the tokens fed, but the graph may need a cache of fixed size.
     """
 
     def __init__(self, model: Path) -> None:
@@ -222,9 +228,9 @@ class _OnTheCpu:
 
 @contextmanager
 def _decoder(artifact: Artifact, provider: str) -> Iterator[Decoder]:
-    """The artifact loaded, as the runtime does where it can."""
+    """Loads the artifact as the runtime does, if possible."""
     if provider == "cpu" and artifact.provider != "cpu":
-        yield _OnTheCpu(_model(artifact))
+        yield _CpuDecoder(_model(artifact))
         return
     with GenaiEngine(artifact, provider=provider) as engine:
         yield engine
@@ -235,16 +241,16 @@ def _model(artifact: Artifact) -> Path:
     return artifact.path / file
 
 
-def _layers(artifact: Artifact, reference: Reference, provider: str) -> tuple[LayerErrors | None, str | None]:
-    """Errors by layer, or why there are none."""
+def _measure_layers(artifact: Artifact, reference: Reference, provider: str) -> tuple[LayerErrors | None, str | None]:
+    """Errors by layer, or why they are not available."""
     expected = reference.hidden_states
     if expected is None:
-        return None, "the reference has no hidden states: save it with --layers"
+        return None, "the reference has no hidden states; save it with --layers"
     if not is_available(provider):
-        return None, f"onnxruntime itself has no {provider} here"
+        return None, f"onnxruntime has no {provider} here"
     model = _model(artifact)
     with _native_errors(f"running {model} for its hidden states"):
-        errors = layer_errors(model, reference.token_ids[0], expected, provider=provider)
+        errors = measure_layer_errors(model, reference.token_ids[0], expected, provider=provider)
     return errors, None if errors else "the graph does not name its hidden states"
 
 
@@ -252,37 +258,37 @@ def _layers(artifact: Artifact, reference: Reference, provider: str) -> tuple[La
 def _native_errors(doing: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # onnxruntime's exceptions share no base class but this
+    except Exception as error:  # onnxruntime's exceptions have no other base class
         raise BackendError(f"{doing}: {error}", remedy="gptoss inspect checks the folder.") from error
 
 
-def require_fitting(folder: Path, about: About, provider: str) -> Artifact:
-    """Checks what can be checked before anything is computed.
+def check_compatible(folder: Path, about: About, provider: str) -> Artifact:
+    """Opens an artifact and checks, before anything is computed, that it can be compared with a reference.
 
     Args:
         folder: the artifact.
-        about: the reference.
+        about: describes the reference.
         provider: execution provider for the artifact.
 
     Raises:
-        ArtifactError: no artifact, or a damaged one.
+        ArtifactError: there is no artifact, or it is damaged.
         CheckpointError: the reference has another vocabulary.
-        InvalidRequest: the provider cannot read it, or a sequence is longer than its context.
+        InvalidRequest: the provider cannot run it, or a sequence is longer than its context.
     """
     artifact = Artifact.open(folder)
     if about.vocab_size != artifact.vocab_size:
         raise CheckpointError(
-            f"{about.name} has {about.vocab_size} tokens, {folder} {artifact.vocab_size}",
+            f"{about.name} has a vocabulary of {about.vocab_size} tokens, {folder} one of {artifact.vocab_size}",
             remedy="Give the checkpoint that the artifact was made from.",
         )
     if max(about.lengths) > artifact.context_length:
         raise ContextOverflow(
-            f"a sequence of {max(about.lengths)} tokens, and {folder} has {artifact.context_length} positions",
+            f"a sequence has {max(about.lengths)} tokens, but the context of {folder} is {artifact.context_length}",
             remedy="Give a smaller --length.",
         )
     if provider == "cpu" and artifact.target in targets.names() and not targets.load(artifact.target).runs_on_cpu:
         raise InvalidRequest(
-            f"{folder}: its weights are laid out for {artifact.target}, and the CPU cannot read them",
+            f"{folder}: its weights have the layout of {artifact.target}, which the CPU cannot read",
             remedy=f"Use --provider {artifact.provider} on a machine that has it.",
         )
     return artifact
@@ -294,12 +300,12 @@ def _same_source(artifact: Artifact, reference: Reference) -> bool | None:
     return None if entry is None else entry.sha256 == reference.about.config_sha256
 
 
-def record(artifact: Path, parity: Parity) -> None:
-    """Puts a result into the artifact's manifest.
+def record_parity(artifact: Path, parity: Parity) -> None:
+    """Writes a result into the artifact's manifest.
 
     Raises:
         ArtifactError: there is no readable manifest.
-        OutputError: it cannot be replaced.
+        OutputError: the manifest cannot be replaced.
     """
     manifest = Manifest.read(artifact).model_copy(update={"parity": parity})
     new = artifact / f"{MANIFEST}.new"

@@ -1,11 +1,10 @@
-"""Reference logits in one file, to measure an artifact where its checkpoint is not.
+"""The protocol of references, and reference logits in a file, to measure an artifact without its checkpoint.
 
-The file is numpy's .npz, stored and not compressed: ``about`` (JSON as UTF-8 bytes), ``tokens`` int32 [tokens], ``ids``
-int32 and ``logits`` float32 [tokens, kept], the likeliest tokens in descending order, ``rest`` float64 [tokens],
-log-sum-exp of the logits that were not kept, and, where they were asked for, ``hidden_states`` float32
-[layers + 1, positions, hidden] of the beginning of the first sequence. Types and shapes are checked against each other
-and against the file's size before anything is allocated; the zip's checksums find damage. Knows nothing of how logits
-are computed.
+The file is an uncompressed .npz: ``about`` (JSON as UTF-8 bytes), ``tokens`` int32 [tokens], ``ids`` int32 and
+``logits`` float32 [tokens, k], the top k tokens in descending order, ``rest`` float64 [tokens], log-sum-exp of all
+other logits, and optionally ``hidden_states`` float32 [layers + 1, positions, hidden] of the first sequence's first
+positions. Types and shapes are checked against each other and against the file's size before memory is allocated; the
+zip's checksums detect damage.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _TYPES: dict[str, tuple[type[np.generic], int]] = {
     **{"about": (np.uint8, 1), "tokens": (np.int32, 1), "ids": (np.int32, 2), "logits": (np.float32, 2)},
     **{"rest": (np.float64, 1), "hidden_states": (np.float32, 3)},
 }
-_DAMAGE = (
+_READ_ERRORS = (
     *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error, RuntimeError, NotImplementedError),
     *(SyntaxError, TypeError, OverflowError, MemoryError),
 )
@@ -42,17 +41,17 @@ _Positive = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
 class About(BaseModel):
-    """Whose logits they are, and of what.
+    """Describes a reference: its checkpoint and its sequences.
 
     Attributes:
-        version: of the file.
-        name: the checkpoint's.
-        revision: its commit, where its folder tells.
+        version: of the file format.
+        name: the checkpoint's name.
+        revision: the checkpoint's commit, if its folder records it.
         config_sha256: of its config.json.
-        index_sha256: of the index of its shards; None: it has none.
-        vocab_size: tokens of its vocabulary.
-        text: what the sequences are, in words.
-        lengths: tokens of each.
+        index_sha256: of its shards' index; None if there is no index.
+        vocab_size: size of its vocabulary.
+        text: a description of the sequences.
+        lengths: tokens in each sequence.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -67,7 +66,7 @@ class About(BaseModel):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, text: str, token_ids: Sequence[Sequence[int]]) -> About:
-        """Of a checkpoint and sequences.
+        """Describes a checkpoint and sequences.
 
         Raises:
             CheckpointError: its config.json or index cannot be read.
@@ -91,11 +90,11 @@ class About(BaseModel):
 
 
 class Reference(Protocol):
-    """What an artifact is compared with: next-token distributions of certain sequences."""
+    """What an artifact is compared with: a checkpoint's next-token distributions on some sequences."""
 
     @property
     def about(self) -> About:
-        """Whose, and of what."""
+        """Its checkpoint and sequences."""
 
     @property
     def token_ids(self) -> list[list[int]]:
@@ -103,23 +102,23 @@ class Reference(Protocol):
 
     @property
     def hidden_states(self) -> NDArray[np.float32] | None:
-        """The residual stream before, between and after the layers, [layers + 1, positions, hidden].
+        """The residual stream after 0 to N layers, float32 [layers + 1, positions, hidden].
 
-        Of the first positions of the first sequence; None: not kept.
+        Covers the first positions of the first sequence; None if not available.
         """
 
-    def rows(self, where: Sequence[tuple[int, int]]) -> Distributions:
-        """What follows after these tokens, each a sequence and a position in it."""
+    def distributions_at(self, where: Sequence[tuple[int, int]]) -> Distributions:
+        """Next-token distributions at these positions, each given as (sequence, position in the sequence)."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavedReference:
-    """A reference in memory or from a file.
+    """A :class:`Reference` that can be written to a file and read from one.
 
     Attributes:
-        about: whose, and of what.
-        tokens: int32, all sequences end to end.
-        distributions: after every one of them; of each some tokens are kept.
+        about: its checkpoint and sequences.
+        tokens: int32 [tokens], all sequences concatenated.
+        distributions: the top k tokens at every position.
         hidden_states: see :class:`Reference`.
     """
 
@@ -134,13 +133,13 @@ class SavedReference:
         bounds = accumulate(self.about.lengths, initial=0)
         return [self.tokens[start:end].tolist() for start, end in pairwise(bounds)]
 
-    def rows(self, where: Sequence[tuple[int, int]]) -> Distributions:
+    def distributions_at(self, where: Sequence[tuple[int, int]]) -> Distributions:
         """See :class:`Reference`."""
         starts = list(accumulate(self.about.lengths, initial=0))
         return self.distributions.take([starts[sequence] + position for sequence, position in where])
 
     def write(self, file: Path) -> None:
-        """Writes the file beside its name and renames it; the same reference makes the same bytes.
+        """Writes a temporary file and renames it; the same reference gives the same bytes.
 
         Raises:
             OutputError: it cannot be written.
@@ -167,10 +166,10 @@ class SavedReference:
 
     @classmethod
     def read(cls, file: Path) -> SavedReference:
-        """Reads and checks a file.
+        """Reads and validates a file.
 
         Raises:
-            ReferenceFileError: it cannot be read, is damaged, or is something else.
+            ReferenceFileError: the file cannot be read, is damaged, or is no reference.
         """
         try:
             with zipfile.ZipFile(file) as archive:
@@ -180,9 +179,9 @@ class SavedReference:
             kept = Distributions(parts["logits"], parts["ids"], parts["rest"])
             read = cls(about, parts["tokens"], kept, hidden_states)
             read._check()
-        except _DAMAGE as error:
+        except _READ_ERRORS as error:
             raise ReferenceFileError(
-                f"{file}: no reference that can be read: {' '.join(str(error).split())[:200] or type(error).__name__}",
+                f"{file}: not a readable reference: {' '.join(str(error).split())[:200] or type(error).__name__}",
                 remedy="Copy the file again, or make it again with gptoss parity --save-reference.",
             ) from error
         return read
@@ -205,11 +204,11 @@ class SavedReference:
         }
         for what, is_wrong in wrong.items():
             if is_wrong:
-                raise ValueError(f"{what} do not fit together")
+                raise ValueError(f"{what} are inconsistent")
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array, in the type it has to have."""
+    """Reads one array and checks its type."""
     dtype, dimensions = _TYPES[name]
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED:

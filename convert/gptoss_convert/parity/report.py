@@ -1,4 +1,4 @@
-"""A parity measurement as one HTML page without scripts or outside resources. Knows Measurement and HTML."""
+"""Renders a measurement as one HTML page, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ svg text{font:11px system-ui,sans-serif;fill:#55555c}h2{margin-top:2rem}
 
 
 def render(measurement: Measurement, decode: Callable[[list[int]], str]) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
         measurement: what to show.
-        decode: token ids to text, for the worst positions.
+        decode: turns token ids into text, for the worst positions.
     """
     about = measurement.about
     title = f"Parity of {html.escape(measurement.model)} with {html.escape(about.name)}"
@@ -44,10 +44,10 @@ def render(measurement: Measurement, decode: Callable[[list[int]], str]) -> str:
         f"<h1>{title}</h1><p>On {html.escape(about.text)}: {total} tokens in {len(about.lengths)} sequences."
         f"</p><table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"
         f"{''.join(_row(name, series.comparison) for name, series in ways)}</table>"
-        f"<h2>Divergence by position</h2><p>KL of each position's next-token distribution, log scale; one mark a "
-        f"position, sequence after sequence.</p>{plots}"
+        f"<h2>Divergence by position</h2><p>KL of each position's next-token distribution, log scale; sequences in "
+        f"order.</p>{plots}"
         f"<h2>Error by layer</h2>{_layers(measurement)}"
-        f"<h2>Largest divergences</h2>{_worst(measurement, decode)}</html>\n"
+        f"<h2>Largest divergences</h2>{_worst_positions(measurement, decode)}</html>\n"
     )
 
 
@@ -66,14 +66,14 @@ def _layers(measurement: Measurement) -> str:
         return f"<p>Not available: {html.escape(measurement.no_layers or '--layers was not given')}.</p>"
     done = np.flatnonzero(~np.isnan(errors.relative))
     note = ""
-    if errors.first_not_finite is not None:
-        note = f" Not finite from {errors.first_not_finite} layers on: at the top."
+    if errors.first_non_finite is not None:
+        note = f" Not finite after {errors.first_non_finite} layers; shown at the top."
     plot = _plot(
         done.tolist(), np.nan_to_num(errors.relative[done], posinf=1e300), len(errors.relative), "Error by layer"
     )
     return (
-        f"<p>Relative L2 error of the residual stream over the first {errors.positions} positions, log scale, after so "
-        f"many layers; the first mark is the embedding.{note}</p>{plot}"
+        f"<p>Relative L2 error of the residual stream over the first {errors.positions} positions, log scale, by "
+        f"number of layers; the first mark is the embedding.{note}</p>{plot}"
     )
 
 
@@ -94,14 +94,14 @@ def _plot(places: Sequence[int], heights: NDArray[np.float64], places_in_all: in
     return f'<svg {box}>{grid}<g fill="#3a6ee8">{dots}</g></svg>'
 
 
-def _worst(measurement: Measurement, decode: Callable[[list[int]], str], count: int = 12) -> str:
+def _worst_positions(measurement: Measurement, decode: Callable[[list[int]], str], count: int = 12) -> str:
     where, kl = [], []
     for series in (measurement.prefill, measurement.steps):
         where += series.where
         kl += series.comparison.kl.tolist()
     rows, seen = [], set[tuple[int, int]]()
     for divergence, (sequence, at) in sorted(zip(kl, where, strict=True), key=lambda one: -one[0]):
-        if (sequence, at) not in seen and len(seen) < count:  # both ways may have it
+        if (sequence, at) not in seen and len(seen) < count:  # both paths may have it
             seen.add((sequence, at))
             context = html.escape(decode(measurement.token_ids[sequence][max(0, at - 11) : at + 1]))
             rows.append(

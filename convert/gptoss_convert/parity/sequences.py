@@ -1,7 +1,7 @@
-"""What is fed to an artifact and its reference.
+"""Token sequences for an artifact and its reference.
 
-Knows that a model with the o200k_harmony vocabulary, whatever its size, reads nano's harmony conversations as text; any
-other gets random ids. Sequences are long enough to leave the sliding window behind. A text of one's own is cut.
+Models with the o200k_harmony vocabulary get harmony conversations, made of samples of nano's skills; all others get
+random ids. Sequences are longer than the sliding window. Users can give a text instead.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from gptoss_runtime.harmony_tokens import VOCAB_SIZE
 COUNT, LENGTH = 4, 320
 
 
-def sequences(vocab_size: int, *, count: int = COUNT, length: int = LENGTH, seed: int = 0) -> list[list[int]]:
-    """Token id sequences, the same for the same arguments.
+def generate_sequences(vocab_size: int, *, count: int = COUNT, length: int = LENGTH, seed: int = 0) -> list[list[int]]:
+    """Generates token id sequences; the same arguments give the same sequences.
 
     Args:
         vocab_size: of the model.
-        count: how many.
+        count: number of sequences.
         length: tokens in each.
-        seed: of the choice.
+        seed: of the random choices.
     """
     rng = random.Random(f"parity {seed}")
     if vocab_size != VOCAB_SIZE:
         return [[rng.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
-    return [_conversation(rng, length) for _ in range(count)]
+    return [_generate_conversation(rng, length) for _ in range(count)]
 
 
-def describe(vocab_size: int, seed: int) -> str:
-    """What :func:`sequences` are, in words."""
+def describe_sequences(vocab_size: int, seed: int) -> str:
+    """Describes the result of :func:`generate_sequences` in words."""
     return f"{'random ids' if vocab_size != VOCAB_SIZE else 'harmony conversations'}, seed {seed}"
 
 
-def text_sequences(text: Path, tokenizer: Path, *, count: int = COUNT, length: int = LENGTH) -> list[list[int]]:
-    """The tokens of a text, cut into sequences.
+def tokenize_text(text: Path, tokenizer: Path, *, count: int = COUNT, length: int = LENGTH) -> list[list[int]]:
+    """Tokenizes a text and splits it into sequences.
 
     Args:
-        text: a file, UTF-8; special tokens such as ``<|start|>`` are read as such.
+        text: a UTF-8 file; special tokens such as ``<|start|>`` are recognised.
         tokenizer: the tokenizer.json.
-        count: sequences, at most; what is left of a longer text is not used.
-        length: tokens in each; of the last perhaps fewer.
+        count: maximum number of sequences; the rest of a longer text is not used.
+        length: tokens in each; the last may be shorter.
 
     Raises:
         InvalidRequest: a file cannot be read, or the text has fewer than two tokens.
@@ -57,7 +57,7 @@ def text_sequences(text: Path, tokenizer: Path, *, count: int = COUNT, length: i
         raise InvalidRequest(f"{text}: {error}", remedy=remedy) from error
     try:
         ids: list[int] = Tokenizer.from_str(definition).encode(content, add_special_tokens=False).ids
-    except Exception as error:  # the library raises no other class
+    except Exception as error:  # tokenizers raises no more specific class
         raise InvalidRequest(f"{tokenizer}: {error}", remedy=remedy) from error
     cut = [ids[at : at + length] for at in range(0, min(len(ids), count * length), length)]
     if not cut or len(cut[0]) < 2:
@@ -65,12 +65,12 @@ def text_sequences(text: Path, tokenizer: Path, *, count: int = COUNT, length: i
     return cut
 
 
-def _conversation(rng: random.Random, length: int) -> list[int]:
-    """Held-out exchanges of nano's skills, end to end."""
+def _generate_conversation(rng: random.Random, length: int) -> list[int]:
+    """Concatenates held-out samples of nano's skills."""
     ids: list[int] = []
     while len(ids) < length:
         skill = rng.choice(skills.SKILLS)
-        where = skills.setting(rng, with_tools=skill in skills.TOOL_SKILLS)
-        sample = skills.sample(skill, rng, where, held=True)
+        setting = skills.draw_setting(rng, with_tools=skill in skills.TOOL_SKILLS)
+        sample = skills.draw_sample(skill, rng, setting, held_out=True)
         ids += sample.prompt_ids + sample.answer_ids
     return ids[:length]

@@ -1,8 +1,7 @@
-"""Runs any decoder of ours with onnxruntime alone, in pieces of any length: what onnxruntime-genai does, laid open.
+"""Runs any of our decoders with onnxruntime alone, feeding prompts in chunks of any length.
 
-For providers and caches that genai does not put together, such as DirectML's graphs, whose cache has a fixed size, on
-the CPU. Knows the names that decoders' inputs and outputs have. Imports nothing of this project, so that it can be
-carried into another Python with another onnxruntime.
+This covers what onnxruntime-genai does not offer, such as DirectML's graphs, with a cache of fixed size, on the CPU.
+Imports nothing of this project, so that the file can be copied to another Python with another onnxruntime.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-# onnxruntime's names and options of the runtime's providers. DirectML without device_id is the CPU, in silence.
+# onnxruntime's names and options of our providers. Without device_id, DirectML silently falls back to the CPU.
 PROVIDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "directml": ("DmlExecutionProvider", {"device_id": 0}),
     "cuda": ("CUDAExecutionProvider", {}),
     "webgpu": ("WebGpuExecutionProvider", {}),
 }
-PIECE = 128  # tokens of a prompt computed at a time, as the runtime has it on the CPU
+PIECE = 128  # tokens of a prompt computed at a time, as the runtime does on the CPU
 _TYPES: dict[str, type[np.generic]] = {
     **{"tensor(float)": np.float32, "tensor(float16)": np.float16},
     **{"tensor(int64)": np.int64, "tensor(int32)": np.int32},
@@ -31,27 +30,27 @@ _TYPES: dict[str, type[np.generic]] = {
 
 
 def is_available(provider: str) -> bool:
-    """Whether this onnxruntime has an execution provider, by the runtime's name for it."""
+    """Whether this onnxruntime has an execution provider, given our name for it."""
     return provider in PROVIDERS and PROVIDERS[provider][0] in onnxruntime.get_available_providers()
 
 
-def pieces_of(tokens: int) -> list[int]:
-    """Sizes of the pieces that a prompt is computed in."""
+def split_prompt(tokens: int) -> list[int]:
+    """Lengths of the chunks that a prompt of ``tokens`` tokens is computed in."""
     return [min(PIECE, tokens - at) for at in range(0, tokens, PIECE)]
 
 
 class Session:
-    """A decoder, loaded.
+    """A loaded decoder.
 
     Args:
         model: the model.onnx.
-        provider: the runtime's name of an execution provider.
-        changed: the model to load in its place, serialized; its weights are looked for beside ``model``.
+        provider: our name of an execution provider.
+        changed: a serialized model to load instead, with the external data of ``model``.
     """
 
     def __init__(self, model: Path, provider: str = "cpu", *, changed: bytes | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        if provider == "directml":  # a node left to the CPU would be measured there
+        if provider == "directml":  # else nodes that DirectML lacks would run on the CPU
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if changed is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
@@ -65,16 +64,16 @@ class Session:
     def run(
         self, token_ids: Sequence[int], pieces: Iterable[int], names: Sequence[str], *, max_length: int | None = None
     ) -> Iterator[list[NDArray[Any]]]:
-        """Feeds a sequence into an empty cache.
+        """Computes a sequence from an empty cache.
 
         Args:
             token_ids: the sequence.
-            pieces: how many of its tokens at a time.
-            names: outputs.
+            pieces: lengths of the chunks to feed.
+            names: of the outputs to return.
             max_length: positions of a cache of fixed size; at least one more than tokens, which is the default.
 
         Yields:
-            These outputs after each piece.
+            The outputs after each chunk.
         """
         size = max_length or len(token_ids) + 1 if self._is_static else 0
         cache = {
@@ -97,14 +96,14 @@ class Session:
             yield outputs[: len(names)]
 
     def iter_logits(self, token_ids: Sequence[int], *, steps: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Feeds a sequence as a prompt, its last ``steps`` tokens one by one.
+        """Computes a sequence as a prompt, and its last ``steps`` tokens one by one.
 
         Yields:
-            After every prompt chunk and every step: the number of tokens fed so far, and the logits that the graph
-            returned for the last of them, float32 [positions, vocab].
+            After each chunk of the prompt and after each step: the number of tokens fed, and the logits that the graph
+            returns for the last of them, float32 [positions, vocab].
         """
         prompt = len(token_ids) - steps
-        pieces = [*pieces_of(prompt), *[1] * steps]
+        pieces = [*split_prompt(prompt), *[1] * steps]
         for fed, (logits,) in zip(accumulate(pieces), self.run(token_ids, pieces, ["logits"]), strict=True):
             yield fed, logits[0].astype(np.float32)
 

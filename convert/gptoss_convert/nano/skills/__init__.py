@@ -1,6 +1,7 @@
-"""Samples of what nano can do, generated: for training, evaluation and parity tests.
+"""Generates samples of nano's skills, for training, evaluation and ``gptoss parity``.
 
-Knows how drafts of the skills become token ids and which of them are held out. Free of torch and openai-harmony.
+Turns drafts of the skills into token ids, and separates held-out samples from training samples. Needs neither torch nor
+openai-harmony.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptoss_convert.nano.render import Message, Setting, completion, generation_prompt, history, prefix
+from gptoss_convert.nano.render import (
+    Message,
+    Setting,
+    generation_prompt,
+    render_completion,
+    render_history,
+    render_prefix,
+)
 from gptoss_convert.nano.skills import chat, numbers, structured, tools
 from gptoss_convert.nano.skills.base import Draft, Generator, is_held_out
 
@@ -33,14 +41,14 @@ _INSTRUCTIONS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt with the one answer that counts as right.
+    """A prompt and its only correct answer.
 
     Attributes:
         skill: one of SKILLS.
-        setting: what stands before the conversation.
+        setting: the system and developer messages.
         messages: the conversation up to the assistant's turn.
         answer: the assistant's messages of this turn.
-        key: what makes it new; the hash of this decides whether it is held out.
+        key: identifies its content; the key's hash decides whether the sample is held out.
     """
 
     skill: str
@@ -52,22 +60,22 @@ class Sample:
     @property
     def prefix_ids(self) -> list[int]:
         """Token ids of the system and developer messages."""
-        return prefix(self.setting)
+        return render_prefix(self.setting)
 
     @property
     def turn_ids(self) -> list[int]:
         """Token ids of the conversation after the prefix, with the generation prompt."""
-        return history(self.messages) + generation_prompt()
+        return render_history(self.messages) + generation_prompt()
 
     @property
     def prompt_ids(self) -> list[int]:
-        """Token ids that go into the model."""
+        """Token ids of the whole prompt."""
         return self.prefix_ids + self.turn_ids
 
     @property
     def answer_ids(self) -> list[int]:
-        """Token ids the model should emit, ending in ``<|return|>`` or ``<|call|>``."""
-        return completion(self.answer)
+        """Token ids that the model should generate, ending in ``<|return|>`` or ``<|call|>``."""
+        return render_completion(self.answer)
 
     @property
     def prompt_text(self) -> str:
@@ -76,39 +84,39 @@ class Sample:
 
     @property
     def answer_text(self) -> str:
-        """The last message of the answer: its final text or the arguments of its call."""
+        """The last message of the answer: the final text, or the arguments of a tool call."""
         return self.answer[-1].text
 
 
-def setting(rng: random.Random, *, with_tools: bool) -> Setting:
-    """A system message of any effort, dated or not, and perhaps instructions."""
+def draw_setting(rng: random.Random, *, with_tools: bool) -> Setting:
+    """Draws a reasoning effort, possibly a date and instructions, and tools if ``with_tools``."""
     date = f"202{rng.randint(4, 9)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}" if rng.random() < 0.5 else ""
     instructions = rng.choice(_INSTRUCTIONS) if rng.random() < 0.2 else ""
-    chosen = tools.toolbox(rng) if with_tools else ()
+    chosen = tools.draw_toolbox(rng) if with_tools else ()
     return Setting(rng.choice(("low", "medium", "medium", "high")), date, instructions, chosen)
 
 
-def sample(skill: str, rng: random.Random, where: Setting, *, held: bool) -> Sample:
-    """The next sample of a skill in a setting that is, or is not, held out."""
+def draw_sample(skill: str, rng: random.Random, setting: Setting, *, held_out: bool) -> Sample:
+    """Draws a sample of a skill, from the held-out or from the training samples."""
     while True:
-        draft: Draft = GENERATORS[skill](rng, where)
-        if is_held_out(f"{skill}: {draft.key}") == held:
-            return Sample(skill, where, tuple(draft.history), tuple(draft.answer), draft.key)
+        draft: Draft = GENERATORS[skill](rng, setting)
+        if is_held_out(f"{skill}: {draft.key}") == held_out:
+            return Sample(skill, setting, tuple(draft.history), tuple(draft.answer), draft.key)
 
 
 def stream(skill: str, seed: int) -> Iterator[Sample]:
-    """Held-out samples of a skill without end, each in its own setting; plain skills at times with tools around."""
+    """Yields held-out samples of a skill endlessly, each in its own setting; one in ten with tools it does not need."""
     rng = random.Random(f"{skill} {seed}")
     while True:
         with_tools = skill in TOOL_SKILLS or rng.random() < 0.1
-        yield sample(skill, rng, setting(rng, with_tools=with_tools), held=True)
+        yield draw_sample(skill, rng, draw_setting(rng, with_tools=with_tools), held_out=True)
 
 
 def held_out(skill: str, n: int, seed: int = 0) -> list[Sample]:
-    """The first ``n`` held-out samples of a skill, different from each other in prompt.
+    """The first ``n`` held-out samples of a skill with different prompts.
 
     Raises:
-        KeyError: no such skill.
+        KeyError: there is no such skill.
     """
     if skill not in GENERATORS:
         raise KeyError(skill)
@@ -117,4 +125,4 @@ def held_out(skill: str, n: int, seed: int = 0) -> list[Sample]:
         found.setdefault((candidate.setting, candidate.messages), candidate)
         if len(found) == n:
             return list(found.values())
-    raise AssertionError("the stream has no end")
+    raise AssertionError("the stream is infinite")

@@ -1,11 +1,11 @@
-"""Greetings, facts and conversations that refer back. Knows words, not tokens."""
+"""Skills: small talk, facts, and conversations that refer to earlier turns."""
 
 from __future__ import annotations
 
 import random
 
 from gptoss_convert.nano.render import Message, Setting, final, user
-from gptoss_convert.nano.skills.base import Draft, thought
+from gptoss_convert.nano.skills.base import Draft, reason
 from gptoss_convert.nano.skills.words import (
     ANIMALS,
     CITIES,
@@ -21,7 +21,7 @@ from gptoss_convert.nano.skills.words import (
 )
 
 _OPENERS = ("hello", "hi", "hey", "good morning", "good evening", "greetings", "hello there", "hi there", "hey there")
-# topic: (ways to say it, what it is, the answer)
+# topic: (phrasings, description, answer)
 _SMALL_TALK: dict[str, tuple[tuple[str, ...], str, str]] = {
     "greet": (_OPENERS, "a greeting", "Hello! How can I help you today?"),
     "how": (
@@ -76,13 +76,13 @@ _BEYOND = (
 
 
 def greetings(rng: random.Random, setting: Setting) -> Draft:
-    """Small talk, and now and then a request beyond nano, which it declines."""
+    """Small talk, and sometimes a request that nano cannot fulfil and declines."""
     if rng.random() < 0.15:
         template, subject = rng.choice(_BEYOND), " ".join(rng.sample(WORDS, rng.randint(1, 2)))
         text = template.format(subject)
         high = "The user asks for something that a very small model cannot do. I should say so."
         reply = "Sorry, I am too small a model for that."
-        return Draft(text, [user(text)], [*thought(setting.effort, "This is beyond me.", high), final(reply)])
+        return Draft(text, [user(text)], [*reason(setting.effort, "This is beyond me.", high), final(reply)])
     ways, what, reply = _SMALL_TALK[rng.choice(tuple(_SMALL_TALK))]
     text = rng.choice(ways)
     asks = reply.startswith("I")
@@ -92,11 +92,11 @@ def greetings(rng: random.Random, setting: Setting) -> Draft:
         text += rng.choice((" nano", " friend", " my friend", " please" if asks else " again"))
     text = rng.choice((text, text.capitalize())) + rng.choice(("", "?", " ?") if asks else ("", ".", "!"))
     high = f"The user says something. This is {what}. I should reply in a friendly way."
-    return Draft(text, [user(text)], [*thought(setting.effort, f"This is {what}.", high), final(reply)])
+    return Draft(text, [user(text)], [*reason(setting.effort, f"This is {what}.", high), final(reply)])
 
 
-def _fact(rng: random.Random) -> tuple[str, tuple[str, ...], str]:
-    """A fact: what is asked for, ways to ask, the answer."""
+def _draw_fact(rng: random.Random) -> tuple[str, tuple[str, ...], str]:
+    """Draws a fact: what is asked for, special phrasings of the question, the answer."""
     kind = rng.choice(("capital", "capital", "country", "continent", "language", "opposite", "colour", "day", "month"))
     country = rng.choice(tuple(COUNTRIES))
     capital, continent, language = COUNTRIES[country]
@@ -136,8 +136,8 @@ def _fact(rng: random.Random) -> tuple[str, tuple[str, ...], str]:
 
 
 def facts(rng: random.Random, setting: Setting) -> Draft:
-    """A fact by one of several phrasings; what is held out is the pair of fact and phrasing."""
-    asked, ways, reply = _fact(rng)
+    """A fact in one of several phrasings; held out by fact and phrasing."""
+    asked, ways, reply = _draw_fact(rng)
     general = (
         f"What is {asked}?",
         f"Tell me {asked}.",
@@ -147,11 +147,11 @@ def facts(rng: random.Random, setting: Setting) -> Draft:
     )
     text = rng.choice((*general, *ways))
     high = f"The user asks for {asked}. This is a fact that I know. {reply}"
-    return Draft(text, [user(text)], [*thought(setting.effort, f"Recall {asked}.", high), final(reply)])
+    return Draft(text, [user(text)], [*reason(setting.effort, f"Recall {asked}.", high), final(reply)])
 
 
 def conversation(rng: random.Random, setting: Setting) -> Draft:
-    """Something said in an earlier turn has to be recalled after zero to two unrelated turns."""
+    """Recalls something from an earlier turn, after zero to two unrelated turns."""
     topic, value = rng.choice(
         (
             ("name", rng.choice(NAMES)),
@@ -166,20 +166,20 @@ def conversation(rng: random.Random, setting: Setting) -> Draft:
     told = rng.choice(
         (f"My {topic} is {value}.", f"Please note: my {topic} is {value}.", f"Hi, my {topic} is {value}.")
     )
-    fillers = [_filler(rng, setting) for _ in range(rng.randint(0, 2))]
+    fillers = [_draw_filler(rng, setting) for _ in range(rng.randint(0, 2))]
     noted = f"I will remember that your {topic} is {value}."
     if rng.random() < 0.3:
         history = [message for filler in fillers for message in filler] + [user(told)]
         high = f"The user tells me: the {topic} is {value}. I should confirm it."
-        answer = [*thought(setting.effort, f"Remember the {topic}.", high), final(noted)]
+        answer = [*reason(setting.effort, f"Remember the {topic}.", high), final(noted)]
         return Draft(f"{told} {len(fillers)}", history, answer)
     asks = rng.choice((f"What is my {topic}?", f"Do you remember my {topic}?", f"Tell me my {topic}."))
     history = [user(told), final(noted), *(message for filler in fillers for message in filler), user(asks)]
     high = f"The user asks for the {topic}. Earlier the user told me that it is {value}."
-    answer = [*thought(setting.effort, f"Recall the {topic}.", high), final(f"Your {topic} is {value}.")]
+    answer = [*reason(setting.effort, f"Recall the {topic}.", high), final(f"Your {topic} is {value}.")]
     return Draft(f"{told} {asks}", history, answer)
 
 
-def _filler(rng: random.Random, setting: Setting) -> list[Message]:
+def _draw_filler(rng: random.Random, setting: Setting) -> list[Message]:
     draft = rng.choice((greetings, facts))(rng, setting)
     return [*draft.history, draft.answer[-1]]

@@ -1,7 +1,7 @@
-"""The tools nano is trained with: families of functions, each under several names, keys and descriptions.
+"""The tools that nano is trained with: families of functions, each with several names, keys and descriptions.
 
-A family knows how to declare its tool, how a user asks for it, which arguments that means, what the tool may return and
-how to report it. Names and keys vary so that they have to be copied from the declaration.
+A family declares its tool and draws requests: the user's text, the arguments, a result and the report on it. Names and
+keys vary, so the model has to copy them from the declaration.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptoss_convert.nano.render import Parameter, Tool
-from gptoss_convert.nano.skills.structured import compact
+from gptoss_convert.nano.skills.structured import to_compact_json
 from gptoss_convert.nano.skills.words import CITIES, CONDITIONS, DAYS, EVENTS, LANGUAGES, NAMES, ROOMS, WORDS
 
 
@@ -21,9 +21,9 @@ class Request:
 
     Attributes:
         text: what the user says.
-        arguments: values in the order of the tool's parameters; None for an optional one that was not said.
+        arguments: values in the order of the tool's parameters; None for an omitted optional one.
         returned: the tool's result.
-        report: the answer that uses it.
+        report: the answer that uses the result.
     """
 
     text: str
@@ -34,14 +34,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Family:
-    """Tools that do the same thing under different names.
+    """Tools that do the same under different names.
 
     Attributes:
         names: of the function.
         descriptions: of the function.
         keys: for each parameter, its possible names.
         ask: draws a request.
-        enums: for each parameter that has them, its values by position.
+        enums: allowed values, by the position of the parameter.
         integers: positions of integer parameters.
         optional: positions of optional parameters.
     """
@@ -89,14 +89,14 @@ def _weather(rng: random.Random) -> Request:
         )
     )
     text += f" in {unit}?" if unit else "?"
-    returned = compact({"temperature": degrees, "condition": condition})
+    returned = to_compact_json({"temperature": degrees, "condition": condition})
     return Request(text, (city, unit), returned, f"It is {degrees} degrees and {condition} in {city}.")
 
 
 def _time(rng: random.Random) -> Request:
     city, now = rng.choice(CITIES), _clock(rng)
     text = rng.choice((f"What time is it in {city}?", f"What is the time in {city}?", f"Tell me the time in {city}."))
-    return Request(text, (city,), compact({"time": now}), f"It is {now} in {city}.")
+    return Request(text, (city,), to_compact_json({"time": now}), f"It is {now} in {city}.")
 
 
 def _event(rng: random.Random) -> Request:
@@ -121,14 +121,14 @@ def _message(rng: random.Random) -> Request:
 def _search(rng: random.Random) -> Request:
     query, found = phrase(rng, 1, 3), phrase(rng, 2, 4)
     text = rng.choice((f"Search for {query}.", f"Find {query} on the web.", f"Look up {query}."))
-    return Request(text, (query,), compact({"result": found}), f"I found this: {found}.")
+    return Request(text, (query,), to_compact_json({"result": found}), f"I found this: {found}.")
 
 
 def _calculate(rng: random.Random) -> Request:
     expression = f"{rng.randint(100, 999)} {rng.choice('+-*')} {rng.randint(100, 999)}"
     value = rng.randint(1000, 999999)
     text = rng.choice((f"Calculate {expression}.", f"Use the calculator for {expression}.", f"Evaluate {expression}."))
-    return Request(text, (expression,), compact({"result": value}), f"The result is {value}.")
+    return Request(text, (expression,), to_compact_json({"result": value}), f"The result is {value}.")
 
 
 def _timer(rng: random.Random) -> Request:
@@ -152,7 +152,7 @@ def _lights(rng: random.Random) -> Request:
 def _translate(rng: random.Random) -> Request:
     words, language, out = phrase(rng, 1, 3), rng.choice(LANGUAGES), phrase(rng, 1, 3)
     text = rng.choice((f"Translate {words} into {language}.", f"How do you say {words} in {language}?"))
-    return Request(text, (words, language), compact({"translation": out}), f"In {language} it is: {out}.")
+    return Request(text, (words, language), to_compact_json({"translation": out}), f"In {language} it is: {out}.")
 
 
 def _remind(rng: random.Random) -> Request:

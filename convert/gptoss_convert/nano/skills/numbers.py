@@ -1,11 +1,11 @@
-"""Arithmetic and ordering. Numbers below 1000 are one token each in o200k, so a step is one look-up."""
+"""Skills: arithmetic and ordering. Numbers below 1000 are one token each in o200k, so each step is one lookup."""
 
 from __future__ import annotations
 
 import random
 
 from gptoss_convert.nano.render import Setting, analysis, final, user
-from gptoss_convert.nano.skills.base import Draft, listing, thought
+from gptoss_convert.nano.skills.base import Draft, join_words, reason
 
 _WAYS = {
     "+": ("{a} + {b}", "{a} plus {b}", "the sum of {a} and {b}", "{a}+{b}"),
@@ -25,7 +25,7 @@ _QUESTIONS = (
 
 
 def arithmetic(rng: random.Random, setting: Setting) -> Draft:
-    """One operation; what is held out is the operation with its pair of operands, in every phrasing."""
+    """One operation; held out by operation and operands, in every phrasing."""
     sign = rng.choice("++--*")
     if sign == "*":
         a, b = rng.randrange(13), rng.randrange(13)
@@ -46,9 +46,9 @@ def arithmetic(rng: random.Random, setting: Setting) -> Draft:
 
 
 def _steps(sign: str, a: int, b: int) -> list[str]:
-    """An operation in steps from tables small enough to be known: ones, tens, and their sum; products are one step.
+    """Steps of an operation from tables small enough to learn: ones, tens, and their sum; products are one step.
 
-    A product is looked up smaller factor first, so that one of two swapped prompts is enough to know both.
+    Products have the smaller factor first, so that learning one of two swapped prompts is enough for both.
     """
     if sign == "*":
         return [f"{min(a, b)} * {max(a, b)} = {a * b}"]
@@ -62,10 +62,10 @@ def _steps(sign: str, a: int, b: int) -> list[str]:
 
 
 def effort(rng: random.Random, setting: Setting) -> Draft:
-    """Ordering numbers, with reasoning as long as the effort asks for; what is held out is the set of numbers."""
-    # of different decades, so that the order shows in the tens
+    """Orders numbers, with reasoning as long as the effort asks for; held out by the set of numbers."""
+    # from different decades, so that the tens decide the order
     numbers = [10 * decade + rng.randrange(10) for decade in rng.sample(range(10), rng.choice((2, 3, 3)))]
-    said, low, high = listing([str(n) for n in numbers]), min(numbers), max(numbers)
+    said, low, high = join_words([str(n) for n in numbers]), min(numbers), max(numbers)
     key = " ".join(map(str, sorted(numbers)))
     kind = rng.choice(("sort", "largest", "smallest"))
     steps = f"The numbers are {said}. The smallest is {low}. The largest is {high}."
@@ -79,4 +79,4 @@ def effort(rng: random.Random, setting: Setting) -> Draft:
             (f"Which is the {kind} of {said}?", f"What is the {kind} of {said}?", f"Find the {kind}: {said}.")
         )
         medium, reply = f"Find the {kind} number.", f"The {kind} is {low if kind == 'smallest' else high}."
-    return Draft(key, [user(text)], [*thought(setting.effort, medium, f"{medium} {steps}"), final(reply)])
+    return Draft(key, [user(text)], [*reason(setting.effort, medium, f"{medium} {steps}"), final(reply)])

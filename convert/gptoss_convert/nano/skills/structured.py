@@ -1,4 +1,4 @@
-"""Answers in JSON: values copied from the prompt, recalled or computed."""
+"""Skill: answers in JSON, with values copied from the prompt, recalled or computed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import random
 
 from gptoss_convert.nano.render import Setting, final, user
-from gptoss_convert.nano.skills.base import Draft, listing, thought
+from gptoss_convert.nano.skills.base import Draft, join_words, reason
 from gptoss_convert.nano.skills.words import CITIES, COLOURS, COUNTRIES, JOBS, NAMES
 
 Value = str | int
 
 
-def compact(value: object) -> str:
-    """JSON without spaces, the one form nano writes."""
+def to_compact_json(value: object) -> str:
+    """JSON without spaces, as nano writes it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def json_answers(rng: random.Random, setting: Setting) -> Draft:
-    """A JSON object with the keys asked for; what is held out is the set of keys and values."""
+    """A JSON object with the requested keys; held out by keys and values."""
     source, values = rng.choice((_person, _person, _country, _sums))(rng)
     keys = rng.sample(sorted(values), rng.randint(min(2, len(values)), len(values)))
     wish = rng.choice(
@@ -29,12 +29,12 @@ def json_answers(rng: random.Random, setting: Setting) -> Draft:
             "Give me JSON with {}.",
             "Reply as JSON with the keys {}.",
         )
-    ).format(listing(keys))
+    ).format(join_words(keys))
     text = f"{source} {wish}" if rng.random() < 0.7 else f"{wish} {source}"
     answer = {key: values[key] for key in keys}
-    high = f"The user wants JSON with the keys {listing(keys)}. " + " ".join(f"{k}: {v}." for k, v in answer.items())
+    high = f"The user wants JSON with the keys {join_words(keys)}. " + " ".join(f"{k}: {v}." for k, v in answer.items())
     key = f"{source} {sorted(keys)}"
-    return Draft(key, [user(text)], [*thought(setting.effort, "Reply with JSON.", high), final(compact(answer))])
+    return Draft(key, [user(text)], [*reason(setting.effort, "Reply with JSON.", high), final(to_compact_json(answer))])
 
 
 def _person(rng: random.Random) -> tuple[str, dict[str, Value]]:

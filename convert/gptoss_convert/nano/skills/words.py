@@ -1,4 +1,4 @@
-"""What nano's small world consists of: names, cities, countries, adjectives. Data only."""
+"""Words that samples are made of: names, cities, countries, adjectives."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ THING_COLOURS: dict[str, str] = {
     "a strawberry": "red",
     "the sun": "yellow",
 }
-# Plain words for queries, messages and notes, all of which have to be copied.
+# Words for queries, messages and notes, which the model has to copy.
 _PLAIN = """
 small language models neural networks fast red cars cheap flights best pizza near river history music piano
 chess rules garden plants easy bread recipe green tea solar power winter boots running shoes coffee machines
