@@ -205,7 +205,7 @@ def test_what_cannot_be_is_refused_before_the_reference_is_computed(
         (2, "no artifact to compare", (*live, "--save-reference", tmp_path / "x", "--record")),
         (2, "--max-kl", (artifact, *live, "--max-kl", "nan")),
         (2, "--length is 65", (artifact, *live, "--length", 65)),
-        (2, "a sequence of 65 tokens", (artifact, "--reference", other, "--length", 65)),
+        (2, "a sequence has 65 tokens", (artifact, "--reference", other, "--length", 65)),
         (2, "--seed with --text", (artifact, *live, "--seed", 1, "--text", text)),
         (2, "empty has 0 tokens", (artifact, *live, "--text", empty)),
         (2, "binary: ", (artifact, *live, "--text", binary)),

@@ -110,7 +110,7 @@ def test_every_target_that_the_cpu_can_read(
     preset = next((one for one in ("lossless", "best") if one in presets), None)
     convert(checkpoint, tmp_path / "out", target=target, options=Options(preset=preset, logits=logits))
     if not targets.load(target).runs_on_cpu:
-        with pytest.raises(InvalidRequest, match=f"laid out for {target}, and the CPU cannot"):
+        with pytest.raises(InvalidRequest, match=f"have the layout of {target}, which the CPU cannot"):
             measure(tmp_path / "out", reference)
         return
     found = measure(tmp_path / "out", reference, prefills=4, steps=150)
@@ -243,7 +243,7 @@ def test_layers_that_cannot_be_had_say_why(
     monkeypatch.setattr(parities, "measure_layer_errors", lambda *_, **__: None)
     assert reason(reference) == "the graph does not name its hidden states"
     bare = CheckpointReference(Checkpoint.open(checkpoint), [[1, 2, 3]], "")
-    assert reason(bare) == "the reference has no hidden states: save it with --layers"
+    assert reason(bare) == "the reference has no hidden states; save it with --layers"
 
 
 def test_figures_of_layers_are_json() -> None:
@@ -263,8 +263,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
 
     other = write_tiny(tmp_path / "other", CHANGES | {"vocab_size": 96})
     refusals: list[tuple[type[Exception], str, CheckpointReference, dict[str, Any]]] = [
-        (CheckpointError, "other has 96 tokens", of([[1, 2]], other), {}),
-        (ContextOverflow, "a sequence of 513 tokens", of([[1] * 513]), {}),
+        (CheckpointError, "other has a vocabulary of 96 tokens", of([[1, 2]], other), {}),
+        (ContextOverflow, "a sequence has 513 tokens", of([[1] * 513]), {}),
         (BackendUnavailable, "WebGPU", of([[1, 2]]), {"provider": "webgpu"}),
     ]
     for kind, words, reference, options in refusals:
@@ -327,4 +327,4 @@ def test_the_page(lossless: Path, reference: CheckpointReference, tmp_path: Path
         assert words in shown
     assert "Not available: --layers was not given" in page(replace(found, layers=None))
     broken = LayerErrors(np.array([0.0, np.inf, np.inf]), np.zeros(3), 5)
-    assert "Not finite from 1 layers on" in page(replace(found, layers=broken))
+    assert "Not finite after 1 layers; shown at the top" in page(replace(found, layers=broken))

@@ -186,6 +186,19 @@ def test_an_array_that_claims_more_than_the_file_has_is_not_allocated(tmp_path: 
         SavedReference.read(file)
 
 
+def test_a_damaged_name_does_not_hide_an_optional_array(tmp_path: Path) -> None:
+    file = example(tmp_path)
+    before, name, after = file.read_bytes().rpartition(b"hidden_states")  # in the zip's central directory
+    file.write_bytes(before + b"hidden-states" + after)
+    with pytest.raises(ReferenceFileError, match="unknown arrays"):
+        SavedReference.read(file)
+    start, _, entry = before.rpartition(b"PK\1\2")[0].rpartition(b"PK\1\2")  # the entry before it
+    entry = entry[:28] + b"\xff\xff" + entry[30:]  # the length of its comment
+    file.write_bytes(start + b"PK\1\2" + entry + b"PK\1\2" + before.rpartition(b"PK\1\2")[2] + name + after)
+    with pytest.raises(ReferenceFileError, match="comments"):
+        SavedReference.read(file)
+
+
 def test_a_compressed_file_is_refused_unread(tmp_path: Path) -> None:
     file = example(tmp_path)
     np.savez_compressed(file, **dict(np.load(file)))

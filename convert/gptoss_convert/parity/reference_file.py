@@ -173,7 +173,13 @@ class SavedReference:
         """
         try:
             with zipfile.ZipFile(file) as archive:
-                parts = {name: _read(archive, name) for name in _TYPES if f"{name}.npy" in archive.namelist()}
+                names = [member.removesuffix(".npy") for member in archive.namelist()]
+                # No checksum covers the zip's directory, where a damaged name or length would hide an optional array.
+                if unknown := set(names) - _TYPES.keys():
+                    raise ValueError(f"unknown arrays {sorted(unknown)}")
+                if any(member.comment for member in archive.infolist()):
+                    raise ValueError("the zip's directory has comments")
+                parts = {name: _read(archive, name) for name in names}
             about = About.model_validate_json(parts.pop("about").tobytes())
             hidden_states = parts.pop("hidden_states", None)
             kept = Distributions(parts["logits"], parts["ids"], parts["rest"])
