@@ -87,9 +87,9 @@ def _serves(command: str, clone: Path, environment: dict[str, str]) -> None:
         server.wait(30)
 
 
-def test_the_memory_table_is_the_catalogues() -> None:
-    [catalogue] = (ROOT / "runtime" / "gptoss_runtime" / "models").glob("*.json")
-    variants = json.loads(catalogue.read_text(encoding="utf-8"))["models"]["gpt-oss-20b"]["variants"]
+def test_the_memory_table_is_the_catalogs() -> None:
+    [catalog] = (ROOT / "runtime" / "gptoss_runtime" / "models").glob("*.json")
+    variants = json.loads(catalog.read_text(encoding="utf-8"))["models"]["gpt-oss-20b"]["variants"]
     for target, variant in variants.items():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{target}` |"))
         assert f"| {variant['memory']['peak'] / 1e9:.1f} GB" in row

@@ -37,7 +37,7 @@ TOKENIZER_FILES = {
     "generation_config.json": False,
 }
 TOOLS = ("gptoss-windows", "olive-ai", "onnx-ir", "onnxruntime", "numpy", "ml-dtypes")
-# harmony's turns, for hosts that fill a template instead of rendering harmony (Foundry's catalogue uses this form)
+# harmony's turns, for hosts that fill a template instead of rendering harmony (Foundry's catalog uses this form)
 PROMPT_TEMPLATE = {
     "system": "<|start|>system<|message|>{Content}<|end|>",
     "user": "<|start|>user<|message|>{Content}<|end|>",

@@ -98,13 +98,13 @@ def _choice(registry: Registry, name: str) -> dict[str, Any]:
         chosen = choose(variants[0].model, here or variants)
     except GptOssError as error:
         return {"target": None, "provider": None, "device": None, "context": None, "reason": error.message}
-    place = chosen.place
+    placement = chosen.placement
     target = chosen.variant.target
     return {
         "target": target,
-        "provider": place.provider,
-        "device": place.device,
-        "context": place.context,
+        "provider": placement.provider,
+        "device": placement.device,
+        "context": placement.context,
         "reason": chosen.reason,
     }
 

@@ -1,21 +1,21 @@
-"""Models by name: aliases, variants for each target, the choice by hardware, and the cache that pulls fill.
+"""Models by name: aliases, a variant per target, the choice of a variant for this machine, and the download cache.
 
-``Registry`` is the door. Importing this is cheap: huggingface_hub is imported by the first pull.
+Start with ``Registry``. Importing this package is cheap: the first pull imports huggingface_hub.
 """
 
-from gptoss_runtime.models.catalogue import Catalogue, Model, Published, user_file
-from gptoss_runtime.models.choosing import Choice, Place
+from gptoss_runtime.models.catalog import Catalog, Model, Published, user_file
+from gptoss_runtime.models.choosing import Choice, Placement
 from gptoss_runtime.models.hub import Hub
 from gptoss_runtime.models.pulling import OnProgress, Progress, Record
 from gptoss_runtime.models.registry import Registry, Variant
 
 __all__ = [
-    "Catalogue",
+    "Catalog",
     "Choice",
     "Hub",
     "Model",
     "OnProgress",
-    "Place",
+    "Placement",
     "Progress",
     "Published",
     "Record",

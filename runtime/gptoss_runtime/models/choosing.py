@@ -1,8 +1,7 @@
-"""Which variant of a model this machine runs best, where, and why not another one.
+"""Chooses the variant of a model that this machine runs best, and explains the choice.
 
-Compares what variants need with the adapters, the memory and the packages that are here; knows nothing of the hub, and
-loads nothing. Targets are asked in one order, from the fastest: the first whose device, packages and memory are here is
-the answer.
+Compares the requirements of variants with this machine's adapters, memory and packages; knows nothing of the hub, and
+loads nothing. Targets are tried from the fastest to the slowest; the first one that runs here is chosen.
 """
 
 from __future__ import annotations
@@ -17,37 +16,37 @@ from gptoss_runtime.errors import BackendUnavailable, GptOssError, InvalidReques
 from gptoss_runtime.machine import adapters, hardware, installed, preflight
 
 ORDER = ("directml", "cuda", "webgpu", "cpu", "cpu-int4")
-_LEAST_CONTEXT = 1024  # positions below which a model is of no use
+_MIN_CONTEXT = 1024  # tokens; a model with a shorter context is of no use
 
 
 class Candidate(Protocol):
-    """What choosing needs to know of a variant."""
+    """The properties of a variant that the choice depends on."""
 
     @property
     def target(self) -> str:
-        """What it was converted for."""
+        """The target it was converted for."""
 
     @property
     def requires(self) -> Mapping[str, str]:
-        """Packages that run it, with version specifiers."""
+        """Version specifiers of the packages that run it."""
 
     @property
     def memory(self) -> MemoryBudget | None:
-        """What it takes to run; None: unknown."""
+        """Memory needed to run; None: unknown."""
 
 
 V = TypeVar("V", bound=Candidate)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a variant would run.
+class Placement:
+    """The device that a variant runs on.
 
     Attributes:
         provider: the execution provider, as ``load_engine`` takes it.
-        device: the adapter's index, or None where there is nothing to choose.
-        context: positions that fit at most; None: unknown.
-        text: the place in words.
+        device: the adapter's index, or None if the provider has no choice of devices.
+        context: the longest context length that fits, in tokens; None: unknown.
+        text: a description, such as "on the CPU".
     """
 
     provider: str
@@ -61,15 +60,15 @@ class Choice(Generic[V]):
     """The variant to use.
 
     Attributes:
-        variant: the one.
-        place: where it runs.
-        reason: why this one, a sentence.
-        runs: False for a variant that was forced and that this machine cannot run; ``reason`` says why.
-        rejected: why not, by target, for those that would have been preferred.
+        variant: the chosen variant.
+        placement: the device it runs on.
+        reason: the reason for the choice, as a sentence.
+        runs: False for a requested variant that this machine cannot run; ``reason`` says why.
+        rejected: the targets that would have been preferred, with the reason why each was rejected.
     """
 
     variant: V
-    place: Place
+    placement: Placement
     reason: str
     runs: bool = True
     rejected: Mapping[str, str] = field(default_factory=dict)
@@ -78,100 +77,98 @@ class Choice(Generic[V]):
 def choose(
     model: str, variants: Sequence[V], *, target: str | None = None, device: int | str | None = None
 ) -> Choice[V]:
-    """The variant of a model to use on this machine.
+    """Chooses the variant of a model to use on this machine.
 
     Args:
         model: its name, for messages.
-        variants: what there is.
-        target: use this one, whatever the machine.
+        variants: the available variants.
+        target: use the variant for this target even if this machine cannot run it.
         device: use this adapter, as :func:`gptoss_runtime.machine.adapters.choose_adapter` takes it.
 
     Raises:
         ModelNotFound: there is no variant for that target, or none at all.
-        ResourceError: none fits in memory.
-        BackendUnavailable: none runs here for other reasons.
+        ResourceError: no variant fits in memory.
+        BackendUnavailable: no variant runs here for other reasons.
     """
     if target is not None:
-        return _forced(model, variants, target, device)
+        return _choose_target(model, variants, target, device)
     rejected: dict[str, GptOssError] = {}
     for variant in sorted(variants, key=lambda one: _rank(one.target)):
         try:
-            place = place_of(variant, device)
+            placement = find_placement(variant, device)
         except GptOssError as error:
             rejected[variant.target] = error
             continue
-        why_not = {name: error.message for name, error in rejected.items()}
-        instead = "".join(f"; not {name}: {text}" for name, text in why_not.items())
-        return Choice(variant, place, f"{variant.target} runs {place.text}{instead}", rejected=why_not)
-    raise _nothing(model, rejected)
+        reasons = {name: error.message for name, error in rejected.items()}
+        others = "".join(f"; not {name}: {text}" for name, text in reasons.items())
+        return Choice(variant, placement, f"{variant.target} runs {placement.text}{others}", rejected=reasons)
+    raise _no_variant_error(model, rejected)
 
 
-def place_of(variant: Candidate, device: int | str | None = None) -> Place:
-    """Where a variant would run here.
+def find_placement(variant: Candidate, device: int | str | None = None) -> Placement:
+    """Finds the device on which a variant runs on this machine.
 
     Raises:
-        GptOssError: it would not, and why.
+        GptOssError: it does not run here; the message says why.
     """
     provider = provider_of(variant.target)
     if provider == "directml":
-        return _on_directml(variant.memory, device)
+        return _find_directml_placement(variant.memory, device)
     if provider != "cpu":
         raise BackendUnavailable(
-            f"gptoss cannot tell whether {provider} runs here", remedy="Name the target to use it all the same."
+            f"gptoss cannot check whether {provider} runs here",
+            remedy="To use it without the check, name the target: MODEL:TARGET.",
         )
     if device is not None:
-        raise InvalidRequest("the CPU is no adapter", remedy="Leave the device out, or use a variant for directml.")
+        raise InvalidRequest("the CPU is not an adapter", remedy="Omit the device, or use a variant for directml.")
     packages = installed.find_builds()
     installed.require_builds("cpu", packages)
     if unmet := installed.find_unmet(variant.requires, packages):
-        raise BackendUnavailable(f"it asks for {', '.join(unmet)}", remedy=installed.INSTALL.format("cpu"))
-    return _fitting(variant.memory, "cpu", None, "on the CPU", hardware.cpu().memory_available)
+        raise BackendUnavailable(f"it requires {', '.join(unmet)}", remedy=installed.INSTALL.format("cpu"))
+    return _fit(variant.memory, "cpu", None, "on the CPU", hardware.cpu().memory_available)
 
 
-def _on_directml(memory: MemoryBudget | None, device: int | str | None) -> Place:
+def _find_directml_placement(memory: MemoryBudget | None, device: int | str | None) -> Placement:
     installed.require_directml()
     adapter = adapters.choose_adapter(adapters.list_adapters(), device)
-    return _fitting(memory, "directml", adapter.index, f"on {adapter.name}", preflight.available_memory(adapter))
+    return _fit(memory, "directml", adapter.index, f"on {adapter.name}", preflight.available_memory(adapter))
 
 
-def _fitting(memory: MemoryBudget | None, provider: str, device: int | None, text: str, room: int) -> Place:
+def _fit(memory: MemoryBudget | None, provider: str, device: int | None, text: str, available: int) -> Placement:
     if memory is None:
-        return Place(provider, device, None, text)
-    most = preflight.round_context(memory.largest_context(room))
-    least = min(_LEAST_CONTEXT, memory.context)
-    if most < least:
+        return Placement(provider, device, None, text)
+    largest = preflight.round_context(memory.largest_context(available))
+    smallest = min(_MIN_CONTEXT, memory.context)
+    if largest < smallest:
         raise ResourceError(
-            f"it needs {memory.at(least) / 1e9:.1f} GB {text}, and {room / 1e9:.1f} GB can be had",
+            f"it needs {memory.at(smallest) / 1e9:.1f} GB {text}, where {available / 1e9:.1f} GB are available",
             remedy="Close other programs, or use a smaller model.",
         )
-    return Place(provider, device, most, f"{text}, {room / 1e9:.1f} GB free of which it needs {_need(memory, most)}")
-
-
-def _need(memory: MemoryBudget, most: int) -> str:
-    context = min(most, memory.context)
-    return f"{memory.at(context) / 1e9:.1f} at {context:,} positions"
+    context = min(largest, memory.context)
+    needed = f"needs {memory.at(context) / 1e9:.1f} GB for {context:,} tokens of context"
+    return Placement(provider, device, largest, f"{text} ({needed}, {available / 1e9:.1f} GB available)")
 
 
 def _rank(target: str) -> tuple[int, str]:
     return (ORDER.index(target) if target in ORDER else len(ORDER), target)
 
 
-def _forced(model: str, variants: Sequence[V], target: str, device: int | str | None) -> Choice[V]:
+def _choose_target(model: str, variants: Sequence[V], target: str, device: int | str | None) -> Choice[V]:
     variant = next((one for one in variants if one.target == target), None)
     if variant is None:
-        there = ", ".join(sorted(one.target for one in variants)) or "none"
-        raise ModelNotFound(f"{model} has no variant for {target[:100]!r}", remedy=f"Those it has: {there}.")
+        available = ", ".join(sorted(one.target for one in variants)) or "none"
+        raise ModelNotFound(f"{model} has no variant for {target[:100]!r}", remedy=f"Available variants: {available}.")
     try:
-        place = place_of(variant, device)
+        placement = find_placement(variant, device)
     except GptOssError as error:
-        place = Place(provider_of(target), device, None, "where it was asked for")
-        return Choice(variant, place, f"{target} was asked for, though here {error.message}", runs=False)
-    return Choice(variant, place, f"{target} was asked for; it runs {place.text}")
+        placement = Placement(provider_of(target), device, None, "on the requested device")
+        return Choice(variant, placement, f"{target} was requested but does not run here: {error.message}", runs=False)
+    return Choice(variant, placement, f"{target} was requested; it runs {placement.text}")
 
 
-def _nothing(model: str, rejected: Mapping[str, GptOssError]) -> GptOssError:
+def _no_variant_error(model: str, rejected: Mapping[str, GptOssError]) -> GptOssError:
     if not rejected:
-        return ModelNotFound(f"{model} has no variants", remedy="See: gptoss models list")
+        return ModelNotFound(f"{model} has no variants", remedy="Run: gptoss models list")
     text = "; ".join(f"{target}: {error.message}" for target, error in rejected.items())
     remedy = "\n".join(dict.fromkeys(error.remedy for error in rejected.values() if error.remedy))
     memory = all(isinstance(error, ResourceError) for error in rejected.values())

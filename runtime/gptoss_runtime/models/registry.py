@@ -1,10 +1,10 @@
-"""Models by name: what the catalogue has, what is on this machine, and how one gets from there to here.
+"""Models by name: lists what the catalog and this machine have, resolves names to folders, pulls and removes variants.
 
-The one door for the command line and the server. Knows folders' names and the order in which they are looked at; the
-choice by hardware is choosing.py's, the download pulling.py's.
+The command line and the server use only this module. It knows the folder layout and the search order; choosing.py
+chooses by hardware, pulling.py downloads.
 
-A model's name, an alias, or one of them with ``:target`` behind it means a variant. On this machine a variant is a
-folder ``<name>/<target>/`` in the cache, or in one of the search folders, which are looked at first.
+A variant is named by a model's name or an alias, with or without ``:target``. On this machine it is a folder
+``<name>/<target>/`` in one of the search folders, which come first, or in the cache.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from gptoss_runtime.artifact.folder import CONFIG
 from gptoss_runtime.artifact.manifest import MANIFEST, Manifest, MemoryBudget
 from gptoss_runtime.artifact.safe_names import is_name
 from gptoss_runtime.errors import ArtifactError, InvalidRequest, ModelNotFound
-from gptoss_runtime.models.catalogue import Catalogue, Published
+from gptoss_runtime.models.catalog import Catalog, Published
 from gptoss_runtime.models.choosing import Choice, choose
 from gptoss_runtime.models.hub import Hub
-from gptoss_runtime.models.pulling import OnProgress, Progress, Record, in_use, locked, pull, staging
+from gptoss_runtime.models.pulling import OnProgress, Progress, Record, in_use_error, lock_folder, pull, staging_folder
 
 CACHE = "GPTOSS_CACHE"
 SEARCH = "GPTOSS_ARTIFACTS"
-_IN_WORKING_FOLDER = Path("artifacts")
-_PASSED_OVER = (
-    "A server does not look in the working folder. If you trust what is there: --artifacts artifacts "
-    '(in Python: artifacts="artifacts")'
+_WORKING_FOLDER_SEARCH = Path("artifacts")
+_NOT_SEARCHED = (
+    "A server does not search the working folder. If you trust its contents, pass --artifacts artifacts "
+    '(in Python: artifacts="artifacts").'
 )
-_LIST = "See: gptoss models list"
+_LIST = "Run: gptoss models list"
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A model made for one target.
+    """A model converted for one target.
 
     Attributes:
         model: the model's name.
-        target: what it was converted for.
-        path: its folder on this machine; None: it is not here.
-        where: "cache" if it was pulled, "folder" if a search folder has it.
-        published: where the hub has it, or None.
-        requires: packages that run it, with version specifiers.
-        memory: what it takes to run; None: unknown.
+        target: the target it was converted for.
+        path: its folder on this machine; None: it is not on this machine.
+        where: "cache" if it was pulled, "folder" if it is in a search folder.
+        published: its location on the hub, or None.
+        requires: version specifiers of the packages that run it.
+        memory: memory needed to run; None: unknown.
         size: bytes on disk, or of the download; None: unknown.
-        pulled: where it was pulled from.
-        problem: why what lies there cannot be used.
+        pulled: the source it was pulled from, or None.
+        problem: why its folder cannot be used, or None.
     """
 
     model: str
@@ -67,21 +67,21 @@ class Variant:
 
     @property
     def id(self) -> str:
-        """The name that means exactly this one: "name:target"."""
+        """The unambiguous name: "name:target"."""
         return f"{self.model}:{self.target}"
 
 
 class Registry:
-    """The models that this user has and can have.
+    """The models on this machine and in the catalog.
 
     Args:
-        cache: where pulled models lie; ``None``: $GPTOSS_CACHE, or the user's cache folder.
-        search: folders with ``<name>/<target>/`` that conversions made; ``None``: $GPTOSS_ARTIFACTS (several: as in
-            PATH), or ``artifacts`` in the working folder.
-        working_folder: whether the working folder counts: its ``artifacts``, and a folder in it that is named without a
-            separator. False for servers, which run for others and may be started anywhere.
-        catalogue: which models there are; ``None``: the packaged one and the user's.
-        hub: where to pull from; ``None``: Hugging Face, or what ``HF_ENDPOINT`` names.
+        cache: the folder of pulled models; ``None``: $GPTOSS_CACHE, or the user's cache folder.
+        search: folders that contain converted artifacts as ``<name>/<target>/``; ``None``: $GPTOSS_ARTIFACTS (a list
+            separated as in PATH), or ``artifacts`` in the working folder.
+        working_folder: whether to use the working folder: its ``artifacts``, and a folder in it that is named without a
+            separator. False for servers, which serve other users and can be started in any folder.
+        catalog: the models that exist; ``None``: the packaged catalog and the user's.
+        hub: the hub to pull from; ``None``: Hugging Face, or ``HF_ENDPOINT``.
     """
 
     def __init__(
@@ -89,202 +89,204 @@ class Registry:
         cache: Path | None = None,
         *,
         search: Sequence[Path] | None = None,
-        catalogue: Catalogue | None = None,
+        catalog: Catalog | None = None,
         hub: Hub | None = None,
         working_folder: bool = True,
     ) -> None:
         self.cache = cache or _default_cache()
         self.search = tuple(search) if search is not None else _default_search(working_folder)
         self._working_folder = working_folder
-        self.catalogue = catalogue or Catalogue.load()
+        self.catalog = catalog or Catalog.load()
         self._hub = hub or Hub()
 
     def list(self, *, here: bool = False) -> tuple[Variant, ...]:
-        """All variants, by name and target.
+        """Lists all variants, sorted by name and target.
 
         Args:
-            here: only those on this machine that can be used.
+            here: only usable variants on this machine.
         """
-        names = {*self.catalogue.models}
+        names = {*self.catalog.models}
         for root in self._roots():
             names.update(path.name for path in _folders(root))
         variants = [variant for name in sorted(names) for variant in self._variants(name)]
         return tuple(one for one in variants if not here or (one.path is not None and one.problem is None))
 
     def resolve(self, name: str, *, paths: bool = True) -> Path:
-        """The artifact folder that a name means on this machine; asks no network.
+        """Returns the artifact folder for a name on this machine; uses no network.
 
         Args:
             name: a model, an alias, "name:target", or a path to an artifact folder.
-            paths: whether a path is allowed. A server passes False for what clients send.
+            paths: whether a path is allowed; a server passes False for names from clients.
 
         Raises:
-            ModelNotFound: there is none of that name, or it is not on this machine.
-            ArtifactError: it is here and damaged; or the path is no folder.
-            GptOssError: of a model with several variants here, none runs.
+            ModelNotFound: there is no such model, or it is not on this machine.
+            ArtifactError: its folder is damaged, or the path is not a folder.
+            GptOssError: the model has several variants here, and none of them runs.
         """
         if paths and is_path(name):
-            return _artifact_folder(Path(name))
+            return _require_folder(Path(name))
         try:
             found = self.choose(name).variant.path
         except ModelNotFound:
             if paths and self._working_folder and Path(name).is_dir():
-                return _artifact_folder(Path(name))
+                return _require_folder(Path(name))
             raise
         assert found is not None
         return found
 
     def choose(self, name: str, *, device: int | str | None = None) -> Choice[Variant]:
-        """Which variant that is on this machine to use, where to run it, and why.
+        """Chooses a variant on this machine and the device to run it on.
 
         Args:
             name: a model, an alias, or "name:target".
             device: run on this adapter.
 
         Raises:
-            ModelNotFound: there is none of that name, or it is not on this machine.
-            ArtifactError: it is here and damaged.
-            GptOssError: of several variants here, none runs. A single one, or one named with its target, is returned
-                all the same, with the reason why it would not.
+            ModelNotFound: there is no such model, or it is not on this machine.
+            ArtifactError: its folder is damaged.
+            GptOssError: there are several variants here, and none of them runs. A single variant, or one named with its
+                target, is returned even if it does not run, with the reason.
         """
         model, target = self._split(name)
-        variants = [one for one in self._known(model) if one.path is not None]
-        meant = [one for one in variants if target in (None, one.target)]
-        if not meant:
+        variants = [one for one in self._find_variants(model) if one.path is not None]
+        matches = [one for one in variants if target in (None, one.target)]
+        if not matches:
             what = model if target is None else f"{model}:{target}"
-            raise ModelNotFound(f"{what} is not on this machine", remedy=self._how_to_get(model, target))
-        whole = [one for one in meant if one.problem is None]
-        if not whole:
-            raise ArtifactError(f"{meant[0].path}: {meant[0].problem}", remedy="Pull or convert it again.")
-        if target is None and len(whole) == 1:
-            target = whole[0].target
-        return choose(model, whole, target=target, device=device)
+            raise ModelNotFound(f"{what} is not on this machine", remedy=self._install_remedy(model, target))
+        usable = [one for one in matches if one.problem is None]
+        if not usable:
+            raise ArtifactError(f"{matches[0].path}: {matches[0].problem}", remedy="Pull or convert it again.")
+        if target is None and len(usable) == 1:
+            target = usable[0].target
+        return choose(model, usable, target=target, device=device)
 
     def info(self, name: str) -> tuple[Variant, ...]:
-        """The variants of a model, or the one that "name:target" means.
+        """Returns the variants of a model, or the one that "name:target" names.
 
         Raises:
-            ModelNotFound: there is none of that name.
+            ModelNotFound: there is no such model or variant.
         """
         model, target = self._split(name)
-        meant = tuple(one for one in self._known(model) if target in (None, one.target))
-        if not meant:
-            there = ", ".join(one.target for one in self._known(model))
-            raise ModelNotFound(f"{model} has no variant for {target!r}", remedy=f"Those it has: {there}.")
-        return meant
+        matches = tuple(one for one in self._find_variants(model) if target in (None, one.target))
+        if not matches:
+            available = ", ".join(one.target for one in self._find_variants(model))
+            raise ModelNotFound(f"{model} has no variant for {target!r}", remedy=f"Available variants: {available}.")
+        return matches
 
     def pull(self, alias: str, target: str | None = None, progress: OnProgress | None = None) -> Variant:
-        """Downloads a variant into the cache, or goes on with that; does nothing where the cache has what the hub has.
+        """Downloads a variant into the cache or resumes its download; does nothing if the cache is up to date.
 
         Args:
-            alias: a model or an alias, or one with ":target".
+            alias: a model or an alias, with or without ":target".
             target: which variant; ``None``: the one that runs best here.
-            progress: told how far it is; what it raises ends the pull.
+            progress: called with the progress; an exception from it stops the pull.
 
         Raises:
-            ModelNotFound: there is none of that name, or it has not been published.
+            ModelNotFound: there is no such model, or it has not been published.
             HubError: the hub cannot be reached, or does not have it.
-            ArtifactError: what the hub has is damaged or unsafe.
-            ResourceError: no variant fits this machine's memory, or its disk.
+            ArtifactError: the artifact on the hub is damaged or unsafe.
+            ResourceError: no variant fits this machine's memory or disk.
             BackendUnavailable: no variant runs here, or huggingface_hub is not installed.
         """
         model, named = self._split(alias)
         if target is not None and named not in (None, target):
             raise InvalidRequest(f"{alias!r} and target {target!r} contradict each other", remedy="Name one target.")
-        candidates = [one for one in self._known(model) if one.published is not None]
+        candidates = [one for one in self._find_variants(model) if one.published is not None]
         if not candidates:
-            raise ModelNotFound(f"the catalogue does not say where {model} is published", remedy=_LIST)
+            raise ModelNotFound(f"the catalog names no repository for {model}", remedy=_LIST)
         chosen = choose(model, candidates, target=target or named).variant
         assert chosen.published is not None
         if not chosen.published.published:
-            raise ModelNotFound(f"{chosen.id} has not been published yet", remedy=_unpublished(chosen))
-        pull(chosen.published, self._in_cache(model, chosen.target), self._hub, progress or _silent)
+            raise ModelNotFound(f"{chosen.id} has not been published yet", remedy=_convert_remedy(chosen))
+        pull(chosen.published, self._cache_folder(model, chosen.target), self._hub, progress or _ignore_progress)
         return next(one for one in self._variants(model, [self.cache]) if one.target == chosen.target)
 
     def remove(self, name: str) -> Path:
-        """Deletes a pulled variant, or what an interrupted pull of it left.
+        """Deletes a pulled variant, or the files of an interrupted pull.
 
         Args:
-            name: "name:target"; or a model or an alias, if one variant of it was pulled.
+            name: "name:target"; or a model or an alias if only one of its variants was pulled.
 
         Returns:
-            The folder that is gone.
+            The deleted folder.
 
         Raises:
-            InvalidRequest: it is not in the cache, so not ours to delete; or several are meant.
-            ModelNotFound: there is none of that name.
+            InvalidRequest: it is not in the cache, or several variants match.
+            ModelNotFound: there is no such model.
             ResourceError: it is being pulled, or in use.
         """
         if is_path(name):
             raise InvalidRequest(
-                f"{name[:200]!r} is a path", remedy="gptoss deletes only what it pulled: delete the folder yourself."
+                f"{name[:200]!r} is a path",
+                remedy="gptoss deletes only models that it pulled. Delete other folders yourself.",
             )
         model, target = self._split(name)
-        self._known(model)
+        self._find_variants(model)
         pulled = [path.name for path in _folders(self.cache / model)] if is_name(model) else []
         partial = [path.name[1:-8] for path in _children(self.cache / model) if path.name.endswith(".partial")]
-        meant = sorted({one for one in (*pulled, *partial) if target in (None, one)})
-        if len(meant) != 1:
-            remedy = f"Name one: {', '.join(f'{model}:{one}' for one in meant)}."
-            if meant:
+        matches = sorted({one for one in (*pulled, *partial) if target in (None, one)})
+        if len(matches) != 1:
+            remedy = f"Name one: {', '.join(f'{model}:{one}' for one in matches)}."
+            if matches:
                 raise InvalidRequest(f"several variants of {model} were pulled", remedy=remedy)
             raise InvalidRequest(
-                f"{name} is not in the cache", remedy="gptoss deletes only what it pulled: other folders are yours."
+                f"{name} is not in the cache",
+                remedy="gptoss deletes only models that it pulled. Delete other folders yourself.",
             )
-        folder = self._in_cache(model, meant[0])
-        with locked(folder):
+        folder = self._cache_folder(model, matches[0])
+        with lock_folder(folder):
             _delete(folder)
         return folder
 
     def _variants(self, model: str, roots: Sequence[Path] | None = None) -> tuple[Variant, ...]:
-        """By target; of one target that several roots have, the first root's."""
+        """Returns the variants sorted by target; if several roots have a target, the first root wins."""
         found: dict[str, Variant] = {}
-        catalogued = self.catalogue.models.get(model)
-        published = catalogued.variants if catalogued else {}
+        entry = self.catalog.models.get(model)
+        published = entry.variants if entry else {}
         for root in self._roots() if roots is None else roots:
             for folder in _folders(root / model):
-                if _looks_like_one(folder) and folder.name not in found:
+                if _is_artifact(folder) and folder.name not in found:
                     where: Literal["cache", "folder"] = "cache" if root == self.cache else "folder"
-                    found[folder.name] = _here(model, folder, where, published.get(folder.name))
+                    found[folder.name] = _read_variant(model, folder, where, published.get(folder.name))
         for target, one in published.items() if roots is None else ():
             if target not in found:
                 found[target] = Variant(model, target, None, None, one, one.requires, one.memory, one.download)
         return tuple(found[target] for target in sorted(found))
 
-    def _known(self, model: str) -> tuple[Variant, ...]:
+    def _find_variants(self, model: str) -> tuple[Variant, ...]:
         variants = self._variants(model) if is_name(model) else ()
         if not variants:
             names = sorted({one.model for one in self.list()})
-            remedy = _PASSED_OVER if self._is_passed_over(model) else f"Those there are: {', '.join(names)}."
+            remedy = _NOT_SEARCHED if self._is_in_working_folder(model) else f"Available models: {', '.join(names)}."
             raise ModelNotFound(f"there is no model {model[:100]!r}", remedy=remedy)
         return variants
 
-    def _is_passed_over(self, model: str) -> bool:
-        """Whether only the working folder has it, in which a server does not look."""
-        return not self._working_folder and is_name(model) and bool(_folders(_IN_WORKING_FOLDER / model))
+    def _is_in_working_folder(self, model: str) -> bool:
+        """Whether the model is in the working folder of a server, which does not search there."""
+        return not self._working_folder and is_name(model) and bool(_folders(_WORKING_FOLDER_SEARCH / model))
 
     def _split(self, name: str) -> tuple[str, str | None]:
         model, _, target = name.partition(":")
-        return self.catalogue.name_of(model), target or None
+        return self.catalog.resolve_alias(model), target or None
 
     def _roots(self) -> tuple[Path, ...]:
         return (*self.search, self.cache)
 
-    def _in_cache(self, model: str, target: str) -> Path:
+    def _cache_folder(self, model: str, target: str) -> Path:
         return self.cache / model / target
 
-    def _how_to_get(self, model: str, target: str | None) -> str:
-        if self._is_passed_over(model):
-            return _PASSED_OVER
-        variants = [one for one in self._known(model) if target in (None, one.target)]
+    def _install_remedy(self, model: str, target: str | None) -> str:
+        if self._is_in_working_folder(model):
+            return _NOT_SEARCHED
+        variants = [one for one in self._find_variants(model) if target in (None, one.target)]
         if not variants:
             return _LIST
         if all(one.published is None or not one.published.published for one in variants):
-            return _unpublished(variants[0])
-        return f"gptoss models pull {model}" + (f" --target {target}" if target else "")
+            return _convert_remedy(variants[0])
+        return f"Run: gptoss models pull {model}" + (f" --target {target}" if target else "")
 
 
-def _here(model: str, folder: Path, where: Literal["cache", "folder"], published: Published | None) -> Variant:
+def _read_variant(model: str, folder: Path, where: Literal["cache", "folder"], published: Published | None) -> Variant:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     manifest, problem = None, None
     try:
@@ -305,25 +307,27 @@ def _here(model: str, folder: Path, where: Literal["cache", "folder"], published
     )
 
 
-def _unpublished(variant: Variant) -> str:
+def _convert_remedy(variant: Variant) -> str:
     if variant.model == "gptoss-nano":
-        return "Make it here: gptoss demo puts it into artifacts/gptoss-nano/cpu."
+        return "Run gptoss demo, which creates it in artifacts/gptoss-nano/cpu."
     return (
         f"Convert the checkpoint: gptoss convert openai--{variant.model} --target {variant.target} "
         f"-o artifacts/{variant.model}/{variant.target}\n"
-        "Or name a repository that has it in a catalogue of your own (docs/models.md)."
+        "Or name a repository that has it in your own catalog (docs/models.md)."
     )
 
 
 def is_path(name: str) -> bool:
-    """Whether this can only be a path: no model's name has a separator."""
+    """Whether this is a path and not a model's name, which has no separator."""
     return "/" in name or "\\" in name or name in (".", "..")
 
 
-def _artifact_folder(path: Path) -> Path:
+def _require_folder(path: Path) -> Path:
     if not path.is_dir():
-        why = "is not a folder" if path.exists() else "does not exist"
-        raise ArtifactError(f"{path} {why}", remedy="Name an artifact folder, or a model: gptoss models list")
+        problem = "is not a folder" if path.exists() else "does not exist"
+        raise ArtifactError(
+            f"{path} {problem}", remedy="Name an artifact folder, or a model that gptoss models list shows."
+        )
     return path.resolve()
 
 
@@ -338,22 +342,22 @@ def _children(root: Path) -> list[Path]:
         return []
 
 
-def _looks_like_one(folder: Path) -> bool:
+def _is_artifact(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or (folder / MANIFEST).is_file()
 
 
 def _delete(folder: Path) -> None:
-    """Out of sight first, so that nothing half deleted looks whole."""
-    for path in (folder, staging(folder)):
+    """Renames the folder before deleting it, so that a partly deleted folder is never listed."""
+    for path in (folder, staging_folder(folder)):
         if not path.exists():
             continue
-        gone = path.with_name(f"{staging(path).name}.gone")
-        shutil.rmtree(gone, ignore_errors=True)
+        deleted = path.with_name(f"{staging_folder(path).name}.gone")
+        shutil.rmtree(deleted, ignore_errors=True)
         try:
-            path.rename(gone)
+            path.rename(deleted)
         except PermissionError as error:
-            raise in_use(path) from error
-        shutil.rmtree(gone, ignore_errors=True)
+            raise in_use_error(path) from error
+        shutil.rmtree(deleted, ignore_errors=True)
 
 
 def _default_cache() -> Path:
@@ -365,8 +369,8 @@ def _default_search(working_folder: bool) -> tuple[Path, ...]:
     named = os.environ.get(SEARCH)
     if named:
         return tuple(map(Path, named.split(os.pathsep)))
-    return (_IN_WORKING_FOLDER,) if working_folder else ()
+    return (_WORKING_FOLDER_SEARCH,) if working_folder else ()
 
 
-def _silent(progress: Progress) -> None:
-    """Tells nobody."""
+def _ignore_progress(progress: Progress) -> None:
+    pass

@@ -1,4 +1,4 @@
-"""Models by name: the catalogue, what is on this machine, and the variant chosen on made-up machines."""
+"""Models by name: the catalog, artifacts on this machine, and the choice of a variant on made-up machines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gptoss_runtime.errors import (
 )
 from gptoss_runtime.machine import adapters, hardware, installed
 from gptoss_runtime.machine.adapters import Adapter
-from gptoss_runtime.models import Catalogue, Model, Published, Registry
+from gptoss_runtime.models import Catalog, Model, Published, Registry
 from gptoss_runtime.models.choosing import choose
 
 GB = 1 << 30
@@ -53,17 +53,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.fixture(scope="module")
-def packaged() -> Catalogue:
-    return Catalogue.load()
+def packaged() -> Catalog:
+    return Catalog.load()
 
 
 def chosen(name: str = "gpt-oss-20b", **forced: Any) -> Any:
-    variants = Registry(Path("nowhere"), search=[], catalogue=Catalogue.load()).info(name)
+    variants = Registry(Path("nowhere"), search=[], catalog=Catalog.load()).info(name)
     return choose(name, variants, **forced)
 
 
 @pytest.fixture(autouse=True)
-def no_catalogue_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_user_catalog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platformdirs.user_config_dir", lambda *_, **__: str(tmp_path / "config"))
 
 
@@ -80,31 +80,31 @@ def no_catalogue_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         ([CARD], DIRECTML, 8 * GB, "directml", 0),
     ],
 )
-def test_the_machine_decides(
+def test_the_choice_depends_on_the_machine(
     found: list[Adapter], builds: dict[str, str], memory: int, target: str, device: int | None, machine: Machine
 ) -> None:
     machine(*found, builds=builds, memory=memory)
     choice = chosen()
-    assert (choice.variant.target, choice.place.device, choice.runs) == (target, device, True)
-    assert choice.place.provider == target.split("-")[0]
+    assert (choice.variant.target, choice.placement.device, choice.runs) == (target, device, True)
+    assert choice.placement.provider == target.split("-")[0]
     assert choice.reason.startswith(f"{target} runs on ")
     for rejected, why in choice.rejected.items():
         assert f"not {rejected}: {why}" in choice.reason
 
 
-def test_the_context_is_what_fits(machine: Machine) -> None:
+def test_the_context_is_the_longest_that_fits(machine: Machine) -> None:
     machine(CARD, builds=DIRECTML)
     choice = chosen()
     assert choice.variant.memory is not None
     assert (
-        choice.variant.memory.at(choice.place.context)
+        choice.variant.memory.at(choice.placement.context)
         <= 15 * GB
-        < choice.variant.memory.at(choice.place.context + 1024)
+        < choice.variant.memory.at(choice.placement.context + 1024)
     )
-    assert choice.reason == "directml runs on A Card, 16.1 GB free of which it needs 13.9 at 8,192 positions"
+    assert choice.reason == "directml runs on A Card (needs 13.9 GB for 8,192 tokens of context, 16.1 GB available)"
 
 
-def test_nothing_runs(machine: Machine) -> None:
+def test_no_variant_runs(machine: Machine) -> None:
     machine(SMALL_CARD, builds=DIRECTML, memory=8 * GB)
     with pytest.raises(BackendUnavailable, match="no variant of gpt-oss-20b runs here") as raised:
         chosen()
@@ -119,36 +119,38 @@ def test_nothing_runs(machine: Machine) -> None:
         chosen()
 
 
-def test_forcing(machine: Machine) -> None:
+def test_requested_targets_and_devices(machine: Machine) -> None:
     machine(CARD, SMALL_CARD, builds=DIRECTML)
-    assert chosen(device=1, name="gptoss-nano").place.device == 1
-    assert chosen(device="small", name="gptoss-nano", target="directml").place.device == 1
+    assert chosen(device=1, name="gptoss-nano").placement.device == 1
+    assert chosen(device="small", name="gptoss-nano", target="directml").placement.device == 1
     assert chosen(target="cpu-int4").runs
     unfit = chosen(target="cpu")
     assert not unfit.runs
-    assert "cpu was asked for, though here it asks for onnxruntime>=1.32 (1.24.4 is installed)" in unfit.reason
+    assert (
+        "cpu was requested but does not run here: it requires onnxruntime>=1.32 (1.24.4 is installed)" in unfit.reason
+    )
     with pytest.raises(ModelNotFound, match="has no variant for 'webgpu'") as raised:
         chosen(target="webgpu")
-    assert raised.value.remedy == "Those it has: cpu, cpu-int4, directml."
-    with pytest.raises(BackendUnavailable, match="the CPU is no adapter"):
+    assert raised.value.remedy == "Available variants: cpu, cpu-int4, directml."
+    with pytest.raises(BackendUnavailable, match="the CPU is not an adapter"):
         chosen(device=7)
     missing = chosen(target="directml", device=7)
-    assert (missing.runs, missing.place.device) == (False, 7)
+    assert (missing.runs, missing.placement.device) == (False, 7)
     with pytest.raises(NoAdapter):
         adapters.choose_adapter([CARD], 7)
 
 
-def test_a_target_nobody_knows(machine: Machine) -> None:
+def test_an_unknown_target(machine: Machine) -> None:
     machine(CARD, builds=DIRECTML)
     model = Model(variants={"hexagon-w4": Published(repository="a/b")})
-    registry = Registry(Path("nowhere"), search=[], catalogue=Catalogue(models={"m": model}))
-    with pytest.raises(BackendUnavailable, match="cannot tell whether hexagon runs here"):
+    registry = Registry(Path("nowhere"), search=[], catalog=Catalog(models={"m": model}))
+    with pytest.raises(BackendUnavailable, match="cannot check whether hexagon runs here"):
         choose("m", registry.info("m"))
-    assert choose("m", registry.info("m"), target="hexagon-w4").place.provider == "hexagon"
+    assert choose("m", registry.info("m"), target="hexagon-w4").placement.provider == "hexagon"
 
 
-def test_the_catalogues_budgets_are_the_converters(
-    packaged: Catalogue, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path
+def test_the_catalog_has_the_memory_budgets_of_the_converter(
+    packaged: Catalog, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path
 ) -> None:
     large = Checkpoint.open(write_checkpoint(tmp_path / "20b", hollow=True, shards=3))
     for name, checkpoint in {"gpt-oss-20b": large, "gptoss-nano": Checkpoint.open(nano_checkpoint)}.items():
@@ -163,8 +165,8 @@ def test_the_catalogues_budgets_are_the_converters(
     assert packaged.models["gptoss-nano"].variants["cpu"].memory == manifest.memory
 
 
-def test_what_is_not_published_is_never_asked_for(packaged: Catalogue, tmp_path: Path) -> None:
-    registry = Registry(tmp_path, search=[], catalogue=packaged)
+def test_unpublished_models_are_never_requested(packaged: Catalog, tmp_path: Path) -> None:
+    registry = Registry(tmp_path, search=[], catalog=packaged)
     for variant in registry.list():
         assert variant.published is not None
         assert not variant.published.published
@@ -174,8 +176,8 @@ def test_what_is_not_published_is_never_asked_for(packaged: Catalogue, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_users_catalogue_lies_over_the_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = tmp_path / "config" / "catalogue.json"
+def test_the_users_catalog_overrides_the_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "config" / "catalog.json"
     mine.parent.mkdir()
     variant = {"repository": "team/model", "subfolder": "a/b", "revision": "v1"}
     ours = {
@@ -183,15 +185,15 @@ def test_the_users_catalogue_lies_over_the_packaged_one(tmp_path: Path, monkeypa
         "ours": {"variants": {"cpu": variant}},
     }
     mine.write_text("\ufeff" + json.dumps({"models": ours}), encoding="utf-8")
-    found = Catalogue.load()
+    found = Catalog.load()
     assert list(found.models) == ["gpt-oss-20b", "gptoss-nano", "ours"]
     assert found.models["gpt-oss-20b"].variants["cpu"].published
     assert not found.models["gpt-oss-20b"].variants["directml"].published
     assert found.models["gpt-oss-20b"].description
-    assert found.name_of("TWENTY") == "gpt-oss-20b"
-    monkeypatch.setenv("GPTOSS_CATALOGUE", str(tmp_path / "gone.json"))
+    assert found.resolve_alias("TWENTY") == "gpt-oss-20b"
+    monkeypatch.setenv("GPTOSS_CATALOG", str(tmp_path / "gone.json"))
     with pytest.raises(InvalidRequest, match=r"gone\.json cannot be read"):
-        Catalogue.load()
+        Catalog.load()
 
 
 @pytest.mark.parametrize(
@@ -212,25 +214,23 @@ def test_the_users_catalogue_lies_over_the_packaged_one(tmp_path: Path, monkeypa
         '{"models": ' * 5000,
     ],
 )
-def test_a_catalogue_that_is_none(text: str, tmp_path: Path) -> None:
+def test_an_invalid_catalog(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InvalidRequest) as raised:
-        Catalogue.load(path)
+        Catalog.load(path)
     assert raised.value.remedy
 
 
 def link(artifact: Path, to: Path) -> Path:
-    """An artifact's small files under another name, its weights by hard link."""
+    """Creates another folder with an artifact's files, as hard links."""
     to.mkdir(parents=True)
     for path in artifact.iterdir():
         os.link(path, to / path.name)
     return to
 
 
-def test_what_conversions_put_below_artifacts(
-    nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_converted_artifacts_are_found(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = link(nano_artifact, tmp_path / "artifacts" / "gptoss-nano" / "cpu")
     other = link(nano_artifact, tmp_path / "more" / "mine" / "cpu-int4")
     (tmp_path / "artifacts" / "checkpoints" / "gptoss-nano").mkdir(parents=True)
@@ -251,7 +251,7 @@ def test_what_conversions_put_below_artifacts(
     assert own.exists()
 
 
-def test_of_several_here_the_machine_decides(nano_artifact: Path, tmp_path: Path, machine: Machine) -> None:
+def test_a_name_resolves_to_the_variant_that_runs(nano_artifact: Path, tmp_path: Path, machine: Machine) -> None:
     for target in ("cpu", "directml"):
         link(nano_artifact, tmp_path / "gptoss-nano" / target)
     registry = Registry(tmp_path / "cache", search=[tmp_path])
@@ -275,10 +275,10 @@ def test_a_path_always_resolves(nano_artifact: Path, tmp_path: Path, monkeypatch
             registry.resolve(name, paths=False)
 
 
-def test_a_server_does_not_look_in_the_working_folder(
+def test_a_server_does_not_search_the_working_folder(
     nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who can put a folder there is not who started the server; a person who names a model there means it."""
+    """Somebody else may be able to write there; a user who names a model on the command line knows the folder."""
     monkeypatch.delenv("GPTOSS_ARTIFACTS", raising=False)
     for name in ("gptoss-nano", "mine"):
         link(nano_artifact, tmp_path / "artifacts" / name / "cpu")
@@ -300,7 +300,7 @@ def test_a_server_does_not_look_in_the_working_folder(
 
 
 @pytest.mark.parametrize("name", ["..", "C:", "NUL", "CON:x", "file:stream", "", ":", "a\0b", "x" * 5000, "\ud800"])
-def test_names_that_lead_nowhere(name: str, tmp_path: Path) -> None:
+def test_names_without_a_model(name: str, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "cache", search=[tmp_path])
     with pytest.raises(ModelNotFound):
         registry.resolve(name, paths=False)
@@ -310,7 +310,7 @@ def test_names_that_lead_nowhere(name: str, tmp_path: Path) -> None:
         registry.pull(name)
 
 
-def test_a_damaged_one_is_listed_as_such(nano_artifact: Path, tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_reported(nano_artifact: Path, tmp_path: Path) -> None:
     damaged = link(nano_artifact, tmp_path / "mine" / "cpu")
     (damaged / "manifest.json").unlink()
     (damaged / "manifest.json").write_text("{")
@@ -325,13 +325,13 @@ def test_a_damaged_one_is_listed_as_such(nano_artifact: Path, tmp_path: Path) ->
     assert registry.info("mine")[0].memory is None
 
 
-def test_the_example_of_the_page(
+def test_the_examples_in_the_docs(
     nano_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GPTOSS_ARTIFACTS", str(nano_artifact.parents[1]))
     page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    [catalogue] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    [catalog] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     exec(compile(example, "models.md", "exec"), {})
     assert f"gptoss-nano:cpu {nano_artifact}" in capsys.readouterr().out
-    assert Catalogue.model_validate_json(catalogue).models["gpt-oss-20b"].aliases == ("twenty",)
+    assert Catalog.model_validate_json(catalog).models["gpt-oss-20b"].aliases == ("twenty",)
