@@ -206,6 +206,7 @@ def test_parity_of_another_vocabulary(gptoss: Gptoss, tiny: Path, nano_artifact:
     assert "201088" in result.stderr
 
 
+@pytest.mark.integration
 def test_demo(gptoss: Gptoss, tmp_path: Path) -> None:
     report = reported(gptoss("demo", "-o", tmp_path, "--json"))
     sums, record, weather = report["answers"]

@@ -32,6 +32,7 @@ from gptoss_runtime.artifact.manifest import Manifest
 from gptoss_runtime.artifact.reference_logits import ReferenceLogits
 from tests.parity.checkpoints import overwrite
 from tests.parity.decoding import logits
+from tests.tiers import mostly_integration
 from tools.transformers_reference import load_transformers, transformers_logits
 
 SMALL: dict[str, Any] = {
@@ -56,7 +57,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("plain"), SMALL, seed=4)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", mostly_integration(ALL, fast={"cpu", "directml"}))
 def test_layer_by_layer_is_the_checkpoint(name: str, plain: Path, tmp_path: Path) -> None:
     """Logits of the parts, run one after the other, against transformers' on the same prompt."""
     found = run(plain, tmp_path / name, name, EXACT[name])
@@ -231,7 +232,7 @@ def test_what_is_no_number_is_refused_by_name(bad: str, name: str, plain: Path, 
         run(checkpoint, tmp_path / "graph", name)
 
 
-@pytest.mark.parametrize("name", ["cpu", "directml", "cuda"])
+@pytest.mark.parametrize("name", mostly_integration(["cpu", "directml", "cuda"], fast={"cuda"}))
 def test_tiny_and_zero_weights_are_converted_right(name: str, plain: Path, tmp_path: Path) -> None:
     """Zero scales, denormal norms, an expert of nothing: right answers, or as right as the weights' type is."""
     checkpoint = tmp_path / "checkpoint"

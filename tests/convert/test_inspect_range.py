@@ -54,6 +54,7 @@ def test_float16(nano_artifact: Path, tmp_path: Path) -> None:
     assert [layer["stream"] for layer in said["manifest"]["range"]["layers"]] == [35.0, 45344.4]
 
 
+@pytest.mark.integration
 def test_float32_has_no_headroom_to_speak_of(nano_artifact: Path, tmp_path: Path) -> None:
     text, said = show(nano_artifact, tmp_path / "a", FLOAT32)
     assert "range: the stream reaches 10 after layer 0 (512 tokens)" in text
@@ -61,6 +62,7 @@ def test_float32_has_no_headroom_to_speak_of(nano_artifact: Path, tmp_path: Path
     assert (said["range"]["tightest"], said["range"]["low"]) == (None, False)
 
 
+@pytest.mark.integration
 def test_an_artifact_of_before(nano_artifact: Path, tmp_path: Path) -> None:
     text, said = show(nano_artifact, tmp_path / "a", None)
     assert "range: not measured" in text

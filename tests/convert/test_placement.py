@@ -201,6 +201,7 @@ def inspected(*arguments: Any) -> Any:
     return result.stdout
 
 
+@pytest.mark.integration
 def test_inspect_says_where_nodes_run(nano_artifact: Path) -> None:
     shown = json.loads(inspected(nano_artifact, "--provider", "directml", "--json", "--no-verify"))
     placement = shown["graphs"]["model.onnx"]["placement"]

@@ -35,6 +35,7 @@ def stream(model: Any) -> NDArray[np.float64]:
     return np.array([float(state.abs().max()) for state in states[1:-1]])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mxfp4", [True, False], ids=["mxfp4", "float"])
 def test_shifts_change_no_answer(mxfp4: bool, tmp_path: Path) -> None:
     source = load_transformers(write_checkpoint(tmp_path / "source", SMALL, mxfp4=mxfp4))
@@ -45,6 +46,7 @@ def test_shifts_change_no_answer(mxfp4: bool, tmp_path: Path) -> None:
         np.testing.assert_array_equal(stream(model), before * 2.0**shifts.stream)
 
 
+@pytest.mark.integration
 def test_copies_of_the_stream_change_no_answer(tmp_path: Path) -> None:
     """But for a norm's weight that is not a power of two of what it was."""
     source = load_transformers(write_checkpoint(tmp_path / "source", SMALL, shards=3))

@@ -69,6 +69,7 @@ def test_logits_agree(skill: str, source: dict[str, NDArray[Any]], trained: Any,
     assert (ours[:, :-1] - theirs[:, used]).abs().max() < 1e-3  # logits reach 40
 
 
+@pytest.mark.integration
 def test_a_group_is_as_good_as_its_samples_alone(source: dict[str, NDArray[Any]], trained: Any) -> None:
     import random
 

@@ -169,6 +169,7 @@ def test_no_command_prints_json_that_is_none() -> None:
         print_json(Console(), {"mean_kl": float("nan")})
 
 
+@pytest.mark.integration
 def test_layers(gptoss: Gptoss, checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
     """Hidden states travel in the file; a graph without their names says so."""
     file = tmp_path / "reference.npz"

@@ -84,6 +84,7 @@ def test_full_queue_is_503_with_retry_after(serve: Serve) -> None:
             assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
+@pytest.mark.integration
 def test_slow_reader_holds_no_slot(server: Running, http: httpx.Client) -> None:
     connection = send(server, {**ENDLESS, "max_completion_tokens": 600, "stream": True})
     until(lambda: users(server) == 1)
@@ -92,6 +93,7 @@ def test_slow_reader_holds_no_slot(server: Running, http: httpx.Client) -> None:
     connection.close()
 
 
+@pytest.mark.integration
 def test_answers_are_not_mixed_up(client: openai.OpenAI) -> None:
     sums = [(a, b) for a in (11, 23, 32) for b in (14, 25, 31, 42)]
 

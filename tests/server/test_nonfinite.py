@@ -200,6 +200,7 @@ def test_model_that_always_overflows(nano_artifact: Path, vocabulary: Path, tmp_
         assert running.metric("gptoss_http_requests_total", **labels) == 2
 
 
+@pytest.mark.integration
 def test_real_model_that_fails_in_mid_answer(
     nano_artifact: Path, vocabulary: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

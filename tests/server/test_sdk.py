@@ -86,6 +86,7 @@ def test_a_server_is_started_found_and_ended(monkeypatch: pytest.MonkeyPatch) ->
     assert not is_listening(client)
 
 
+@pytest.mark.integration
 def test_an_artifact_folder(nano_artifact: Path) -> None:
     with serving(str(nano_artifact), context_length=512) as client:
         [model] = [one.id for one in client.models.list() if ":" not in one.id]
@@ -121,6 +122,7 @@ def test_what_the_server_says_comes_through() -> None:
     assert "context_length" in raised.value.message.replace("-", "_")
 
 
+@pytest.mark.integration
 def test_the_working_folder_gives_a_server_neither_code_nor_models(
     nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +154,7 @@ def test_the_client_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raised.value.remedy == 'pip install "gptoss-windows[sdk]"'
 
 
+@pytest.mark.integration
 def test_the_examples_of_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first, *others = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(first, "sdk.md", "exec"), {})

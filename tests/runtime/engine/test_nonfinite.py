@@ -36,6 +36,7 @@ from gptoss_runtime.engine.sampling import Sampler, compute_logprobs
 from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.harmony_tokens import STOP_TOKENS
 from tests.nonfinite import FAULTS, FaultyEngine, Logits, with_infinite_norm, with_poisoned_token
+from tests.tiers import mostly_integration
 
 VOCABULARY = 300
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
@@ -271,8 +272,11 @@ def run(*arguments: object, text: str | None = None) -> Any:
     return result
 
 
+SAMPLERS = [(), ("--temperature", 0), ("--top-k", 5, "--seed", 1), ("--top-p", 0.5)]
+
+
 @pytest.mark.usefixtures("own_cache")
-@pytest.mark.parametrize("more", [(), ("--temperature", 0), ("--top-k", 5, "--seed", 1), ("--top-p", 0.5)], ids=str)
+@pytest.mark.parametrize("more", mostly_integration(SAMPLERS, fast={()}), ids=str)
 @pytest.mark.parametrize("asked", [("--prompt", "hello"), ("--prompt", "x", "--raw"), ("--ids", "1,2")], ids=str)
 def test_generate_exits_with_six(infinite: Path, asked: tuple[str, ...], more: tuple[object, ...]) -> None:
     plain = run("generate", infinite, *asked, *more)

@@ -23,6 +23,7 @@ from tests.runtime.models.hub_server import COMMIT, HubServer
 from tests.runtime.models.pulling import NAME, WEIGHTS, command, names, registry, write_manifest
 
 
+@pytest.mark.integration
 def test_a_pulled_nano_generates(hub: HubServer, nano_artifact: Path, tmp_path: Path) -> None:
     hub.add(nano_artifact, "cpu/")
     hub.files["README.md"] = b"not requested"
