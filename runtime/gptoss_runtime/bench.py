@@ -1,6 +1,6 @@
 """Measures an artifact: load time, time to first token, prefill and decode rates, peak memory.
 
-Times vary between runs and machines, so every figure is a median over repetitions; nothing here judges them.
+Times vary between runs and machines, so every rate is a median over repetitions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from gptoss_runtime.machine import hardware
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """Medians; seconds, tokens a second and bytes.
+    """Medians, in seconds, tokens per second and bytes.
 
-    ``peak_memory`` is the whole process's, from its start; loading from a cold disk takes longer than reloading.
+    ``peak_memory`` is that of the whole process since its start. ``load_seconds`` depends on the page cache: the first
+    load from disk takes longer.
     """
 
     name: str
@@ -41,25 +42,26 @@ class BenchReport:
     peak_memory: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON values."""
         return asdict(self)
 
 
 def bench(
     path: str | Path, *, prompt_tokens: int = 256, new_tokens: int = 64, repeat: int = 3, **load: Any
 ) -> BenchReport:
-    """Measures; every repetition has another prompt, so that nothing is taken from the KV cache.
+    """Loads an artifact and measures it. Every repetition has a new prompt, so the KV cache is never reused.
 
     Args:
         path: the artifact folder.
-        prompt_tokens: length of the prompt, random ids.
-        new_tokens: greedy tokens generated, at least 2; stop tokens do not stop it.
-        repeat: repetitions, after one that is not counted.
+        prompt_tokens: length of the prompt, which consists of random ids.
+        new_tokens: number of tokens generated, at least 2; greedy, stop tokens are ignored.
+        repeat: number of repetitions, after a warm-up that is not counted.
         load: options of ``load_engine``.
 
     Raises:
-        InvalidRequest: a count that makes no sense.
-        ContextOverflow: it does not fit the context.
+        InvalidRequest: a count is too small.
+        ContextOverflow: the prompt does not fit the context.
+        GptOssError: what ``load_engine`` raises.
     """
     for name, value, low in (("prompt_tokens", prompt_tokens, 1), ("new_tokens", new_tokens, 2), ("repeat", repeat, 1)):
         if value < low:

@@ -1,25 +1,25 @@
-"""Does this device compute this model right? Compares an engine's logits with an artifact's reference logits.
+"""Checks whether a device computes a model correctly: compares an engine's logits with an artifact's reference logits.
 
-The prompt is read the two ways that a conversation reads it: beginnings of it as prompts, each into an empty cache, and
-its last tokens one by one through the cache. Knows engines and the reference; knows nothing of files, adapters and
+The prompt is read in both ways that a conversation reads it: prefixes of it as prompts, each into an empty KV cache,
+and its last tokens one by one through the cache. Knows engines and references; knows nothing of files, adapters and
 terminals.
 
-Two distances count, both in nats: how far the logits of the likeliest tokens moved, and the KL divergence. Measured on
-nano at all 512 positions of the check prompt, against the CPU; on the right the smallest and the largest median of
-eight neighbours:
+Two distances are computed per position, both in nats: the shift, by which the logits of the most likely tokens moved,
+and the KL divergence. Measured on nano at all 512 positions of the check prompt, against the CPU; "of eight" is the
+range of the medians of eight neighbouring positions, the last column the share of positions with a larger KL:
 
-                                                 logits: median   99 %   of eight       KL: median   above 0.1
+                                                shift: median    99 %   of eight       KL: median   above 0.1
     rounding: float16 on DirectML (software GPU)          0.022    1.3   0.008-0.08         5e-5       2.3 %
               float16 in transformers                     0.010    0.5   0.005-0.03         1e-5       1.0 %
               bfloat16 in transformers                    0.11     1.7   0.04-0.36          1e-3       7.4 %
     faults:   a norm's weight times 1.5                   1.2      3.0   0.6-2.4
               no sinks in attention                       2.7      5.3   1.5-4.3
-              one expert in place of four                 2.2      4.0   1.3-3.3
+              one expert instead of four                  2.2      4.0   1.3-3.3
 
-Rounding moves most positions hardly and a few far: there a router's choice of experts is near a tie, and another expert
-answers. One of those decides a mean over a dozen positions; so the median is judged, and some positions may be far off.
-The KL says what a user would notice, but nothing where the model is sure, as it is in half of what it generates; so the
-median is the logits'.
+Rounding hardly moves most positions and moves a few far: where a router's choice is near a tie, it selects another
+expert. One such position would dominate a mean over a dozen, so the check judges the median and tolerates some far
+positions. KL measures what a user would notice, but is near zero where the model is certain, which is half of what it
+generates; so the median judged is that of the shifts.
 """
 
 from __future__ import annotations
@@ -39,41 +39,42 @@ from gptoss_runtime.artifact.reference_logits import ReferenceLogits, TopLogits
 from gptoss_runtime.engine.base import Engine
 from gptoss_runtime.errors import ArtifactError, InvalidRequest
 
-# Largest median of the logits' distances, of prompts and of steps alone. float16: four times what eight positions ever
-# had, since real models have six to nine times nano's layers and GPUs may add up in float16; half of the least fault.
-# float32 as float16, since what runs it may compute in less (TF32, 8-bit activations). bfloat16 has three bits less.
-TYPICAL = {"float16": 0.3, "float32": 0.3, "bfloat16": 0.6}
-FAR = 0.1  # KL of a position that rounding explains only by another choice of experts
-DECIDED = 1.0  # lead of the reference's top token above which rounding gives no other (measured: 1.15, in one of 512)
-_FAR_SHARE = 0.25  # of the prompts, and of the steps: how many may be far off
-_BLIND_TOKENS = 512  # of the prompt where there is no reference
+# Maximum median shift, for prompts and for steps separately. float16: four times the largest measured over eight
+# positions, because real models have six to nine times nano's layers and GPUs may accumulate in float16; half of the
+# smallest fault. float32 gets the same, because kernels may compute in less (TF32, 8-bit activations). bfloat16 has
+# three bits less.
+MAX_MEDIAN_SHIFT = {"float16": 0.3, "float32": 0.3, "bfloat16": 0.6}
+FAR_KL = 0.1  # nats; rounding exceeds this only where the router selects another expert
+CLEAR_MARGIN = 1.0  # nats; rounding does not change a top token that leads by more (measured: 1.15, once in 512)
+_MAX_FAR_SHARE = 0.25  # of the prompts' positions, and of the steps'
+_RANDOM_PROMPT_TOKENS = 512  # the prompt's length if there is no reference
 
 Progress = Callable[[int, int], None]
 
 
 class Outcome(StrEnum):
-    """What a check came to."""
+    """The outcome of a check."""
 
     RIGHT = "right"
     WRONG = "wrong"
-    UNKNOWN = "unknown"  # nothing to compare with
+    UNKNOWN = "unknown"  # there is no reference
 
 
 @dataclass(frozen=True, slots=True)
 class PositionCheck:
-    """One position.
+    """The check of one position.
 
     Attributes:
         position: index of the token that the logits follow.
-        phase: "prefill" at the end of a prompt, "decode" after a step through the cache.
-        finite: whether all logits are.
-        shift: how far the likeliest tokens' logits are from the reference's, nats; None without a reference or where
-            logits are not finite.
-        divergence: KL from the reference, nats; None likewise.
+        phase: "prefill" for the end of a prompt, "decode" for a step through the cache.
+        finite: whether all logits are finite.
+        shift: distance of the most likely tokens' logits from the reference's, in nats; None if there is no reference
+            or logits are not finite.
+        divergence: KL divergence from the reference, in nats; None in the same cases.
         expected: the reference's most likely token.
-        found: the device's.
-        margin: by how much the reference's leads, nats.
-        far: whether rounding does not explain it, or only by another choice of experts.
+        found: the device's most likely token.
+        margin: the lead of the reference's most likely token over the second, in nats.
+        far: whether rounding does not explain the distance, or only by another choice of experts.
     """
 
     position: int
@@ -89,15 +90,17 @@ class PositionCheck:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        outcome: whether the device computes the model right.
-        problems: why not, a sentence each.
-        positions: every position, ascending.
-        repeats: whether the first prompt gave the same logits a second time, bit for bit.
-        prompt_tokens: read as prompts, the repetition included, in ``prefill_seconds``.
-        steps: tokens fed one by one, in ``decode_seconds``.
+        outcome: whether the device computes the model correctly.
+        problems: what is wrong, one sentence each.
+        positions: the positions compared, ascending.
+        repeats: whether the first prompt gave bitwise equal logits a second time.
+        prompt_tokens: number of tokens read as prompts, the repeated prompt included.
+        prefill_seconds: the time they took.
+        steps: number of tokens fed one by one.
+        decode_seconds: the time they took.
     """
 
     outcome: Outcome
@@ -111,21 +114,21 @@ class DeviceReport:
 
     @property
     def divergences(self) -> list[float]:
-        """Those that are known, nats."""
+        """The known KL divergences, in nats."""
         return [one.divergence for one in self.positions if one.divergence is not None]
 
     @property
     def shifts(self) -> list[float]:
-        """Those that are known, nats."""
+        """The known shifts, in nats."""
         return [one.shift for one in self.positions if one.shift is not None]
 
     @property
     def same_top(self) -> int:
-        """Positions with the reference's most likely token."""
+        """Number of positions whose most likely token is the reference's."""
         return sum(one.found is not None and one.found == one.expected for one in self.positions)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: no number in it is infinite or NaN."""
+        """The report as JSON values; no number is infinite or NaN."""
         found = self.divergences
         summary = {
             "median_shift": statistics.median(self.shifts) if found else None,
@@ -139,7 +142,7 @@ class DeviceReport:
 
 @dataclass
 class _Run:
-    """The device's logits by position, and what they took."""
+    """The device's logits by position, with token counts and times."""
 
     engine: Engine
     progress: Progress
@@ -151,8 +154,8 @@ class _Run:
     steps: int = 0
     decode_seconds: float = 0.0
 
-    def read(self, tokens: Sequence[int], *, steps: int = 0) -> None:
-        """Feeds a sequence; keeps the logits after its prompt and after every step."""
+    def feed(self, tokens: Sequence[int], *, steps: int = 0) -> None:
+        """Feeds a sequence; stores the logits after its prompt and after every step."""
         prompt, fed, before = len(tokens) - steps, self.prompt_tokens + self.steps, 0
         started = time.perf_counter()
         for end, rows in self.engine.iter_logits(tokens, steps=steps):
@@ -177,34 +180,34 @@ def check_device(
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     progress: Progress | None = None,
 ) -> DeviceReport:
-    """Runs the reference's prompt, and compares.
+    """Runs the reference's prompt on a device and compares the logits.
 
     Args:
         engine: the model on the device.
-        reference: what to compare with; None: only whether logits are finite and repeat is found out.
-        dtype: of the artifact's matrix products and attention.
-        progress: called with (tokens fed, tokens in all).
+        reference: the logits to compare with; None checks only that logits are finite and repeatable.
+        dtype: the artifact's type of matrix products and attention.
+        progress: called with the number of tokens fed and their total.
 
     Raises:
-        InvalidRequest: the engine's context is shorter than the prompt.
-        ArtifactError: the reference is another model's.
+        InvalidRequest: the engine's context is too short for the prompt.
+        ArtifactError: the reference belongs to another model.
         GptOssError: what the engine raises.
     """
-    tokens = _blind_prompt(engine) if reference is None else reference.token_ids
+    tokens = _random_prompt(engine) if reference is None else reference.token_ids
     expected = {} if reference is None else {one.position: one for one in reference.positions}
-    _require_fitting(engine, tokens, expected)
-    where = sorted(expected) or _blind_positions(len(tokens))
-    prompts, steps = _plan(where)
+    _check_fits(engine, tokens, expected)
+    where = sorted(expected) or _default_positions(len(tokens))
+    prompts, steps = _plan_runs(where)
     total = sum(prompts) + steps + prompts[0]
     run = _Run(engine, progress or (lambda done, total: None), total)
     for length in prompts[:-1]:
-        run.read(tokens[:length])
-    run.read(tokens[: prompts[-1] + steps], steps=steps)
+        run.feed(tokens[:length])
+    run.feed(tokens[: prompts[-1] + steps], steps=steps)
     first = run.rows[prompts[0] - 1]
-    run.read(tokens[: prompts[0]])
+    run.feed(tokens[: prompts[0]])
     repeats = np.array_equal(first, run.rows[prompts[0] - 1], equal_nan=True)
-    checks = tuple(_check(run, position, expected.get(position)) for position in where)
-    problems = tuple(_problems(checks, repeats, TYPICAL[dtype]))
+    checks = tuple(_compare_position(run, position, expected.get(position)) for position in where)
+    problems = tuple(_find_problems(checks, repeats, MAX_MEDIAN_SHIFT[dtype]))
     outcome = Outcome.RIGHT if reference else Outcome.UNKNOWN
     return DeviceReport(
         outcome=Outcome.WRONG if problems else outcome,
@@ -218,41 +221,41 @@ def check_device(
     )
 
 
-def _plan(where: Sequence[int]) -> tuple[list[int], int]:
-    """Lengths of prompts that end at positions, and how many steps follow the last: the consecutive positions."""
+def _plan_runs(where: Sequence[int]) -> tuple[list[int], int]:
+    """Lengths of the prompts that end at a position, and the steps after the last: the consecutive last positions."""
     first = len(where) - 1
     while first > 0 and where[first - 1] == where[first] - 1:
         first -= 1
     return [position + 1 for position in where[: first + 1]], len(where) - 1 - first
 
 
-def _blind_prompt(engine: Engine) -> list[int]:
-    """Random ids, where no prompt is known: the same ones every time."""
+def _random_prompt(engine: Engine) -> list[int]:
+    """Random ids, the same ones every time."""
     rng, info = random.Random("device check"), engine.info
-    return [rng.randrange(info.vocab_size) for _ in range(min(_BLIND_TOKENS, info.context_length - 1))]
+    return [rng.randrange(info.vocab_size) for _ in range(min(_RANDOM_PROMPT_TOKENS, info.context_length - 1))]
 
 
-def _blind_positions(length: int) -> list[int]:
+def _default_positions(length: int) -> list[int]:
     ends = {length // 4, length // 2, *range(max(1, length - 8), length + 1)}
     return sorted(end - 1 for end in ends if end > 0)
 
 
-def _require_fitting(engine: Engine, tokens: Sequence[int], expected: dict[int, TopLogits]) -> None:
+def _check_fits(engine: Engine, tokens: Sequence[int], expected: dict[int, TopLogits]) -> None:
     info = engine.info
-    known = max(*tokens, *(token for one in expected.values() for token in one.token_ids), 0)
-    if known >= info.vocab_size:
+    largest = max(*tokens, *(token for one in expected.values() for token in one.token_ids), 0)
+    if largest >= info.vocab_size:
         raise ArtifactError(
-            f"the reference logits of {info.name} name token {known:,}, and its vocabulary ends at {info.vocab_size:,}",
+            f"the reference logits of {info.name} name token {largest:,}; its vocabulary has {info.vocab_size:,} ids",
             remedy="Convert the checkpoint again, or copy the whole folder again.",
         )
     if len(tokens) >= info.context_length:
         raise InvalidRequest(
-            f"the check takes {len(tokens) + 1:,} positions, and the context has {info.context_length:,}",
+            f"the check needs a context of {len(tokens) + 1:,} tokens; this one holds {info.context_length:,}",
             remedy=f"Set context_length (--context-length) to {len(tokens) + 1:,} or more, or leave it out.",
         )
 
 
-def _check(run: _Run, position: int, expected: TopLogits | None) -> PositionCheck:
+def _compare_position(run: _Run, position: int, expected: TopLogits | None) -> PositionCheck:
     logits, phase = run.rows[position], run.phases[position]
     if not np.isfinite(logits).all():
         return PositionCheck(position, phase, finite=False, far=True)
@@ -269,31 +272,31 @@ def _check(run: _Run, position: int, expected: TopLogits | None) -> PositionChec
         expected=top,
         found=found,
         margin=min(margin, 1e9),
-        far=divergence > FAR or (found != top and margin > DECIDED),
+        far=divergence > FAR_KL or (found != top and margin > CLEAR_MARGIN),
     )
 
 
-def _problems(checks: Sequence[PositionCheck], repeats: bool, typical: float) -> Iterator[str]:
-    """What is wrong, worst first."""
-    broken = [one for one in checks if not one.finite]
-    if broken:
-        first = broken[0]
+def _find_problems(checks: Sequence[PositionCheck], repeats: bool, max_median: float) -> Iterator[str]:
+    """Yields a sentence for each problem, the worst first."""
+    not_finite = [one for one in checks if not one.finite]
+    if not_finite:
+        first = not_finite[0]
         yield (
-            f"logits are not finite at {len(broken)} of {len(checks)} positions, first at {first.position} "
+            f"logits are not finite at {len(not_finite)} of {len(checks)} positions, first at {first.position} "
             f"({first.phase}): a value overflowed"
         )
     for phase, name in (("prefill", "prompts"), ("decode", "tokens fed one by one")):
-        mine = [one for one in checks if one.phase == phase and one.finite]
-        shifts = [one.shift for one in mine if one.shift is not None]
+        phase_checks = [one for one in checks if one.phase == phase and one.finite]
+        shifts = [one.shift for one in phase_checks if one.shift is not None]
         if not shifts:
             continue
-        median, far = statistics.median(shifts), sum(one.far for one in mine)
-        if median > typical:
-            yield f"{name}: logits are off by {median:.2g} nats in the median, and rounding explains {typical:g}"
-        elif far > max(1, _FAR_SHARE * len(mine)):
-            yield f"{name}: {far} of {len(mine)} positions are far off"
+        median, far = statistics.median(shifts), sum(one.far for one in phase_checks)
+        if median > max_median:
+            yield f"{name}: the median logit shift is {median:.2g} nats; rounding explains {max_median:g}"
+        elif far > max(1, _MAX_FAR_SHARE * len(phase_checks)):
+            yield f"{name}: {far} of {len(phase_checks)} positions are far off"
     if not repeats:
         yield (
-            "the same prompt gave other logits the second time: memory or clock of the device is not stable, or its "
+            "the same prompt gave different logits the second time: the device's memory or clock is unstable, or its "
             "driver's kernels are not deterministic"
         )

@@ -1,25 +1,25 @@
-"""Every error this project raises on purpose, drawn once; the CLI maps it to exit codes, the server to HTTP.
+"""The errors that this project raises. The CLI maps them to exit codes, the server to HTTP statuses.
 
-    GptOssError                      exit 1    the root: catch this
-    ├── InvalidRequest               exit 2    an option, prompt or token id that cannot be served
+    GptOssError                      exit 1    the root: catch this one
+    ├── InvalidRequest               exit 2    an option, prompt or token id is invalid
     │   ├── ContextOverflow          exit 2    prompt and answer do not fit the context length
-    │   └── ModelNotFound            exit 2    no model or variant of that name, or not on this machine
-    ├── ArtifactError                exit 4    the artifact folder is missing, damaged or not one
+    │   └── ModelNotFound            exit 2    there is no such model or variant, or it is not on this machine
+    ├── ArtifactError                exit 4    the artifact folder is missing, damaged, unsafe, or not an artifact
     ├── BackendError                 exit 6    onnxruntime-genai is missing, too old, or failed
     │   ├── BackendUnavailable       exit 6    the package or execution provider is not installed
-    │   ├── EngineDied               exit 6    the engine's process ended while it was needed
-    │   ├── ServerUnavailable        exit 6    (sdk) no server answers, or not for that model
-    │   ├── NumericalError           exit 6    the model's logits are not finite: an overflow, or damaged weights
-    │   └── DeviceError              exit 6    something about the graphics adapter
-    │       ├── NoAdapter            exit 6    there is none, or not the one asked for
-    │       ├── DriverTooOld         exit 6    it has no Direct3D 12 device to give
-    │       └── DeviceLost           exit 6    it was reset or removed while it worked
-    ├── ResourceError                exit 7    memory or disk would not suffice
-    │   └── Overloaded               exit 7    too many requests wait already
-    ├── HubError                     exit 8    the hub cannot be reached, refuses, or has not what was asked for
-    └── ConversionError              exit 3    (gptoss_convert.errors) everything the converter raises
+    │   ├── EngineDied               exit 6    the engine's process crashed or was killed
+    │   ├── ServerUnavailable        exit 6    (sdk) no server answers, or it does not have the model
+    │   ├── NumericalError           exit 6    the logits are not finite: an overflow, or damaged weights
+    │   └── DeviceError              exit 6    a problem of the graphics adapter
+    │       ├── NoAdapter            exit 6    there is no usable adapter, or not the requested one
+    │       ├── DriverTooOld         exit 6    the driver does not provide a Direct3D 12 device
+    │       └── DeviceLost           exit 6    the adapter was reset or removed while in use
+    ├── ResourceError                exit 7    not enough memory or disk space
+    │   └── Overloaded               exit 7    all slots and the queue are full
+    ├── HubError                     exit 8    the hub is unreachable, refuses, or lacks the file or model
+    └── ConversionError              exit 3    (gptoss_convert.errors) the errors of the converter
 
-Every error says what is wrong (its text) and what to do about it (``remedy``). It knows nothing of where it is shown.
+Every error says what is wrong (``message``) and what to do about it (``remedy``).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class GptOssError(Exception):
     """The root of the tree.
 
     Args:
-        message: what is wrong, naming the file, option or value.
-        remedy: what the user can do about it; shown on a line of its own.
+        message: what is wrong; names the file, option or value.
+        remedy: what the user can do about it; shown on a separate line.
     """
 
     exit_code: ClassVar[int] = 1
@@ -47,76 +47,76 @@ class GptOssError(Exception):
 
 
 class InvalidRequest(GptOssError):
-    """An option, a prompt or a token id that cannot be served; nothing was generated."""
+    """An option, prompt or token id is invalid; nothing was generated."""
 
     exit_code = 2
 
 
 class ContextOverflow(InvalidRequest):
-    """The prompt leaves no room for an answer in the context length."""
+    """The prompt leaves no room for an answer within the context length."""
 
 
 class ModelNotFound(InvalidRequest):
-    """There is no model or variant of that name, or it is not on this machine."""
+    """There is no such model or variant, or it is not on this machine."""
 
 
 class ArtifactError(GptOssError):
-    """The folder is not an artifact, or is damaged, or is not safe to load."""
+    """The folder is missing, is not an artifact, is damaged, or is not safe to load."""
 
     exit_code = 4
 
 
 class BackendError(GptOssError):
-    """onnxruntime-genai raised; the text says what it said."""
+    """onnxruntime-genai failed; the message quotes it."""
 
     exit_code = 6
 
 
 class BackendUnavailable(BackendError):
-    """The package or execution provider asked for is not installed."""
+    """The requested package or execution provider is not installed."""
 
 
 class EngineDied(BackendError):
-    """The engine's process ended while it was needed: killed, out of memory, or by a native fault."""
+    """The engine's process ended unexpectedly: it was killed, ran out of memory, or crashed in native code."""
 
 
 class ServerUnavailable(BackendError):
-    """No server answers there, or it does not have the model, or it did not become ready."""
+    """No server answers, or it does not have the model, or it did not become ready."""
 
 
 class NumericalError(BackendError):
-    """The model gave logits that are not finite: it overflowed on this device, or its weights are damaged."""
+    """The model's logits are not finite: it overflowed on this device, or its weights are damaged."""
 
 
 class DeviceError(BackendError):
-    """Something about the graphics adapter."""
+    """A problem of the graphics adapter."""
 
 
 class NoAdapter(DeviceError):
-    """There is no adapter that DirectML can use, or not the one that was asked for."""
+    """There is no adapter that DirectML can use, or not the requested one."""
 
 
 class DriverTooOld(DeviceError):
-    """The adapter's driver gives no Direct3D 12 device of the feature level that DirectML needs."""
+    """The adapter's driver does not provide a Direct3D 12 device of the feature level that DirectML needs."""
 
 
 class DeviceLost(DeviceError):
-    """The adapter was reset or removed, or its driver updated; what was loaded on it is gone."""
+    """The adapter was reset or removed, or its driver was updated; models on it must be loaded again."""
 
 
 class ResourceError(GptOssError):
-    """Memory or disk space would not suffice."""
+    """There is not enough memory or disk space."""
 
     exit_code = 7
 
 
 class Overloaded(ResourceError):
-    """As many requests as may wait are waiting already; nothing was started.
+    """All slots and the queue are full; nothing was started.
 
     Args:
         message: as for ``GptOssError``.
         remedy: as for ``GptOssError``.
-        retry_after: seconds after which it makes sense to ask again.
+        retry_after: seconds after which to retry.
     """
 
     def __init__(self, message: str, *, remedy: str | None = None, retry_after: float = 1.0) -> None:
@@ -125,6 +125,6 @@ class Overloaded(ResourceError):
 
 
 class HubError(GptOssError):
-    """The hub cannot be reached, refuses, or does not have what was asked for."""
+    """The hub is unreachable, refuses the request, or lacks the file or model."""
 
     exit_code = 8

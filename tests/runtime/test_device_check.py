@@ -111,19 +111,31 @@ def test_a_device_that_rounds_is_right(reference: ReferenceLogits, size: float) 
 
 
 FAULTS: dict[str, tuple[Perturb, str]] = {
-    "everywhere": (noise(2.0), "prompts: logits are off by"),
-    "another scale": (lambda logits, *_: logits.__imul__(np.float32(1.3)), "prompts: logits are off by"),
-    "zeros": (lambda logits, *_: logits.fill(0), "prompts: logits are off by"),
-    "shuffled": (lambda logits, *_: logits.__setitem__(slice(None), logits[::-1].copy()), "prompts: logits are off by"),
-    "late positions": (noise(2.0, lambda at, _: at >= 503), "tokens fed one by one: logits are off by"),
-    "long prompts": (noise(4.0, lambda at, phase: at >= 255 and phase == "prefill"), "prompts: logits are off by"),
-    "steps": (noise(2.0, lambda _, phase: phase == "decode"), "tokens fed one by one: logits are off by"),
-    "prompts": (noise(2.0, lambda _, phase: phase == "prefill"), "prompts: logits are off by"),
+    "everywhere": (noise(2.0), "prompts: the median logit shift is"),
+    "another scale": (
+        lambda logits, *_: logits.__imul__(np.float32(1.3)),
+        "prompts: the median logit shift is",
+    ),
+    "zeros": (lambda logits, *_: logits.fill(0), "prompts: the median logit shift is"),
+    "shuffled": (
+        lambda logits, *_: logits.__setitem__(slice(None), logits[::-1].copy()),
+        "prompts: the median logit shift is",
+    ),
+    "late positions": (noise(2.0, lambda at, _: at >= 503), "tokens fed one by one: the median logit shift is"),
+    "long prompts": (
+        noise(4.0, lambda at, phase: at >= 255 and phase == "prefill"),
+        "prompts: the median logit shift is",
+    ),
+    "steps": (
+        noise(2.0, lambda _, phase: phase == "decode"),
+        "tokens fed one by one: the median logit shift is",
+    ),
+    "prompts": (noise(2.0, lambda _, phase: phase == "prefill"), "prompts: the median logit shift is"),
     "some steps": (noise(4.0, lambda at, _: at in (505, 508, 511)), "tokens fed one by one: 3 of 8 positions are far"),
     "one NaN": (value(np.nan, 509), "logits are not finite at 1 of 12 positions, first at 509 (decode)"),
     "one inf": (value(np.inf, 31), "logits are not finite at 1 of 12 positions, first at 31 (prefill)"),
     "all NaN": (lambda logits, *_: logits.fill(np.nan), "logits are not finite at 12 of 12 positions"),
-    "not the same twice": (second_time, "the same prompt gave other logits the second time"),
+    "not the same twice": (second_time, "the same prompt gave different logits the second time"),
 }
 
 
@@ -189,7 +201,7 @@ def test_an_engine_that_only_has_logits(reference: ReferenceLogits) -> None:
 
 
 def test_a_context_that_is_too_short(reference: ReferenceLogits) -> None:
-    with pytest.raises(InvalidRequest, match="takes 513 positions, and the context has 512") as raised:
+    with pytest.raises(InvalidRequest, match="needs a context of 513 tokens; this one holds 512") as raised:
         check_device(Device(context_length=512), reference)
     assert "--context-length" in (raised.value.remedy or "")
 

@@ -92,10 +92,10 @@ def test_wrong_numbers(damaged: Path) -> None:
     list_as_it_is(damaged)
     shown = check(damaged)
     assert shown.exit_code == 9, shown.output
-    assert "This machine's CPU computes gptoss-nano-cpu WRONG: prompts: logits are off by" in shown.output
+    assert "This machine's CPU computes gptoss-nano-cpu WRONG: prompts: the median logit shift is" in shown.output
     block = shown.output.split("```text\n")[1].split("```")[0]
     for words in (
-        "tokens fed one by one: logits are off by",
+        "tokens fed one by one: the median logit shift is",
         "target cpu, preset balanced; files: as the manifest lists them",
         "range: the stream reaches",
         "olive-ai ",
@@ -149,7 +149,7 @@ def test_a_device_that_does_not_repeat_itself(nano_artifact: Path, monkeypatch: 
     monkeypatch.setattr(GenaiEngine, "iter_logits", flipping)
     shown = check(nano_artifact)
     assert shown.exit_code == 9
-    assert "WRONG: the same prompt gave other logits the second time" in shown.output
+    assert "WRONG: the same prompt gave different logits the second time" in shown.output
 
 
 def test_nothing_to_compare_with(folder: Path) -> None:
@@ -191,7 +191,7 @@ def test_an_error_is_json_too(nano_artifact: Path) -> None:
 def test_bad_usage(nano_artifact: Path) -> None:
     shown = check(nano_artifact, "--context-length", "512")
     assert shown.exit_code == 2
-    assert "the check takes 513 positions" in shown.output
+    assert "the check needs a context of 513 tokens" in shown.output
     assert check(nano_artifact, "--context-length", "513").exit_code == 0
     for arguments in (["--check"], [str(nano_artifact), "--provider", "cpu"]):
         assert CliRunner().invoke(app, ["doctor", *arguments]).exit_code == 2
