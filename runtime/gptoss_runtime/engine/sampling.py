@@ -1,7 +1,7 @@
 """Samples the next token from its logits, in NumPy.
 
 This is done here and not in onnxruntime-genai for three reasons: one live generator can serve requests with different
-options (genai fixes them at construction); a seed gives the same tokens on every execution provider; and sampling from
+options (genai fixes them at construction); a seed gives the same draws on every execution provider; and sampling from
 the whole vocabulary of 201,088 takes 0.2 ms, where genai sorts it in 37 ms. Knows logits and options, not models.
 """
 
