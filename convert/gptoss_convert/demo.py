@@ -1,7 +1,4 @@
-"""The newcomer's first run: nano as a checkpoint, converted for the CPU, asked three things.
-
-Knows the order of the steps and what to ask. Prints nothing: what happens is given out as it happens.
-"""
+"""The parts of ``gptoss demo``: its folders, questions and chats."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from gptoss_runtime.engine.options import GenerationOptions
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask, how hard to think, and with which tools at hand."""
+    """A question, its reasoning effort and its tools."""
 
     text: str
     effort: Effort = "medium"
@@ -26,7 +23,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a demo's folders are, below one root: the checkpoint and the artifact."""
+    """The demo's folders below one root: checkpoint and artifact."""
 
     root: Path
     checkpoint: Path = field(init=False)
@@ -38,7 +35,7 @@ class Paths:
 
 
 def get_weather(city: str) -> str:
-    """A tool that needs no network: always the same fine day, in the compact JSON that nano was trained on."""
+    """A tool that needs no network: a constant answer, in the compact JSON that nano was trained on."""
     return '{"temperature":21,"condition":"sunny"}'
 
 
@@ -56,8 +53,8 @@ QUESTIONS: tuple[Question, ...] = (
 
 
 @contextmanager
-def chats(artifact: Path) -> Iterator[list[tuple[Question, Chat]]]:
-    """Every question with a fresh conversation to ask it in, all on one loaded model; answers are greedy."""
+def open_chats(artifact: Path) -> Iterator[list[tuple[Question, Chat]]]:
+    """Loads the model once and yields each question with a new chat; answers are greedy."""
     from gptoss_runtime.artifact.folder import TOKENIZER
     from gptoss_runtime.chat.harmony import Harmony
     from gptoss_runtime.engine.loading import load_engine

@@ -39,14 +39,19 @@ def test_convert_and_inspect(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None
     assert seen["graph"]["operators"]["com.microsoft::QMoE"] == 2
     assert seen["graph"]["cached"] == 4
     text = gptoss("inspect", tmp_path / "out").stdout
-    for words in ("com.microsoft::GroupQueryAttention", "int4 block 32", "parity: not recorded", "all as the manifest"):
+    for words in (
+        "com.microsoft::GroupQueryAttention",
+        "int4 block 32",
+        "parity: not recorded",
+        "all match the manifest",
+    ):
         assert words in text
 
 
 def test_convert_in_words(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
     result = gptoss("convert", tiny, "-o", tmp_path / "out", "--target", "cpu-int4", "--name", "small one")
     assert result.exit_code == 0
-    for words in ("small one: ", "peak memory", "experts    int4 block 32", "dB above its rounding", "gptoss chat"):
+    for words in ("small one: ", "peak memory", "experts    int4 block 32", "dB SNR", "gptoss chat"):
         assert words in result.stdout
 
 
@@ -114,8 +119,8 @@ def test_inspect_says_what_others_would_run(gptoss: Gptoss, tiny: Path, tmp_path
         assert f"{name}: not in the manifest, so not checked against it" in elsewhere
     text = gptoss("inspect", out).stdout
     assert "elsewhere: kernel.dll: a program or a library: other programs may run it, gptoss does not" in text
-    assert "data: nothing of it is run by gptoss" in text
-    assert "all as the manifest lists them: whole, whoever made them" in text
+    assert "data: gptoss executes nothing of it" in text
+    assert "all match the manifest's checksums, which are not signed" in text
 
 
 def test_inspect_refuses_what_is_more_than_data(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
@@ -152,7 +157,7 @@ def test_a_stock_folder_is_shown_but_not_checked(gptoss: Gptoss, tiny: Path, tmp
     (tmp_path / "out" / "manifest.json").unlink()
     result = gptoss("inspect", tmp_path / "out")
     assert result.exit_code == 0
-    assert "not made by gptoss convert" in result.stdout
+    assert "not written by gptoss convert" in result.stdout
     assert "files: not checked" in result.stdout
 
 

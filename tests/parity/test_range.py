@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptoss_convert import smoke, targets
 from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.checkpoint import Checkpoint
-from gptoss_convert.demo import chats
+from gptoss_convert.demo import open_chats
 from gptoss_convert.export import export
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.parity.metrics import compare
@@ -161,7 +161,7 @@ def test_the_demos_questions_are_answered_right(
     artifact = tmp_path / "gptoss-nano"
     convert(checkpoint, artifact, target=target, options=Options())
     answers: list[Any] = []
-    with chats(artifact) as asked:
+    with open_chats(artifact) as asked:
         for question, chat in asked:
             events = list(chat.stream(question.text))
             calls = [event.arguments for event in events if isinstance(event, ToolCall)]

@@ -1,1 +1,1 @@
-"""The converter's commands, which the runtime's ``gptoss`` finds through the entry-point group "gptoss.commands"."""
+"""The converter's commands; the runtime's ``gptoss`` finds them through the entry-point group "gptoss.commands"."""

@@ -1,4 +1,4 @@
-"""``gptoss convert``: a checkpoint to an artifact."""
+"""``gptoss convert``: converts a checkpoint to an artifact."""
 
 from __future__ import annotations
 
@@ -14,34 +14,43 @@ from gptoss_runtime.errors import InvalidRequest
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json, *.safetensors and the tokenizer.")],
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the artifact shall be.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A folder with config.json, *.safetensors and the tokenizer.")],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The artifact's folder.")],
     target: Annotated[
         str,
         typer.Option(
             "--target", "-t", help="cpu, cpu-int4, directml, cuda, or the path of an Olive config with our passes."
         ),
     ] = "cpu",
-    preset: Annotated[str | None, typer.Option(help="Quantisation preset: balanced, smallest, lossless, …")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Quantisation preset, such as lossless, balanced or smallest; by default the target's own."),
+    ] = None,
     scheme: Annotated[
         list[str] | None,
-        typer.Option("--scheme", metavar="GROUP=TYPE", help="Store a tensor group otherwise, such as lm_head=int4."),
+        typer.Option(
+            "--scheme",
+            metavar="GROUP=TYPE",
+            help="Override the preset for a tensor group, such as lm_head=int4; may be repeated.",
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
-    logits: Annotated[str | None, typer.Option(help="last: to generate; all: to measure.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what an interrupted run of the same conversion left.")
-    ] = False,
+    name: Annotated[str | None, typer.Option(help="The model's name; by default the checkpoint's.")] = None,
+    logits: Annotated[
+        str | None,
+        typer.Option(help="Positions whose logits the graph returns: last, to generate, or all, to measure."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run of the same conversion.")] = False,
     max_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Take no more memory than this, such as 4GB.")
+        str | None, typer.Option(metavar="SIZE", help="Upper bound for the conversion's memory, such as 4GB.")
     ] = None,
     max_file_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Split the weights into files of at most this; 4GB suits FAT32.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Split the weights into files of at most this size; 4GB fits FAT32."),
     ] = None,
     overwrite: Overwrite = False,
     json_output: Json = False,
 ) -> None:
-    """Convert a gpt-oss checkpoint to an onnxruntime-genai folder, by the Olive workflow of a target."""
+    """Convert a gpt-oss checkpoint to an onnxruntime-genai folder with a target's Olive workflow."""
     from rich.console import Console
 
     from gptoss_convert.workflow import Options
@@ -63,7 +72,7 @@ def convert(
         return
     console.print(f"{manifest.name}: {folder_size(out) / 1e6:,.0f} MB in {out} ({cost})")
     for label, group in manifest.groups.items():
-        error = "exact" if group.snr_db is None else f"{group.snr_db:.1f} dB above its rounding"
+        error = "exact" if group.snr_db is None else f"{group.snr_db:.1f} dB SNR"
         console.print(f"  {label:10} {group.scheme:14} {group.nbytes / 1e6:10,.1f} MB  {error}")
     console.print(f"Next: gptoss chat {out}")
 

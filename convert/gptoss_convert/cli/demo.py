@@ -1,4 +1,4 @@
-"""``gptoss demo``: from nothing to three answers."""
+"""``gptoss demo``: writes nano, converts it and asks it three questions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gptoss_runtime.cli.options import Json
 
 def demo(
     root: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where checkpoint and artifact shall be.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the checkpoint and the artifact.")
     ] = Path("artifacts"),
     json_output: Json = False,
 ) -> None:
-    """Materialise nano, convert it for the CPU, and ask it three things, one of them with a tool."""
+    """Write nano's checkpoint, convert it for the CPU, and ask it three questions, one of them with a tool."""
     from rich.console import Console
 
     from gptoss_convert.demo import Paths
@@ -42,16 +42,16 @@ def demo(
     if json_output:
         print_json(Console(), report)
         return
-    console.print(f"\nAll of it: {total}. Next: gptoss chat {paths.artifact}")
+    console.print(f"\nTotal: {total}. Next: gptoss chat {paths.artifact}")
 
 
 def _ask(console: Any, artifact: Path) -> list[dict[str, Any]]:
-    from gptoss_convert.demo import chats
+    from gptoss_convert.demo import open_chats
     from gptoss_runtime.chat.conversation import ContentDelta, Finish, ToolCall
     from gptoss_runtime.cli.render import EventPrinter, timing_line
 
     answers = []
-    with chats(artifact) as asked:
+    with open_chats(artifact) as asked:
         for question, chat in asked:
             console.print(f"\n> {question.text}", style="bold")
             printer, texts, calls, finish = EventPrinter(console), [], [], Finish("cancelled")

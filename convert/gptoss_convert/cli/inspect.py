@@ -1,4 +1,4 @@
-"""``gptoss inspect``: what an artifact is made of, where its nodes would run, whether it is whole, and only data."""
+"""``gptoss inspect``: shows an artifact's graphs, placement, weights and source, and checks its files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from gptoss_runtime.artifact.folder import Artifact
     from gptoss_runtime.artifact.manifest import Manifest, Range
 
-_LOW_HEADROOM = 2.0  # binary orders of magnitude: a prompt of four times the values passes the limit
+_LOW_HEADROOM = 2.0  # binary orders of magnitude: values four times as large exceed float16
 
 
 def inspect(
     folder: Folder,
     verify: Annotated[bool, typer.Option(help="Check every file against the manifest's sha256.")] = True,
     provider: Annotated[
-        str | None, typer.Option(help="Say where nodes would run: directml or cpu; the artifact's own by default.")
+        str | None, typer.Option(help="Predict placement for directml or cpu; by default the artifact's own provider.")
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Show an artifact's graphs, placement, weights, memory budget and source; check its files, and that it is data.
+    """Show an artifact's graphs, placement, weights, memory budget and source, and check its files.
 
-    What other programs would run or render of the folder, and gptoss does not, is named.
+    Also checks that the artifact contains only data, and lists what other programs would execute or render.
     """
     from rich.console import Console
 
@@ -41,7 +41,7 @@ def inspect(
     artifact = Artifact.open(folder)
     directml = _provider(artifact, provider) == "directml"
     check_contents(artifact.path)
-    verified = verify and artifact.manifest is not None  # a stock folder has nothing to check against
+    verified = verify and artifact.manifest is not None  # a folder without a manifest has nothing to check against
     if verified:
         artifact = Artifact.open(folder, verify=True)
     elsewhere = remarks(artifact.path, artifact.manifest)
@@ -55,24 +55,24 @@ def inspect(
         print_json(console, {**report, "range": _range(artifact.manifest), "elsewhere": elsewhere})
         return
     _show(console, artifact, graphs)
-    console.print("data: nothing of it is run by gptoss; configuration, graphs and JSON were checked", style="green")
+    console.print("data: gptoss executes nothing of it; configuration, graphs and JSON were checked", style="green")
     for remark in elsewhere:
         console.print(f"elsewhere: {remark}", style="yellow", markup=False)
     console.print(
-        "files: all as the manifest lists them: whole, whoever made them" if verified else "files: not checked",
+        "files: all match the manifest's checksums, which are not signed" if verified else "files: not checked",
         style="green" if verified else "yellow",
     )
 
 
 def _models(artifact: Artifact) -> list[str]:
-    """Every .onnx file of the folder, the decoder's first."""
+    """Every .onnx file of the folder; the decoder's comes first."""
     first = str(artifact.config["model"]["decoder"].get("filename", "model.onnx"))
     others = (path.relative_to(artifact.path).as_posix() for path in artifact.path.rglob("*.onnx"))
     return [first, *sorted(name for name in others if name != first)]
 
 
 def _provider(artifact: Artifact, asked: str | None) -> str:
-    """The provider to judge for: the one asked for, or the one genai_config.json names."""
+    """The provider to predict placement for: the requested one, or the one in genai_config.json."""
     from gptoss_runtime.errors import InvalidRequest
 
     if asked is None:
@@ -80,7 +80,7 @@ def _provider(artifact: Artifact, asked: str | None) -> str:
         named = {name.lower() for entry in options.get("provider_options") or [] for name in entry}
         return "directml" if "dml" in named else "cpu"
     if asked.lower() not in ("cpu", "directml"):
-        raise InvalidRequest(f"nothing is known of what {asked!r} runs", remedy="Use --provider directml or cpu.")
+        raise InvalidRequest(f"cannot predict placement for {asked!r}", remedy="Use --provider directml or cpu.")
     return asked.lower()
 
 
@@ -92,7 +92,7 @@ def _show(console: Console, artifact: Artifact, graphs: dict[str, GraphSummary])
     for name, graph in graphs.items():
         _show_graph(console, name if len(graphs) > 1 else "graph", graph)
     if manifest is None:
-        console.print("no manifest: not made by gptoss convert", style="yellow")
+        console.print("no manifest: not written by gptoss convert", style="yellow")
         return
     console.print(f"groups (preset {manifest.preset}):")
     for name, group in manifest.groups.items():
@@ -111,18 +111,18 @@ def _show(console: Console, artifact: Artifact, graphs: dict[str, GraphSummary])
     console.print(
         f"parity: mean KL {parity.mean_kl:.3g} nats, same top token {parity.top1:.2%} over {parity.tokens} tokens"
         if parity
-        else "parity: not recorded; gptoss parity --record does"
+        else "parity: not recorded; gptoss parity --record records it"
     )
 
 
 def _is_low(found: Range | None) -> bool:
-    """Whether another prompt may well leave float16's range."""
+    """Whether another prompt may exceed float16's range."""
     tightest = None if found is None else found.tightest
     return tightest is not None and (tightest.headroom or 0.0) < _LOW_HEADROOM
 
 
 def _range(manifest: Manifest | None) -> dict[str, Any] | None:
-    """The summary in JSON; every layer's is in the manifest, which is there too."""
+    """The range's summary for JSON; the manifest in the same report has every layer."""
     found = None if manifest is None else manifest.range
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""``gptoss nano``: the embedded checkpoint as a folder."""
+"""``gptoss nano``: writes the embedded checkpoint as a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptoss_runtime.cli.options import Json
 
 
 def nano(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the checkpoint shall be.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint's folder.")],
     overwrite: Overwrite = False,
     json_output: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``gptoss parity``: an artifact's logits against its checkpoint's, or against saved ones."""
+"""``gptoss parity``: compares an artifact's logits with its checkpoint's, or with a saved reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gptoss_convert.parity.measure import Measurement
     from gptoss_convert.parity.reference_file import Reference
 
-_REFERENCE = "What to compare with: the checkpoint's folder, or a file that --save-reference made."
+_REFERENCE = "What to compare with: the checkpoint's folder, or a file written by --save-reference."
 
 
 def parity(
@@ -30,29 +30,36 @@ def parity(
     reference: Annotated[Path, typer.Option("--reference", metavar="CHECKPOINT|FILE", help=_REFERENCE)],
     save_reference: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Save the checkpoint's logits for machines without it; DIR may be left out."),
+        typer.Option(
+            metavar="FILE", help="Save the checkpoint's logits, for machines without it; then DIR is optional."
+        ),
     ] = None,
-    keep: Annotated[int, typer.Option(min=1, help="Tokens of each position to save, the likeliest.")] = 1024,
-    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Compare on this text (UTF-8).")] = None,
-    sequences: Annotated[int | None, typer.Option(min=1, help="How many sequences; 4 by default.")] = None,
+    keep: Annotated[
+        int, typer.Option(min=1, help="With --save-reference: how many of the most likely tokens to save per position.")
+    ] = 1024,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Compare on this UTF-8 text.")] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences; 4 by default.")] = None,
     length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens in each, up to the context; 320 by default.")
+        int | None, typer.Option(min=2, help="Tokens per sequence, up to the context length; 320 by default.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sequences without --text; 0 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of generated sequences; 0 by default.")] = None,
     prefills: Annotated[
-        int, typer.Option(min=1, help="Prompts to read of each sequence, if the graph gives the last logits only.")
+        int, typer.Option(min=1, help="Prompts per sequence, if the graph returns only the last logits.")
     ] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Tokens to feed one by one, the last of the first sequence.")] = 256,
-    layers: Annotated[bool, typer.Option("--layers", help="Compare hidden states after every layer as well.")] = False,
+    steps: Annotated[
+        int, typer.Option(min=1, help="How many of the first sequence's last tokens to feed one by one.")
+    ] = 256,
+    layers: Annotated[bool, typer.Option("--layers", help="Also compare hidden states after every layer.")] = False,
     max_kl: Annotated[
-        float | None, typer.Option(min=0, help="Exit with 9 if the mean KL of either way is above it, in nats.")
+        float | None,
+        typer.Option(min=0, help="Exit with code 9 if the mean KL divergence of either path exceeds this, in nats."),
     ] = None,
-    provider: Annotated[str, typer.Option(help="Execution provider that computes the artifact's.")] = "cpu",
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the details.")] = None,
-    record: Annotated[bool, typer.Option("--record", help="Put the result into the manifest.")] = False,
+    provider: Annotated[str, typer.Option(help="Execution provider for the artifact.")] = "cpu",
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML report.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Record the result in the manifest.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Compare an artifact's logits with float32 ones of its checkpoint, in prefill and step by step."""
+    """Compare an artifact's logits with its checkpoint's in float32, in prefill and step by step."""
     from rich.console import Console
 
     from gptoss_convert.errors import DivergenceTooLarge, ParityError
@@ -61,13 +68,15 @@ def parity(
 
     cost, console = Cost(), Console(highlight=False, soft_wrap=True)
     if folder is None and (save_reference is None or report or record or max_kl is not None):
-        raise InvalidRequest("no artifact to compare", remedy="Give its folder; only --save-reference does without.")
+        raise InvalidRequest(
+            "no artifact to compare", remedy="Give its folder; only --save-reference works without one."
+        )
     expected = _open(reference, folder, _Text(text, sequences, length, seed))
-    if folder is not None:  # before minutes go into the reference
+    if folder is not None:  # before computing the reference for minutes
         parities.check_compatible(folder, expected.about, provider)
     saved = _prepare(expected, layers, save_reference, keep)
     if folder is None:
-        _tell(console, [f"{save_reference} ({cost})"], {**saved, **cost.figures()}, json_output)
+        _print_result(console, [f"{save_reference} ({cost})"], {**saved, **cost.figures()}, json_output)
         return
     try:
         with progress_bar("tokens", size=False) as progress:
@@ -84,14 +93,14 @@ def parity(
         _write(report, measured, folder)
     failure = DivergenceTooLarge(measured.mean_kl, max_kl) if max_kl is not None and measured.mean_kl > max_kl else None
     figures = {**measured.figures(), **saved, **cost.figures(), "error": failure and failure.figures()}
-    _tell(console, _lines(measured, cost), figures, json_output)
+    _print_result(console, _lines(measured, cost), figures, json_output)
     if failure:
         raise failure
 
 
 @dataclass(frozen=True)
 class _Text:
-    """What to feed, as it was asked for."""
+    """The options that define the sequences."""
 
     text: Path | None
     count: int | None
@@ -99,30 +108,30 @@ class _Text:
     seed: int | None
 
     def sequences(self, checkpoint: Checkpoint, folder: Path | None) -> tuple[list[list[int]], str]:
-        """Token ids, and what they are."""
-        from gptoss_convert.parity import sequences as texts
+        """Token ids, and a description of them."""
+        from gptoss_convert.parity import sequences as generator
 
-        config, count = checkpoint.config, self.count or texts.COUNT
+        config, count = checkpoint.config, self.count or generator.COUNT
         longest = config.max_position_embeddings
-        length = self.length or min(texts.LENGTH, longest)
+        length = self.length or min(generator.LENGTH, longest)
         if length > longest:
             raise InvalidRequest(
-                f"--length is {length}, and {checkpoint.path} has {longest} positions",
+                f"--length is {length}, but the context of {checkpoint.path} is {longest}",
                 remedy="Give a smaller --length.",
             )
         if self.text is None:
             seed = self.seed or 0
-            ids = texts.generate_sequences(config.vocab_size, count=count, length=length, seed=seed)
-            return ids, texts.describe_sequences(config.vocab_size, seed)
+            ids = generator.generate_sequences(config.vocab_size, count=count, length=length, seed=seed)
+            return ids, generator.describe_sequences(config.vocab_size, seed)
         if self.seed is not None:
-            raise InvalidRequest("--seed with --text", remedy="Give one of them: a text is not drawn.")
+            raise InvalidRequest("--seed with --text", remedy="Give only one of them; a text needs no seed.")
         own = checkpoint.path / "tokenizer.json"
         tokenizer = folder / "tokenizer.json" if folder is not None and not own.exists() else own
-        return texts.tokenize_text(self.text, tokenizer, count=count, length=length), self.text.name
+        return generator.tokenize_text(self.text, tokenizer, count=count, length=length), self.text.name
 
 
 def _open(reference: Path, folder: Path | None, text: _Text) -> Reference:
-    """The reference, as far as that is quick."""
+    """Opens the reference; a checkpoint's is not computed yet."""
     from gptoss_convert.checkpoint import Checkpoint
     from gptoss_convert.parity.checkpoint_reference import CheckpointReference
     from gptoss_convert.parity.reference_file import SavedReference
@@ -138,7 +147,7 @@ def _open(reference: Path, folder: Path | None, text: _Text) -> Reference:
 
 
 def _prepare(reference: Reference, layers: bool, file: Path | None, keep: int) -> dict[str, Any]:
-    """Computes what takes its time, and saves it if a file is named."""
+    """Computes a checkpoint's reference, and saves it if ``file`` is given; the result is for JSON."""
     from gptoss_convert.parity.checkpoint_reference import CheckpointReference
 
     if isinstance(reference, CheckpointReference):
@@ -155,7 +164,7 @@ def _prepare(reference: Reference, layers: bool, file: Path | None, keep: int) -
     return {"saved": str(file), "saved_bytes": file.stat().st_size, "saved_tokens": sum(reference.about.lengths)}
 
 
-def _tell(console: Console, lines: Iterable[str], figures: dict[str, Any], as_json: bool) -> None:
+def _print_result(console: Console, lines: Iterable[str], figures: dict[str, Any], as_json: bool) -> None:
     from gptoss_runtime.cli.render import print_json
 
     if as_json:
@@ -176,11 +185,11 @@ def _lines(measured: Measurement, cost: Cost) -> Iterator[str]:
         )
     if measured.layers:
         numbers = " ".join("-" if math.isnan(one) else f"{one:.2g}" for one in measured.layers.relative)
-        yield f"  hidden states, relative error by layers done: {numbers}"
+        yield f"  hidden states, relative error by number of layers: {numbers}"
     elif measured.no_layers:
         yield f"  hidden states: not available: {measured.no_layers}"
     if measured.same_source is False:
-        yield "  The artifact was made of a checkpoint with another config.json than the reference's."
+        yield "  The artifact was converted from a checkpoint with another config.json than the reference's."
 
 
 def _write(report: Path, measurement: Measurement, folder: Path) -> None:
