@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from gptoss_convert.placement.signatures import at, signature
+from gptoss_convert.placement.signatures import at, find_signature
 from gptoss_convert.placement.table import Kernel, load_table
 
 TABLE = load_table()
@@ -118,7 +118,7 @@ def inputs(op: str, since: int) -> list[Any]:
 
 def model(row: Kernel, opset: int, choices: list[dict[str, str]]) -> onnx.ModelProto:
     """A node of the row's operator for each choice of types by constraint."""
-    known = signature(TABLE, row.domain, row.op, opset if row.domain == "" else 1)
+    known = find_signature(TABLE, row.domain, row.op, opset if row.domain == "" else 1)
     assert known is not None
     spec = inputs(row.op, known.since)
     if not any(isinstance(item, tuple | list) for item in spec):
@@ -202,5 +202,5 @@ def reachable(row: Kernel) -> int | None:
     opset = max(7, row.since) if row.domain == "" else 21
     if row.op in ("Scatter", "Upsample") and opset > 9:
         return None
-    found = signature(TABLE, row.domain, row.op, opset)
+    found = find_signature(TABLE, row.domain, row.op, opset)
     return opset if found is not None and found.since == row.since else None

@@ -1,7 +1,7 @@
-"""Shape arithmetic, which onnxruntime keeps on the CPU although DirectML could run it.
+"""Finds shape arithmetic, which onnxruntime keeps on the CPU although DirectML could run it.
 
-Knows one algorithm of onnxruntime's: what follows from shapes, small constants and graph inputs alone is cheaper where
-the shape already is.
+Mirrors one algorithm of onnxruntime: nodes that depend only on shapes, small constants and graph inputs stay on the
+CPU, where shapes already are.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from gptoss_convert.placement.signatures import Types
 from gptoss_convert.placement.table import Kernel
 
 _SMALL = 100  # elements
-_ON_CPU = ("Shape", "Size", "MemcpyToHost")  # whose output DirectML's kernels leave on the CPU
+_ON_CPU = ("Shape", "Size", "MemcpyToHost")  # DirectML's kernels leave their output on the CPU
 _NEVER = ("tensor(float16)", "tensor(bfloat16)", "tensor(float8e4m3fn)", "tensor(float8e5m2)")
 
 
-def kept_on_cpu(
+def find_shape_arithmetic(
     graph: ir.Graph, kernels: Mapping[ir.Node, Kernel], constants: Set[ir.Value], types: Types
 ) -> set[ir.Node]:
-    """The nodes with a DirectML kernel that onnxruntime gives to the CPU.
+    """The nodes with a DirectML kernel that onnxruntime assigns to the CPU.
 
     Args:
-        graph: one graph; graphs inside it are judged on their own.
+        graph: one graph; its subgraphs are checked separately.
         kernels: the kernel of each node that has one.
         constants: values known when the session is created.
-        types: of values; 16-bit floats are never moved.
+        types: the values' types; 16-bit floats are never moved to the CPU.
 
     Source: onnxruntime/core/framework/fallback_cpu_capability.cc (GetCpuPreferredNodes), release 1.21.0.
     """
@@ -74,7 +74,7 @@ def _cheap(
 def _is_small(value: ir.Value) -> bool:
     shape = value.const_value.shape if value.const_value is not None else value.shape
     if shape is None:
-        return True  # a folded value: shapes are short
+        return True  # a folded value; shapes are short
     size = 1
     for dim in shape:
         size *= dim if isinstance(dim, int) else _SMALL + 1

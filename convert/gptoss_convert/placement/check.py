@@ -1,8 +1,8 @@
-"""Where each node of a model would run on DirectML, and why not there.
+"""Predicts for each node of a model whether it runs on DirectML, and if not, why.
 
-Knows onnxruntime's way of placing nodes: a kernel for exactly the since version that the model's opset selects, types
-that its constraints allow, attributes it accepts, and shape arithmetic that is kept on the CPU. Judges the graph as
-written: what onnxruntime fuses or inlines when it loads a model is not foreseen, beyond folding what is constant.
+Follows onnxruntime's rules of placement: a kernel for exactly the since version that the model's opset selects, types
+that its constraints allow, attributes that it accepts, and shape arithmetic that stays on the CPU. Constants are
+folded, but other fusions and inlining that onnxruntime does when it loads a model are not predicted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 import onnx_ir as ir
 
 from gptoss_convert.placement import rules
-from gptoss_convert.placement.arithmetic import kept_on_cpu
+from gptoss_convert.placement.arithmetic import find_shape_arithmetic
 from gptoss_convert.placement.signatures import Types, at
 from gptoss_convert.placement.table import Kernel, Signature, Table, load_table
 
@@ -32,7 +32,7 @@ class Device(StrEnum):
 
 
 class Reason(StrEnum):
-    """What is to be said of a node that does not simply run on DirectML."""
+    """Why a node does not run on DirectML, or what to note if it does."""
 
     BROKEN = "breaks on DirectML"
     NOT_REGISTERED = "not registered"
@@ -47,14 +47,14 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A node's place.
+    """The predicted device of one node.
 
     Attributes:
         node: its name.
         operator: "domain::operator".
         device: where it runs.
-        reason: what is to be said of it, or None.
-        detail: the same in words.
+        reason: why, or None if it simply runs on DirectML.
+        detail: the reason in words.
     """
 
     node: str
@@ -65,14 +65,14 @@ class Verdict:
 
 
 def judge(model: ir.Model, table: Table | None = None) -> list[Verdict]:
-    """A verdict for each node, those of branches and bodies after the node that has them; constants are left out.
+    """Predicts the device of each node except Constants; a node is followed by those of its branches and bodies.
 
     Args:
         model: the model; its weights are not read.
-        table: what is registered; the one that ships where None is given.
+        table: of kernels; by default the one that ships.
 
     Raises:
-        ConversionError: there is no table.
+        ConversionError: the table is missing or damaged.
 
     Source: onnxruntime 1.21, ExecutionProvider.cpp of DmlExecutionProvider; measured on 1.24.4.
     """
@@ -85,10 +85,10 @@ class _Judge:
         self._table = table
         self._types = types
         self._constants: set[ir.Value] = set()
-        self._shapes: set[ir.Value] = set()  # what follows from shapes and constants alone
+        self._shapes: set[ir.Value] = set()  # values that depend only on shapes and constants
 
     def graph(self, graph: ir.Graph) -> list[Verdict]:
-        """Verdicts of a graph and, in their places, of the graphs inside it."""
+        """Verdicts of a graph and its subgraphs, in order."""
         self._constants.update(set(graph.initializers.values()) - set(graph.inputs))
         verdicts: dict[ir.Node, Verdict] = {}
         inner: dict[ir.Node, list[Verdict]] = {}
@@ -107,14 +107,14 @@ class _Judge:
                 verdicts[node], kernel = self._node(node)
                 if kernel is not None:
                     kernels[node] = kernel
-        for node in kept_on_cpu(graph, kernels, self._constants, self._types):
+        for node in find_shape_arithmetic(graph, kernels, self._constants, self._types):
             if verdicts[node].device is Device.DIRECTML:
                 detail = "its inputs are shapes, which are on the CPU"
                 verdicts[node] = _verdict(node, Device.CPU, Reason.SHAPE_ARITHMETIC, detail)
         return [each for node in verdicts for each in (self._host(node, verdicts, kernels), *inner[node])]
 
     def _folds(self, node: ir.Node) -> bool:
-        """Whether onnxruntime computes it when it loads the model; it leaves DequantizeLinear for the kernels."""
+        """Whether onnxruntime computes it when it loads the model; it never folds DequantizeLinear."""
         if node.op_type in (*_CONTROL_FLOW, *_RANDOM, "DequantizeLinear"):
             return False
         if node.op_type == "Shape" and node.inputs and _is_static(node.inputs[0]):
@@ -135,15 +135,15 @@ class _Judge:
         if row is None or found is None:
             return missing, None
         if node.op_type in _CONTROL_FLOW:
-            detail = "onnxruntime takes it, but onnxruntime-genai captures graphs on DirectML and refuses such a model"
+            detail = "onnxruntime runs it, but onnxruntime-genai captures graphs on DirectML and rejects such a model"
             return _verdict(node, Device.DIRECTML, Reason.CONTROL_FLOW, detail), row
         if wrong := self._wrong_type(node, found, row):
             return _verdict(node, Device.CPU, Reason.TYPE, wrong), None
         if wrong := self._wrong_device_type(node):
             return _verdict(node, Device.CPU, Reason.TYPE, wrong), row
-        if wrong := rules.refused(row.query, node):
+        if wrong := rules.why_refused(row.query, node):
             return _verdict(node, Device.CPU, Reason.ATTRIBUTE, wrong), row
-        if wrong := rules.breaks(node):
+        if wrong := rules.why_broken(node):
             return _verdict(node, Device.DIRECTML, Reason.BROKEN, wrong), row
         return self._measured(node, found, row) or _verdict(node, Device.DIRECTML), row
 
@@ -158,7 +158,7 @@ class _Judge:
         return None
 
     def _kernel(self, node: ir.Node, found: Signature | None) -> tuple[Kernel | None, Verdict]:
-        """The kernel, or why there is none."""
+        """The kernel, and the verdict if there is none."""
         versions = self._table.versions(node.domain, node.op_type)
         row = self._table.kernel(node.domain, node.op_type, found.since) if found else None
         reason = Reason.VERSION if versions else Reason.NOT_REGISTERED
@@ -186,7 +186,7 @@ class _Judge:
         return None
 
     def _host(self, node: ir.Node, verdicts: Mapping[ir.Node, Verdict], kernels: Mapping[ir.Node, Kernel]) -> Verdict:
-        """The verdict, or what comes of an input that a kernel on DirectML reads on the CPU."""
+        """The verdict, with a reason if a kernel on DirectML reads an input on the CPU that is not constant."""
         verdict = verdicts[node]
         if verdict.device is not Device.DIRECTML or verdict.reason is not None:
             return verdict
@@ -197,7 +197,7 @@ class _Judge:
                 detail = f"input {index} ({value.name}): a captured graph keeps its first value, or throws"
                 return _verdict(node, Device.DIRECTML, Reason.HOST_INPUT, detail)
         for index, value in late.items():
-            detail = f"input {index} ({value.name}) follows from shapes, which a captured graph holds fixed"
+            detail = f"input {index} ({value.name}) depends on shapes, which are fixed in a captured graph"
             return _verdict(node, Device.DIRECTML, Reason.SHAPE_INPUT, detail)
         return verdict
 
@@ -211,7 +211,7 @@ def _is_static(value: ir.Value | None) -> bool:
 
 
 def _labelled(node: ir.Node, found: Signature) -> Iterator[tuple[str, ir.Value | None]]:
-    """Each input and output with the name of its type constraint."""
+    """Each input and output, with the name of its type constraint."""
     for names, values in ((found.inputs, node.inputs), (found.outputs, node.outputs)):
         for index, value in enumerate(values):
             yield at(names, index), value

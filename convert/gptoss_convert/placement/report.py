@@ -1,7 +1,4 @@
-"""A model's placement in figures and words, for ``gptoss inspect``.
-
-Knows verdicts; judges nothing itself.
-"""
+"""Summarises a model's placement for ``gptoss inspect``."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ Severity = Literal["error", "cpu", "remark"]
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes of one operator of which the same is to be said.
+    """Nodes of one operator with the same reason.
 
     Attributes:
-        severity: "error" goes wrong on DirectML, at the latest in onnxruntime-genai; "cpu" runs on the CPU; "remark"
-            runs on DirectML.
+        severity: "error": fails on DirectML or in onnxruntime-genai; "cpu": runs on the CPU; "remark": runs on
+            DirectML.
         reason: why.
         operator: "domain::operator".
-        detail: why, in words; of the first node.
-        nodes: how many.
+        detail: the first node's reason in words.
+        nodes: number of nodes.
         first: the first node's name.
     """
 
@@ -46,12 +43,12 @@ class Placement:
 
     Attributes:
         provider: "directml".
-        release: of onnxruntime, whose kernels were asked for.
-        nodes: in all, constants left out.
+        release: the onnxruntime release of the table of kernels.
+        nodes: number of nodes, without Constants.
         on_provider: nodes on DirectML.
         folded: nodes that are computed once, when the session is created.
-        groups: what is to be said of the others, errors first.
-        only_shape_arithmetic: whether everything on the CPU is shape arithmetic, and there is some.
+        groups: nodes with a reason, errors first.
+        only_shape_arithmetic: whether there are nodes on the CPU and all of them are shape arithmetic.
     """
 
     provider: str
@@ -64,7 +61,7 @@ class Placement:
 
     @property
     def whole(self) -> bool:
-        """Whether every node runs, and rightly, on DirectML."""
+        """Whether every node runs correctly on DirectML."""
         return all(group.severity == "remark" for group in self.groups)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,20 +69,20 @@ class Placement:
         return {**asdict(self), "whole": self.whole}
 
     def __str__(self) -> str:
-        folded = f" ({self.folded} of them computed when it loads)" if self.folded else ""
+        folded = f" ({self.folded} of them computed at load)" if self.folded else ""
         known = f" by the kernels of onnxruntime {self.release}"
         if self.whole:
             return f"all {self.nodes} nodes on DirectML{folded}{known}"
         broken = sum(group.nodes for group in self.groups if group.severity == "error")
         off = self.nodes - self.on_provider - self.folded
         parts = [f"{off} of {self.nodes} nodes on the CPU"] if off else [f"all {self.nodes} nodes on DirectML"]
-        parts += ["nothing but shape arithmetic"] if self.only_shape_arithmetic else []
-        parts += [f"{broken} go wrong there"] if broken else []
+        parts += ["only shape arithmetic"] if self.only_shape_arithmetic else []
+        parts += [f"{broken} fail there"] if broken else []
         return ", ".join(parts) + known
 
 
 def predict_placement(model: ir.Model) -> Placement:
-    """Judges a model and sums up.
+    """Predicts where a model's nodes run on DirectML, and summarises it.
 
     Args:
         model: the model; its weights are not read.

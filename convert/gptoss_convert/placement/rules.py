@@ -1,7 +1,7 @@
-"""What DirectML's kernels refuse, or get wrong, although they are registered.
+"""Nodes that DirectML's kernels refuse, or compute wrongly, although they are registered.
 
-Knows the functions that onnxruntime asks about a node's attributes (``Query…`` in the table) as far as a language model
-meets them, and what was measured on the real provider. Knows nothing of versions and types.
+Covers onnxruntime's checks of a node's attributes (``Query…`` in the table), as far as language models need them, and
+faults measured on the real provider.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import onnx_ir as ir
 Rule = Callable[[ir.Node], str | None]
 
 
-def refused(query: str, node: ir.Node) -> str | None:
-    """Why onnxruntime leaves the node to the CPU, or None.
+def why_refused(query: str, node: ir.Node) -> str | None:
+    """Why onnxruntime assigns the node to the CPU, or None.
 
     Args:
-        query: the function that it asks, by name; one that is not known here refuses nothing.
+        query: the name of onnxruntime's check; unknown checks refuse nothing.
         node: the node.
     """
     rule = _QUERIES.get(query)
     return rule(node) if rule else None
 
 
-def breaks(node: ir.Node) -> str | None:
-    """Why DirectML takes the node and then fails, or computes something else; None where it does neither."""
+def why_broken(node: ir.Node) -> str | None:
+    """Why DirectML accepts the node and then fails or computes a wrong result, or None."""
     rule = _BREAKS.get((node.domain, node.op_type))
     return rule(node) if rule else None
 
 
 def has_input(node: ir.Node, index: int) -> bool:
-    """Whether an optional input is given."""
+    """Whether an optional input is present."""
     return index < len(node.inputs) and node.inputs[index] is not None
 
 

@@ -1,7 +1,7 @@
-"""What type every value of a graph has, as onnxruntime will see it.
+"""Infers the type of every value of a graph, as onnxruntime does.
 
-Knows operators' signatures, onnx's own and the contributed ones of the table, and the few operators whose output type
-an attribute gives. Infers no shapes.
+Uses operators' signatures, from onnx and from the table of contributed operators, and the attributes that set an output
+type. Does not infer shapes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FLOAT = "tensor(float)"
 
 
 def type_name(dtype: ir.DataType) -> str:
-    """As onnx writes it: ``tensor(float16)``."""
+    """onnx's name of a type, such as ``tensor(float16)``."""
     return f"tensor({ {'FLOAT': 'float'}.get(dtype.name, dtype.name.lower()) })"
 
 
-def signature(table: Table, domain: str, op: str, opset: int) -> Signature | None:
-    """The signature that a model of this opset selects, or None of an operator that nobody knows."""
+def find_signature(table: Table, domain: str, op: str, opset: int) -> Signature | None:
+    """The signature that this opset selects, or None if the operator is unknown."""
     try:
         schema = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
@@ -42,10 +42,10 @@ def signature(table: Table, domain: str, op: str, opset: int) -> Signature | Non
 
 
 class Types:
-    """Types by value, filled node by node in the order of the graph.
+    """The types of values, inferred node by node in graph order.
 
     Args:
-        table: for the signatures.
+        table: provides contributed operators' signatures.
         opsets: of the model, by domain.
     """
 
@@ -56,14 +56,14 @@ class Types:
 
     def signature(self, node: ir.Node) -> Signature | None:
         """The node's signature."""
-        return signature(self._table, node.domain, node.op_type, self.opset(node.domain))
+        return find_signature(self._table, node.domain, node.op_type, self.opset(node.domain))
 
     def opset(self, domain: str) -> int:
-        """The model's version of a domain; 1 where it does not say."""
+        """The model's opset version of a domain; 1 if it has none."""
         return self._opsets.get(domain, 1)
 
     def of(self, value: ir.Value | None) -> str | None:
-        """The value's type, or None where nothing tells it."""
+        """The value's type, or None if unknown."""
         if value is None:
             return None
         if value not in self._known and (dtype := value.dtype) is None and value.const_value is not None:
@@ -73,7 +73,7 @@ class Types:
         return self._known.get(value)
 
     def infer(self, node: ir.Node) -> None:
-        """Learns the node's output types from its inputs'."""
+        """Infers the node's output types from its inputs' types."""
         found = self.signature(node)
         bound = self._bound(node, found)
         for index, value in enumerate(node.outputs):
@@ -113,5 +113,5 @@ class Types:
 
 
 def at(names: Sequence[str], index: int) -> str:
-    """The name at a position, of which the last stands for all that follow; "" of none."""
+    """The name at an index, where the last name repeats; "" if there are no names."""
     return names[min(index, len(names) - 1)] if names else ""
