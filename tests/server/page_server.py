@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             name = "index.html" if self.path == "/" else self.path.removeprefix("/page/")
             path = PAGE / name
-            if name in {one.name for one in PAGE.iterdir()}:
+            if name in {path.name for path in PAGE.iterdir()}:
                 self._bytes(200, path.read_bytes(), _TYPES[path.suffix])
             else:
                 self._json(404, {"error": {"message": "not here"}})

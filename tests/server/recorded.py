@@ -68,7 +68,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def playing(
+def serve_recorded(
     artifact: Path,
     vocabulary: Path,
     answers: Sequence[str],

@@ -75,11 +75,11 @@ ENDLESS_RESPONSE: dict[str, Any] = {
 }
 
 
-def until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     """Waits for a condition, for a minute at most."""
     end = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition was not met within a minute"
         time.sleep(0.005)
 
 

@@ -27,7 +27,7 @@ def post(http: httpx.Client, body: Any, path: str = CHAT) -> httpx.Response:
     return http.post(path, content=content, headers={"Content-Type": "application/json"})
 
 
-def refused(answer: httpx.Response, status: int = 400, param: str | None = None) -> dict[str, Any]:
+def assert_error(answer: httpx.Response, status: int = 400, param: str | None = None) -> dict[str, Any]:
     """Checks that an answer is an error in OpenAI's shape, and returns the error."""
     assert answer.status_code == status, answer.text[:300]
     error: dict[str, Any] = answer.json()["error"]
@@ -79,13 +79,13 @@ def still_works(http: httpx.Client, server: Running) -> Any:
 )
 def test_values_out_of_range(http: httpx.Client, field: str, values: list[Any]) -> None:
     for value in values:
-        error = refused(post(http, {**ask("hello"), field: value}))
+        error = assert_error(post(http, {**ask("hello"), field: value}))
         assert field in error["message"] or (error["param"] or "").startswith(field), (value, error)
 
 
 def test_logprobs_out_of_range(http: httpx.Client) -> None:
-    refused(post(http, {**ask("hello"), "logprobs": True, "top_logprobs": 10**6}), param="top_logprobs")
-    refused(post(http, {**ask("hello"), "top_logprobs": 3}), param="top_logprobs")
+    assert_error(post(http, {**ask("hello"), "logprobs": True, "top_logprobs": 10**6}), param="top_logprobs")
+    assert_error(post(http, {**ask("hello"), "top_logprobs": 3}), param="top_logprobs")
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,14 @@ def test_logprobs_out_of_range(http: httpx.Client) -> None:
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}, "messages[0].content[0]"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0]"),
         ({"role": "user", "content": [7]}, "messages[0].content[0]"),
+        ({"role": "user", "content": [{"type": {}, "text": "x"}]}, "messages[0].content[0]"),
         ({"role": "tool", "content": "x", "tool_call_id": "call_unknown"}, "messages[0].tool_call_id"),
         ({"role": "assistant", "tool_calls": [{"id": "a", "type": "function"}]}, "messages[0].tool_calls[0]"),
         ({"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "a b"}}]}, "messages[0]"),
     ],
 )
 def test_invalid_messages(http: httpx.Client, message: dict[str, Any], where: str) -> None:
-    error = refused(post(http, {**ask(""), "messages": [message]}))
+    error = assert_error(post(http, {**ask(""), "messages": [message]}))
     assert (error["param"] or "").startswith(where)
 
 
@@ -136,8 +137,8 @@ def test_invalid_messages(http: httpx.Client, message: dict[str, Any], where: st
     ids=range(23),
 )
 def test_invalid_json_bodies(http: httpx.Client, body: bytes) -> None:
-    refused(post(http, body))
-    refused(post(http, body, "/v1/responses"))
+    assert_error(post(http, body))
+    assert_error(post(http, body, "/v1/responses"))
 
 
 def test_byte_order_mark_is_accepted(http: httpx.Client) -> None:
@@ -146,14 +147,14 @@ def test_byte_order_mark_is_accepted(http: httpx.Client) -> None:
 
 def test_body_too_large(http: httpx.Client) -> None:
     body = json.dumps(ask("x" * 17 * 2**20)).encode()
-    refused(http.post(CHAT, content=body, headers={"Content-Type": "application/json"}), 413)
+    assert_error(http.post(CHAT, content=body, headers={"Content-Type": "application/json"}), 413)
 
     def pieces() -> Any:
         for at in range(0, len(body), 2**16):
             yield body[at : at + 2**16]
 
     with contextlib.suppress(httpx.NetworkError):  # the server may close the connection while it is sent
-        refused(http.post(CHAT, content=pieces(), headers={"Content-Type": "application/json"}), 413)
+        assert_error(http.post(CHAT, content=pieces(), headers={"Content-Type": "application/json"}), 413)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +162,14 @@ def test_body_too_large(http: httpx.Client) -> None:
 )
 def test_ten_megabytes_of_text(http: httpx.Client, text: str) -> None:
     for path, body in ((CHAT, ask(text)), ("/v1/responses", {"input": text}), (CHAT + "/input_tokens", ask(text))):
-        assert refused(post(http, body, path))["code"] == "context_length_exceeded"
+        assert assert_error(post(http, body, path))["code"] == "context_length_exceeded"
 
 
 def test_a_hundred_thousand_messages(http: httpx.Client) -> None:
-    refused(post(http, {**ask(""), "messages": [{"role": "user", "content": "x"}] * 10**5}), param="messages")
-    refused(post(http, {"input": [{"role": "user", "content": "x"}] * 10**5}, "/v1/responses"), param="input")
+    assert_error(post(http, {**ask(""), "messages": [{"role": "user", "content": "x"}] * 10**5}), param="messages")
+    assert_error(post(http, {"input": [{"role": "user", "content": "x"}] * 10**5}, "/v1/responses"), param="input")
     many = {**ask(""), "messages": [{"role": "user", "content": "x"}] * 5000}
-    assert refused(post(http, many))["code"] == "context_length_exceeded"
+    assert assert_error(post(http, many))["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud83d", "a\udc00b", "\ud83d\ude42", "\ufeff", "\u202e"])
@@ -209,7 +210,7 @@ def test_control_tokens_are_text(http: httpx.Client) -> None:
 
     assert count(SPECIALS) - count("") >= 7 * 30  # in seven places; as control tokens they would be 7 ids each
     named = {"type": "function", "function": {"name": "a<|end|>", "parameters": {}}}
-    refused(post(http, {**ask("x"), "tools": [named]}), param="tools[0].name")
+    assert_error(post(http, {**ask("x"), "tools": [named]}), param="tools[0].name")
 
 
 @pytest.mark.parametrize(
@@ -225,8 +226,8 @@ def test_control_tokens_are_text(http: httpx.Client) -> None:
 )
 def test_unenforceable_schemas(http: httpx.Client, schema: dict[str, Any]) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    refused(post(http, {**ask("hello"), "response_format": wanted}))
-    refused(
+    assert_error(post(http, {**ask("hello"), "response_format": wanted}))
+    assert_error(
         post(
             http,
             {"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}},
@@ -256,7 +257,7 @@ def test_deep_and_large_schemas(http: httpx.Client) -> None:
         deep = {"type": "object", "properties": {"x": deep}}
     large = {"type": "object", "description": "x" * 300_000}
     for schema in (deep, large):
-        refused(
+        assert_error(
             post(http, {**ask("x"), "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]})
         )
 
@@ -279,17 +280,17 @@ def test_invalid_model_names(http: httpx.Client, tmp_path: Any) -> None:
         "a/b:c",
     ]
     for name in names:
-        error = refused(post(http, {**ask("hello"), "model": name}), 404)
+        error = assert_error(post(http, {**ask("hello"), "model": name}), 404)
         assert error["code"] == "model_not_found"
-        refused(post(http, {"model": name, "input": "x"}, "/v1/responses"), 404)
+        assert_error(post(http, {"model": name, "input": "x"}, "/v1/responses"), 404)
         assert http.get(f"/v1/models/{quote(name, safe='').replace('.', '%2E')}").status_code == 404
 
 
 def test_unknown_paths_and_methods(http: httpx.Client) -> None:
     for path in ("/v1/nothing", "/v1/chat/completions/", "/v1/embeddings", "//v1/models", "/%00"):
-        refused(http.get(path), 404)
-    refused(http.get(CHAT), 405)
-    refused(http.request("PUT", "/v1/models"), 405)
+        assert_error(http.get(path), 404)
+    assert_error(http.get(CHAT), 405)
+    assert_error(http.request("PUT", "/v1/models"), 405)
 
 
 def test_invalid_responses_requests(http: httpx.Client) -> None:
@@ -310,15 +311,15 @@ def test_invalid_responses_requests(http: httpx.Client) -> None:
         ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
     ]
     for more, param in bad:
-        error = refused(post(http, {"model": MODEL, "input": "x", **more}, "/v1/responses"))
+        error = assert_error(post(http, {"model": MODEL, "input": "x", **more}, "/v1/responses"))
         if param is not None:
             assert error["param"] == param
     for path in ("/v1/responses/resp_x", "/v1/responses/resp_x/input_items"):
-        refused(http.get(path), 404)
-    refused(http.delete("/v1/responses/resp_x"), 404)
-    refused(http.post("/v1/responses/resp_x/cancel"), 404)
-    refused(http.get("/v1/responses?limit=0"), param="limit")
-    refused(http.get("/v1/responses?after=nothing"), param="after")
+        assert_error(http.get(path), 404)
+    assert_error(http.delete("/v1/responses/resp_x"), 404)
+    assert_error(http.post("/v1/responses/resp_x/cancel"), 404)
+    assert_error(http.get("/v1/responses?limit=0"), param="limit")
+    assert_error(http.get("/v1/responses?after=nothing"), param="after")
 
 
 def test_unknown_items_are_skipped(http: httpx.Client) -> None:
@@ -355,7 +356,7 @@ def test_random_bodies(http: httpx.Client, bodies: list[dict[str, Any]]) -> None
             answer = post(http, {**base, **wild}, path)
             assert answer.status_code in (200, 400), answer.text
             if answer.status_code == 400:
-                refused(answer)
+                assert_error(answer)
 
 
 @given(body=st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))

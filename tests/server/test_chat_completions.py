@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from gptoss_runtime.chat.harmony import Harmony
-from tests.server.recorded import final, playing
+from tests.server.recorded import final, serve_recorded
 from tests.server.running import MODEL, PERSON, WEATHER, ask
 
 SUM = ask("What is 27 + 45?")
@@ -130,9 +130,9 @@ def _call(client: openai.OpenAI, stream: bool, **body: Any) -> dict[str, Any]:
     if not stream:
         answer = client.chat.completions.create(**body)
         assert answer.choices[0].finish_reason == "tool_calls"
-        [made] = answer.choices[0].message.tool_calls or []
-        return made.model_dump()
-    call: dict[str, Any] = {}
+        [call] = answer.choices[0].message.tool_calls or []
+        return call.model_dump()
+    streamed: dict[str, Any] = {}
     reasons = []
     for chunk in client.chat.completions.create(**body, stream=True):
         [choice] = chunk.choices
@@ -140,11 +140,15 @@ def _call(client: openai.OpenAI, stream: bool, **body: Any) -> dict[str, Any]:
         for delta in choice.delta.tool_calls or []:
             assert delta.index == 0
             assert delta.function is not None
-            if not call:
-                call = {"id": delta.id, "type": "function", "function": {"name": delta.function.name, "arguments": ""}}
-            call["function"]["arguments"] += delta.function.arguments or ""
+            if not streamed:
+                streamed = {
+                    "id": delta.id,
+                    "type": "function",
+                    "function": {"name": delta.function.name, "arguments": ""},
+                }
+            streamed["function"]["arguments"] += delta.function.arguments or ""
     assert reasons[-1] == "tool_calls"
-    return call
+    return streamed
 
 
 def test_tool_choice(client: openai.OpenAI) -> None:
@@ -207,8 +211,8 @@ def test_logprobs_match_the_text(client: openai.OpenAI, stream: bool) -> None:
     body = {**SUM, "logprobs": True, "top_logprobs": 3}
     if stream:
         chunks = list(client.chat.completions.create(**body, stream=True))
-        said = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
-        entries = [entry for logprobs in said for entry in logprobs.content or []]
+        found = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+        entries = [entry for logprobs in found for entry in logprobs.content or []]
     else:
         logprobs = client.chat.completions.create(**body).choices[0].logprobs
         assert logprobs is not None
@@ -296,7 +300,7 @@ def _text(client: openai.OpenAI, **body: Any) -> str:
 @pytest.mark.parametrize("tell_date", [True, False])
 def test_model_is_told_the_date(nano_artifact: Path, vocabulary: Path, tell_date: bool) -> None:
     before = datetime.date.today()
-    with playing(nano_artifact, vocabulary, [final("Hi")] * 2, tell_date=tell_date) as recording:
+    with serve_recorded(nano_artifact, vocabulary, [final("Hi")] * 2, tell_date=tell_date) as recording:
         url = f"{recording.url}/v1/chat/completions"
         counted = httpx.post(f"{url}/input_tokens", json=ask("hello"), timeout=60).json()
         answered = httpx.post(url, json=ask("hello"), timeout=60).json()

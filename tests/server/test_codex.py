@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.node import Node, Outside, outside
-from tests.server.recorded import Recording, call, final, playing, thought
+from tests.server.recorded import Recording, call, final, serve_recorded, thought
 from tests.server.running import MODEL
 
 pytestmark = pytest.mark.integration
@@ -82,7 +82,7 @@ def test_codex_with_the_guides_configuration(
     node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
 ) -> None:
     """The configuration turns off everything that contacts other servers."""
-    with playing(nano_artifact, vocabulary, ANSWERS) as recording:
+    with serve_recorded(nano_artifact, vocabulary, ANSWERS) as recording:
         configure(home, recording.url)
         done = codex(node, world, home, project, "Write made.txt, please.")
     check(done, project, recording)
@@ -96,7 +96,7 @@ def test_codex_as_an_lm_studio_client(
 ) -> None:
     """``--oss`` without configuration: Codex lists the models and warms this one up first."""
     arguments = ("--oss", "--local-provider", "lmstudio", "-m", MODEL, "Write made.txt, please.")
-    with playing(nano_artifact, vocabulary, (final("Hi"), *ANSWERS)) as recording:
+    with serve_recorded(nano_artifact, vocabulary, (final("Hi"), *ANSWERS)) as recording:
         done = codex(node, world, home, project, *arguments, url=f"{recording.url}/v1")
     check(done, project, recording)
     assert len(recording.prompts) == 3
@@ -111,7 +111,7 @@ def test_codex_output_schema(
     schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     schema_file = home / "schema.json"
     schema_file.write_text(json.dumps(schema | {"additionalProperties": False}), encoding="utf-8")
-    with playing(nano_artifact, vocabulary, [final('{"sum":72}')]) as recording:
+    with serve_recorded(nano_artifact, vocabulary, [final('{"sum":72}')]) as recording:
         configure(home, recording.url)
         done = codex(node, world, home, project, "--output-schema", str(schema_file), "Add 27 and 45.")
     assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_codex_output_schema(
 def test_codex_with_an_unknown_model(
     node: Node, world: Outside, home: Path, project: Path, nano_artifact: Path, vocabulary: Path
 ) -> None:
-    with playing(nano_artifact, vocabulary, []) as recording:
+    with serve_recorded(nano_artifact, vocabulary, []) as recording:
         configure(home, recording.url, "nobody")
         done = codex(node, world, home, project, "Hello.")
     assert done.returncode == 1

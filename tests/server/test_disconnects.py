@@ -13,16 +13,16 @@ import httpx
 import openai
 import pytest
 
-from tests.server.running import ENDLESS, ENDLESS_RESPONSE, MODEL, Running, ask, until
+from tests.server.running import ENDLESS, ENDLESS_RESPONSE, MODEL, Running, ask, wait_until
 
 Serve = Callable[..., AbstractContextManager[Running]]
 
 
-def users(running: Running) -> int:
+def count_users(running: Running) -> int:
     return sum(loaded.users for loaded in running.host.loaded())
 
 
-def send(running: Running, body: dict[str, Any], path: str = "/v1/chat/completions") -> socket.socket:
+def send_unread(running: Running, body: dict[str, Any], path: str = "/v1/chat/completions") -> socket.socket:
     """Sends a request and does not read its answer."""
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost:{running.port}\r\nContent-Type: application/json\r\n"
@@ -36,41 +36,41 @@ def send(running: Running, body: dict[str, Any], path: str = "/v1/chat/completio
 def test_disconnect_frees_the_slot(server: Running, http: httpx.Client, path: str, stream: bool) -> None:
     body = ENDLESS if "chat" in path else ENDLESS_RESPONSE
     for when in ("early", "in mid-answer"):
-        connection = send(server, {**body, "stream": stream}, path)
-        until(lambda: users(server) == 1)
+        connection = send_unread(server, {**body, "stream": stream}, path)
+        wait_until(lambda: count_users(server) == 1)
         if when == "in mid-answer":
-            until(lambda: server.metric("gptoss_requests_running") == 1)
+            wait_until(lambda: server.metric("gptoss_requests_running") == 1)
         connection.close()
-        until(lambda: users(server) == 0)
-    until(lambda: server.metric("gptoss_requests_running") == server.metric("gptoss_requests_waiting") == 0)
+        wait_until(lambda: count_users(server) == 0)
+    wait_until(lambda: server.metric("gptoss_requests_running") == server.metric("gptoss_requests_waiting") == 0)
     assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
 def test_disconnect_cancels_the_response(server: Running, http: httpx.Client) -> None:
-    connection = send(server, ENDLESS_RESPONSE, "/v1/responses")
-    until(lambda: users(server) == 1)
-    until(lambda: http.get("/v1/responses?limit=1").json()["data"][0]["status"] == "in_progress")
+    connection = send_unread(server, ENDLESS_RESPONSE, "/v1/responses")
+    wait_until(lambda: count_users(server) == 1)
+    wait_until(lambda: http.get("/v1/responses?limit=1").json()["data"][0]["status"] == "in_progress")
     connection.close()
-    until(lambda: http.get("/v1/responses?limit=1").json()["data"][0]["status"] == "cancelled")
+    wait_until(lambda: http.get("/v1/responses?limit=1").json()["data"][0]["status"] == "cancelled")
 
 
 def test_disconnect_leaves_the_queue(serve: Serve) -> None:
     with serve(engine={"slots": 1}) as running, httpx.Client(base_url=running.url, timeout=60) as http:
-        first = send(running, ENDLESS)
-        until(lambda: running.metric("gptoss_requests_running") == 1)
-        waiting = [send(running, {**ENDLESS, "stream": True}) for _ in range(3)]
-        until(lambda: users(running) == 4)
+        first = send_unread(running, ENDLESS)
+        wait_until(lambda: running.metric("gptoss_requests_running") == 1)
+        waiting = [send_unread(running, {**ENDLESS, "stream": True}) for _ in range(3)]
+        wait_until(lambda: count_users(running) == 4)
         for connection in waiting:
             connection.close()
-        until(lambda: users(running) == 1)
+        wait_until(lambda: count_users(running) == 1)
         first.close()
         assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
 def test_full_queue_is_503_with_retry_after(serve: Serve) -> None:
     with serve(engine={"slots": 1, "queue": 1}, host={"max_turns": 2}) as running:
-        held = [send(running, ENDLESS) for _ in range(2)]
-        until(lambda: users(running) == 2)
+        held = [send_unread(running, ENDLESS) for _ in range(2)]
+        wait_until(lambda: count_users(running) == 2)
         with httpx.Client(base_url=running.url, timeout=60) as http:
             for stream in (False, True):
                 answer = http.post("/v1/chat/completions", json={**ask("hello"), "stream": stream})
@@ -80,15 +80,15 @@ def test_full_queue_is_503_with_retry_after(serve: Serve) -> None:
             assert http.get("/health").status_code == 200
             for connection in held:
                 connection.close()
-            until(lambda: users(running) == 0)
+            wait_until(lambda: count_users(running) == 0)
             assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
 
 
 @pytest.mark.integration
 def test_slow_reader_holds_no_slot(server: Running, http: httpx.Client) -> None:
-    connection = send(server, {**ENDLESS, "max_completion_tokens": 600, "stream": True})
-    until(lambda: users(server) == 1)
-    until(lambda: users(server) == 0)  # generated to its end, though none of it was read
+    connection = send_unread(server, {**ENDLESS, "max_completion_tokens": 600, "stream": True})
+    wait_until(lambda: count_users(server) == 1)
+    wait_until(lambda: count_users(server) == 0)  # generated to its end, though none of it was read
     assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
     connection.close()
 
@@ -111,7 +111,7 @@ def test_metrics(server: Running, http: httpx.Client) -> None:
     before = server.metric("gptoss_http_requests_total", **labels)
     tokens = server.metric("gptoss_tokens_total", kind="completion")
     usage = http.post("/v1/chat/completions", json=ask("What is 27 + 45?")).json()["usage"]
-    until(lambda: server.metric("gptoss_requests_running") == 0)
+    wait_until(lambda: server.metric("gptoss_requests_running") == 0)
     assert server.metric("gptoss_http_requests_total", **labels) == before + 1
     assert server.metric("gptoss_tokens_total", kind="completion") == tokens + usage["completion_tokens"]
     page = http.get("/metrics").text

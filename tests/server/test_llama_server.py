@@ -77,8 +77,8 @@ def test_what_it_supports(llama: httpx.Client) -> None:
     assert chat(llama, "word " * 6000).status_code == 400
     assert chat(llama, max_tokens=5, max_completion_tokens=5).json()["choices"][0]["finish_reason"] == "length"
     assert "llamacpp:" in llama.get("/metrics").text
-    said = llama.post("/v1/messages", json={"model": MODEL, "max_tokens": 200, "messages": ask("hello")["messages"]})
-    assert said.json()["type"] == "message"
+    answer = llama.post("/v1/messages", json={"model": MODEL, "max_tokens": 200, "messages": ask("hello")["messages"]})
+    assert answer.json()["type"] == "message"
 
 
 def test_control_tokens_in_user_text_take_effect(llama: httpx.Client) -> None:
@@ -110,8 +110,8 @@ def test_responses(llama: httpx.Client) -> None:
     assert llama.get(f"/v1/responses/{first.json()['id']}").status_code == 404
     assert respond(llama, previous_response_id=first.json()["id"]).status_code == 400
     assert respond(llama, background=True).json()["status"] == "completed"
-    said = respond(llama, ANNA, text={"format": {"type": "json_schema", **SCHEMA}}).json()["output"][-1]["content"]
-    assert "city" not in said[0]["text"]  # though the schema requires it
+    content = respond(llama, ANNA, text={"format": {"type": "json_schema", **SCHEMA}}).json()["output"][-1]["content"]
+    assert "city" not in content[0]["text"]  # though the schema requires it
 
 
 def test_custom_tools(llama: httpx.Client) -> None:

@@ -21,21 +21,21 @@ from gptoss_runtime.models import Registry
 from gptoss_runtime.server.errors import BadRequest, Conflict, NotFound
 from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModel, ServedModels
-from tests.server.running import ENDLESS, MODEL, Running, ask, until
+from tests.server.running import ENDLESS, MODEL, Running, ask, wait_until
 
 
 class Factory:
     """Loads scripted engines and counts them."""
 
     def __init__(self) -> None:
-        self.made: list[str] = []
+        self.loaded: list[str] = []
         self.open = 0
         self.fails: Exception | None = None
 
     def __call__(self, model: ServedModel) -> Engine:
         if self.fails is not None:
             raise self.fails
-        self.made.append(model.id)
+        self.loaded.append(model.id)
         self.open += 1
         factory = self
 
@@ -60,7 +60,7 @@ def second(nano_artifact: Path) -> Any:
     shutil.rmtree(folder)
 
 
-def hosted(
+def run_with_host(
     folders: dict[str, Path], vocabulary: Path, work: Callable[[ModelHost, Factory], Awaitable[None]], **options: Any
 ) -> None:
     """Runs ``work`` with a host in an event loop, and checks that no engine is left open."""
@@ -81,7 +81,7 @@ def hosted(
 def test_concurrent_requests_load_a_model_once(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         leases = await asyncio.gather(*(host.lease("one") for _ in range(5)), host.lease(None))
-        assert factory.made == ["one"]
+        assert factory.loaded == ["one"]
         assert host.loaded()[0].users == 6
         for lease in leases:
             lease.release()
@@ -89,7 +89,7 @@ def test_concurrent_requests_load_a_model_once(folders: dict[str, Path], vocabul
         await asyncio.sleep(0)
         assert host.loaded()[0].users == 0
 
-    hosted(folders, vocabulary, work)
+    run_with_host(folders, vocabulary, work)
 
 
 def test_least_recently_used_model_is_unloaded(folders: dict[str, Path], vocabulary: Path) -> None:
@@ -102,7 +102,7 @@ def test_least_recently_used_model_is_unloaded(folders: dict[str, Path], vocabul
         assert [loaded.model.id for loaded in host.loaded()] == ["two"]
         assert factory.open == 1
 
-    hosted(folders, vocabulary, work)
+    run_with_host(folders, vocabulary, work)
 
 
 def test_idle_models_are_unloaded(folders: dict[str, Path], vocabulary: Path) -> None:
@@ -116,7 +116,7 @@ def test_idle_models_are_unloaded(folders: dict[str, Path], vocabulary: Path) ->
             await asyncio.sleep(0.01)
         assert [loaded.model.id for loaded in host.loaded()] == ["two"]
 
-    hosted(folders, vocabulary, work, ttl=0.1, max_loaded=2)
+    run_with_host(folders, vocabulary, work, ttl=0.1, max_loaded=2)
 
 
 def test_failed_load_leaves_nothing(folders: dict[str, Path], vocabulary: Path) -> None:
@@ -128,18 +128,18 @@ def test_failed_load_leaves_nothing(folders: dict[str, Path], vocabulary: Path) 
         factory.fails = None
         (await host.lease("one")).release()
 
-    hosted(folders, vocabulary, work)
+    run_with_host(folders, vocabulary, work)
 
 
 def test_cancelled_request_does_not_cancel_the_load(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
-        leaver = asyncio.create_task(host.lease("one"))
+        cancelled = asyncio.create_task(host.lease("one"))
         await asyncio.sleep(0)
-        leaver.cancel()
+        cancelled.cancel()
         (await host.lease("one")).release()
-        assert len(factory.made) <= 1
+        assert len(factory.loaded) <= 1
 
-    hosted(folders, vocabulary, work)
+    run_with_host(folders, vocabulary, work)
 
 
 def test_max_turns_is_enforced(folders: dict[str, Path], vocabulary: Path) -> None:
@@ -150,7 +150,7 @@ def test_max_turns_is_enforced(folders: dict[str, Path], vocabulary: Path) -> No
             await host.lease("one")
         assert caught.value.retry_after > 0
 
-    hosted(folders, vocabulary, work, max_turns=2)
+    run_with_host(folders, vocabulary, work, max_turns=2)
 
 
 def test_unload(folders: dict[str, Path], vocabulary: Path) -> None:
@@ -163,7 +163,7 @@ def test_unload(folders: dict[str, Path], vocabulary: Path) -> None:
         await host.unload("one", force=True)
         assert host.loaded() == []
 
-    hosted(folders, vocabulary, work)
+    run_with_host(folders, vocabulary, work)
 
 
 def test_unknown_and_missing_names(folders: dict[str, Path], vocabulary: Path) -> None:
@@ -174,7 +174,7 @@ def test_unknown_and_missing_names(folders: dict[str, Path], vocabulary: Path) -
         with pytest.raises(BadRequest):
             await host.lease(None)
 
-    hosted(folders, vocabulary, work)
+    run_with_host(folders, vocabulary, work)
 
 
 def test_damaged_folder_is_not_listed(folders: dict[str, Path]) -> None:
@@ -249,14 +249,14 @@ def test_killed_engine_fails_only_running_answers(serve: Callable[..., AbstractC
         with http.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)
-            _kill(running)
+            _kill_engine(running)
             rest = list(lines)
         assert any('"error"' in line for line in rest)
         again = http.post("/v1/chat/completions", json=ask("What is 27 + 45?")).json()
         assert again["choices"][0]["message"]["content"] == "27 + 45 = 72"
 
 
-def _kill(running: Running) -> None:
+def _kill_engine(running: Running) -> None:
     import psutil
 
     engine: Any = running.host.loaded()[0].engine
@@ -265,4 +265,4 @@ def _kill(running: Running) -> None:
 
 def test_turn_threads_end(server: Running, http: httpx.Client) -> None:
     http.post("/v1/chat/completions", json=ask("hello"))
-    until(lambda: not any(thread.name == "gptoss-turn" for thread in threading.enumerate()))
+    wait_until(lambda: not any(thread.name == "gptoss-turn" for thread in threading.enumerate()))

@@ -26,7 +26,7 @@ def run(node: Node, server: Running, script: str, folder: Path) -> tuple[dict[tu
     assert done.returncode == 0, done.stdout + done.stderr
     assert world.asked == []
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {(api, what): value for api, what, value in lines}, done.stderr
+    return {(api, action): value for api, action, value in lines}, done.stderr
 
 
 def is_tom(person: dict[str, Any]) -> bool:
@@ -41,23 +41,23 @@ def ai_sdk(node: Node, server: Running, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("api", ["responses", "stateless", "chat"])
 def test_ai_sdk(ai_sdk: tuple[dict[Any, Any], str], api: str) -> None:
-    did = {what: value for (one, what), value in ai_sdk[0].items() if one == api}
-    assert did.pop("text") == [SUM, "stop", True]
-    assert ("60 + 12 = 72" in did.pop("reasoning")) is (api == "stateless")  # the script asks for a summary there
-    assert did.pop("stream") == [SUM, True, "stop"]
-    assert did.pop("steps") == [SUNNY, ["tool-calls", "stop"]]
-    assert did.pop("streamed steps") == [SUNNY, ["tool-call", "tool-result"]]
-    assert did.pop("required") == [["get_weather", {"city": "Paris"}]]
-    assert did.pop("asked") == ["Paris"] * 3
-    assert is_tom(did.pop("object"))
-    assert is_tom(did.pop("output"))
-    several, last = did.pop("partial outputs")
+    results = {action: value for (name, action), value in ai_sdk[0].items() if name == api}
+    assert results.pop("text") == [SUM, "stop", True]
+    assert ("60 + 12 = 72" in results.pop("reasoning")) is (api == "stateless")  # the script asks for a summary there
+    assert results.pop("stream") == [SUM, True, "stop"]
+    assert results.pop("steps") == [SUNNY, ["tool-calls", "stop"]]
+    assert results.pop("streamed steps") == [SUNNY, ["tool-call", "tool-result"]]
+    assert results.pop("required") == [["get_weather", {"city": "Paris"}]]
+    assert results.pop("asked") == ["Paris"] * 3
+    assert is_tom(results.pop("object"))
+    assert is_tom(results.pop("output"))
+    several, last = results.pop("partial outputs")
     assert several
     assert is_tom(last)
-    assert did.pop("cut") == "length"
-    assert did.pop("aborted") is True
-    assert did.pop("unknown model") == [True, 404]
-    assert did == {}
+    assert results.pop("cut") == "length"
+    assert results.pop("aborted") is True
+    assert results.pop("unknown model") == [True, 404]
+    assert results == {}
 
 
 def test_ai_sdk_prints_no_warnings(ai_sdk: tuple[dict[Any, Any], str]) -> None:
@@ -66,24 +66,26 @@ def test_ai_sdk_prints_no_warnings(ai_sdk: tuple[dict[Any, Any], str]) -> None:
 
 
 def test_openai_client(node: Node, server: Running, tmp_path: Path) -> None:
-    did, warnings = run(node, server, "openai_sdk.mjs", tmp_path)
-    assert MODEL in did.pop(("models", "list"))
-    assert did.pop(("models", "unknown")) == [True, "model_not_found"]
-    assert did.pop(("chat", "stream")) == [SUM, True]
-    assert did.pop(("chat", "tools")) == SUNNY
-    assert did.pop(("chat", "streamed tools")) == SUNNY
-    assert did.pop(("chat", "asked")) == ["Paris"] * 2
-    assert is_tom(did.pop(("chat", "parsed")))
-    assert did.pop(("responses", "call")) == ["get_weather", {"city": "Paris"}, True]
-    assert did.pop(("responses", "results")) == [SUNNY] * 2
-    assert is_tom(did.pop(("responses", "parsed")))
-    assert did == {}
+    results, warnings = run(node, server, "openai_sdk.mjs", tmp_path)
+    assert MODEL in results.pop(("models", "list"))
+    assert results.pop(("models", "unknown")) == [True, "model_not_found"]
+    assert results.pop(("chat", "stream")) == [SUM, True]
+    assert results.pop(("chat", "tools")) == SUNNY
+    assert results.pop(("chat", "streamed tools")) == SUNNY
+    assert results.pop(("chat", "asked")) == ["Paris"] * 2
+    assert is_tom(results.pop(("chat", "parsed")))
+    assert results.pop(("responses", "call")) == ["get_weather", {"city": "Paris"}, True]
+    assert results.pop(("responses", "results")) == [SUNNY] * 2
+    assert is_tom(results.pop(("responses", "parsed")))
+    assert results == {}
     assert warnings == ""
 
 
-@pytest.mark.parametrize(("example", "said"), [*zip(EXAMPLES, ["The capital of France is Paris.", SUNNY], strict=True)])
-def test_examples_in_the_guide(node: Node, server: Running, tmp_path: Path, example: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("example", "output"), [*zip(EXAMPLES, ["The capital of France is Paris.", SUNNY], strict=True)]
+)
+def test_examples_in_the_guide(node: Node, server: Running, tmp_path: Path, example: str, output: str) -> None:
     script = tmp_path / "example.mjs"
     script.write_text(example.replace("http://127.0.0.1:5272", server.url), encoding="utf-8")
     done = node.run(script, folder=tmp_path)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, said, "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, output, "")

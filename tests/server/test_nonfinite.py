@@ -21,8 +21,8 @@ from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.nonfinite import FAULTS, FaultyEngine, with_infinite_norm, with_poisoned_token
-from tests.server.recorded import Recording, final, ids_of, playing, thought
-from tests.server.running import MODEL, PERSON, WEATHER, Running, ask, serving, until
+from tests.server.recorded import Recording, final, ids_of, serve_recorded, thought
+from tests.server.running import MODEL, PERSON, WEATHER, Running, ask, serving, wait_until
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 ANSWER = thought("Hm.") + final("It is three.")
@@ -48,13 +48,13 @@ def faulty(
     """Runs a server that replays ``ANSWER`` with these faults by number of the answer, from 1; and a client."""
     player = partial(FaultyEngine, faults=faults)
     with (
-        playing(artifact, vocabulary, [ANSWER] * 30, player=player) as recording,
+        serve_recorded(artifact, vocabulary, [ANSWER] * 30, player=player) as recording,
         httpx.Client(base_url=recording.url, timeout=60) as http,
     ):
         yield recording, http
 
 
-def failed(answer: httpx.Response) -> None:
+def assert_numerical_error(answer: httpx.Response) -> None:
     """Checks that an answer is this error, in OpenAI's shape."""
     assert answer.status_code == 500, answer.text
     error = answer.json()["error"]
@@ -63,7 +63,7 @@ def failed(answer: httpx.Response) -> None:
     assert "gptoss doctor ARTIFACT --check" in error["message"]
 
 
-def events(answer: httpx.Response) -> list[Any]:
+def read_events(answer: httpx.Response) -> list[Any]:
     """The data of a stream's events, decoded."""
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
@@ -82,9 +82,9 @@ def test_nonfinite_first_token_is_a_500(nano_artifact: Path, vocabulary: Path, f
     with faulty(nano_artifact, vocabulary, dict.fromkeys(range(1, count + 3), (0, fault))) as (_, http):
         for more in OPTIONS.values():
             for stream in (False, True):
-                failed(http.post(CHAT, json={**ask("x"), **more, "stream": stream}))
+                assert_numerical_error(http.post(CHAT, json={**ask("x"), **more, "stream": stream}))
         for stream in (False, True):
-            failed(http.post(RESPONSES, json={"input": "x", "stream": stream}))
+            assert_numerical_error(http.post(RESPONSES, json={"input": "x", "stream": stream}))
         assert http.post(CHAT, json=ask("x")).status_code == 200
         assert http.get("/health").json() == {"status": "ok"}
 
@@ -94,9 +94,9 @@ def test_stream_keeps_the_text_before_a_failure(
     nano_artifact: Path, vocabulary: Path, end: int, more: dict[str, Any]
 ) -> None:
     with faulty(nano_artifact, vocabulary, dict.fromkeys((1, 2, 3), (end, "one NaN"))) as (_, http):
-        failed(http.post(CHAT, json={**ask("x"), **more}))
+        assert_numerical_error(http.post(CHAT, json={**ask("x"), **more}))
         asked = {**ask("x"), **more, "stream": True, "stream_options": {"include_usage": True}}
-        *chunks, error, done = events(http.post(CHAT, json=asked))
+        *chunks, error, done = read_events(http.post(CHAT, json=asked))
         deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
         assert "".join(delta.get("content") or "" for delta in deltas) == "It is three"
         assert "".join(delta.get("reasoning") or "" for delta in deltas) == "Hm."
@@ -105,7 +105,7 @@ def test_stream_keeps_the_text_before_a_failure(
         assert chunks[-1]["usage"]["prompt_tokens"] > 0
         assert error["error"]["code"] == "numerical_error"
         assert done == "[DONE]"  # as after every error in a stream
-        *chunks, error, done = events(http.post(CHAT, json={**ask("x"), **more, "stream": True}))
+        *chunks, error, done = read_events(http.post(CHAT, json={**ask("x"), **more, "stream": True}))
         assert chunks[-1]["choices"][0]["finish_reason"] == "error"
         assert chunks[-1]["timings"]["predicted_per_second"] > 0
         assert not any("usage" in chunk for chunk in chunks)
@@ -139,9 +139,9 @@ def test_failure_in_one_of_several_choices(nano_artifact: Path, vocabulary: Path
     faults = {2: (0, "all -inf"), 4: (0, "all -inf")}
     with faulty(nano_artifact, vocabulary, faults) as (_, http):
         asked = {**ask("x"), "n": 3}
-        failed(http.post(CHAT, json=asked))
+        assert_numerical_error(http.post(CHAT, json=asked))
         asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        *chunks, usage, error, done = events(http.post(CHAT, json=asked))
+        *chunks, usage, error, done = read_events(http.post(CHAT, json=asked))
         reasons = [
             (choice["index"], choice["finish_reason"])
             for chunk in chunks
@@ -156,15 +156,15 @@ def test_failure_in_one_of_several_choices(nano_artifact: Path, vocabulary: Path
 def test_failed_response_keeps_its_output(nano_artifact: Path, vocabulary: Path, end: int) -> None:
     faults = dict.fromkeys((1, 2, 3), (end, "one +inf"))
     with faulty(nano_artifact, vocabulary, faults) as (_, http):
-        failed(http.post(RESPONSES, json={"input": "x"}))
-        told = events(http.post(RESPONSES, json={"input": "x", "stream": True}))
-        assert [one["sequence_number"] for one in told] == list(range(len(told)))
-        error, last = told[-2:]
+        assert_numerical_error(http.post(RESPONSES, json={"input": "x"}))
+        streamed = read_events(http.post(RESPONSES, json={"input": "x", "stream": True}))
+        assert [event["sequence_number"] for event in streamed] == list(range(len(streamed)))
+        error, last = streamed[-2:]
         assert (error["type"], error["code"]) == ("error", "numerical_error")
         assert last["type"] == "response.failed"
         background = http.post(RESPONSES, json={"input": "x", "background": True}).json()
-        until(lambda: http.get(f"{RESPONSES}/{background['id']}").json()["status"] != "in_progress")
-        kept = [http.get(f"{RESPONSES}/{one['id']}").json() for one in (last["response"], background)]
+        wait_until(lambda: http.get(f"{RESPONSES}/{background['id']}").json()["status"] != "in_progress")
+        kept = [http.get(f"{RESPONSES}/{response['id']}").json() for response in (last["response"], background)]
         for response in (last["response"], *kept):
             assert response["status"] == "failed"
             assert response["error"]["code"] == "server_error"  # OpenAI's list of codes is closed here
@@ -176,7 +176,7 @@ def test_failed_response_keeps_its_output(nano_artifact: Path, vocabulary: Path,
 
 
 @contextlib.contextmanager
-def over(artifact: Path, vocabulary: Path) -> Iterator[tuple[Running, httpx.Client]]:
+def serve_artifact(artifact: Path, vocabulary: Path) -> Iterator[tuple[Running, httpx.Client]]:
     """Runs a real server over a damaged artifact, with its engine in its own process."""
     host = ModelHost(ServedModels({MODEL: artifact}), EngineOptions(threads=1, slots=2).load, cache=vocabulary)
     with (
@@ -188,12 +188,12 @@ def over(artifact: Path, vocabulary: Path) -> Iterator[tuple[Running, httpx.Clie
 
 @pytest.mark.integration
 def test_model_that_always_overflows(nano_artifact: Path, vocabulary: Path, tmp_path: Path) -> None:
-    with over(with_infinite_norm(nano_artifact, tmp_path), vocabulary) as (running, http):
+    with serve_artifact(with_infinite_norm(nano_artifact, tmp_path), vocabulary) as (running, http):
         for stream in (False, True):
-            failed(http.post(CHAT, json={**ask("x"), "stream": stream}))
-            failed(http.post(RESPONSES, json={"input": "x", "stream": stream, "model": MODEL}))
-        failed(http.post(f"/openai/load/{MODEL}"))
-        failed(http.get(f"/openai/load/{MODEL}"))
+            assert_numerical_error(http.post(CHAT, json={**ask("x"), "stream": stream}))
+            assert_numerical_error(http.post(RESPONSES, json={"input": "x", "stream": stream, "model": MODEL}))
+        assert_numerical_error(http.post(f"/openai/load/{MODEL}"))
+        assert_numerical_error(http.get(f"/openai/load/{MODEL}"))
         assert http.get("/openai/loadedmodels").json() == []  # it was unloaded again
         assert http.get("/health").status_code == 200
         labels = {"method": "POST", "route": CHAT, "status": "500"}
@@ -205,25 +205,25 @@ def test_real_model_that_fails_in_mid_answer(
     nano_artifact: Path, vocabulary: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     [token] = Harmony.load(nano_artifact / TOKENIZER, cache=vocabulary).encode(" help")
-    with over(with_poisoned_token(nano_artifact, tmp_path, token), vocabulary) as (running, http):
+    with serve_artifact(with_poisoned_token(nano_artifact, tmp_path, token), vocabulary) as (running, http):
         pid = _pid(running, http)
         with caplog.at_level(logging.ERROR, "gptoss.server"):
             asked = {**ask(HELLO), "stream": True, "stream_options": {"include_usage": True}}
-            *chunks, usage, error, _ = events(http.post(CHAT, json=asked))
+            *chunks, usage, error, _ = read_events(http.post(CHAT, json=asked))
         deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
         assert "".join(delta.get("content") or "" for delta in deltas) == SAID
         assert chunks[-1]["choices"][0]["finish_reason"] == "error"
         assert error["error"]["code"] == "numerical_error"
-        made = usage["usage"]["completion_tokens"]
+        generated = usage["usage"]["completion_tokens"]
         [logged] = [record.getMessage() for record in caplog.records]
-        assert f"{made} of them generated" in logged
+        assert f"{generated} of them generated" in logged
         assert HELLO not in logged
-        until(lambda: running.metric("gptoss_answers_total", reason="error") == 1)
-        until(lambda: running.metric("gptoss_tokens_total", kind="completion") == made)
+        wait_until(lambda: running.metric("gptoss_answers_total", reason="error") == 1)
+        wait_until(lambda: running.metric("gptoss_tokens_total", kind="completion") == generated)
         assert running.metric("gptoss_requests_running") == 0
         again = http.post(CHAT, json=ask("What is 27 + 45?")).json()
         assert again["choices"][0]["message"]["content"] == "27 + 45 = 72"
-        failed(http.post(CHAT, json=ask(HELLO)))
+        assert_numerical_error(http.post(CHAT, json=ask(HELLO)))
         assert _pid(running, http) == pid
 
 

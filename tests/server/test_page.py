@@ -83,7 +83,7 @@ class Page:
     def console_errors(self) -> list[str]:
         """Warnings and errors in the browser's console, except for API requests that failed."""
         logs = self.browser.get_log("browser")
-        serious = [one["message"] for one in logs if one["level"] in ("WARNING", "SEVERE")]
+        serious = [entry["message"] for entry in logs if entry["level"] in ("WARNING", "SEVERE")]
         return [message for message in serious if "Failed to load resource" not in message]
 
 
@@ -98,7 +98,7 @@ def page(browser: Any, api: Script) -> Iterator[Page]:
 def test_conversation(page: Page, api: Script) -> None:
     api.answers = [text("Paris, of course.", reasoning="Capital of France."), text("```python\nprint(1)\n```\nDone.")]
     assert page.one("#model").get_property("value") == "scripted"
-    page.until(lambda: page.one("#device").text == "A Card · directml · 8,192 tokens")
+    page.until(lambda: page.one("#device").text == "A Card · directml · 8,192-token context")
     page.ask("What is the capital of France?")
     page.answered()
     assert page.content("article.answer .body") == "Paris, of course."
@@ -114,7 +114,7 @@ def test_conversation(page: Page, api: Script) -> None:
     assert first["stream_options"] == {"include_usage": True}
     assert (first["model"], first["reasoning_effort"], first["temperature"]) == ("scripted", "medium", 1)
     assert "max_completion_tokens" not in first
-    assert [one["role"] for one in second["messages"]] == ["user", "assistant", "user"]
+    assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user"]
     assert second["messages"][1]["content"] == "Paris, of course."
     assert page.browser.switch_to.active_element == page.one("#prompt")
     page.one("#new").click()
@@ -209,7 +209,7 @@ def test_escape_stops_the_answer(page: Page, api: Script) -> None:
     assert page.content(".note") == "Stopped."
     page.ask("And now?")
     page.answered(2)
-    assert [one["role"] for one in api.asked[1]["messages"]] == ["user", "assistant", "user"]
+    assert [message["role"] for message in api.asked[1]["messages"]] == ["user", "assistant", "user"]
 
 
 def test_hostile_text_is_shown_as_text(page: Page, api: Script) -> None:
@@ -224,7 +224,7 @@ def test_hostile_text_is_shown_as_text(page: Page, api: Script) -> None:
     page.until(lambda: HOSTILE in page.content("article.error"))
     assert page.all("#log img, #log script") == []
     assert {path.split("?")[0] for path in api.paths} <= {"/", "/v1/models", "/openai/status"} | {
-        f"/page/{one.name}" for one in PAGE.iterdir()
+        f"/page/{path.name}" for path in PAGE.iterdir()
     }
 
 
@@ -307,7 +307,7 @@ def test_page_on_the_real_server(browser: Any, server: Any, tmp_path: Path, caps
     assert re.fullmatch(
         r"\d+ tokens · [\d.]+ tokens/s · first token after [\d.]+ s · gptoss-nano", page.content(".figures")
     )
-    page.until(lambda: re.fullmatch(r"cpu · [\d,]+ tokens", page.one("#device").text))
+    page.until(lambda: re.fullmatch(r"cpu · [\d,]+-token context", page.one("#device").text))
     page.one("#new").click()
     page.set("#tools", json.dumps([{"type": "function", "function": WEATHER}]))
     page.ask("What's the weather in Paris?")
@@ -325,7 +325,7 @@ def test_page_on_the_real_server(browser: Any, server: Any, tmp_path: Path, caps
     page.set("#prompt", "What is 27 + 45?")
     exec(compile(page.one("#code").text, "shown", "exec"), {})
     assert capsys.readouterr().out == "27 + 45 = 72\n"
-    assert page.complaints() == []
+    assert page.console_errors() == []
 
 
 def test_files_refer_to_no_other_server() -> None:

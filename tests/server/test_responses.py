@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from gptoss_runtime.server.responses.store import ResponseStore, StoredResponse
 from gptoss_runtime.server.settings import Limits
-from tests.server.running import ENDLESS_RESPONSE, MODEL, WEATHER, Running, until
+from tests.server.running import ENDLESS_RESPONSE, MODEL, WEATHER, Running, wait_until
 
 SUM: dict[str, Any] = {"model": MODEL, "input": "What is 27 + 45?", "temperature": 0, "max_output_tokens": 200}
 WEATHER_TOOL: Any = {"type": "function", **WEATHER, "strict": False}
@@ -218,7 +218,7 @@ def test_store_list_and_delete(client: openai.OpenAI, http: httpx.Client) -> Non
 def test_background_response(client: openai.OpenAI) -> None:
     response = client.responses.create(**SUM, background=True)
     assert response.status == "in_progress"
-    until(lambda: client.responses.retrieve(response.id).status != "in_progress")
+    wait_until(lambda: client.responses.retrieve(response.id).status != "in_progress")
     response = client.responses.retrieve(response.id)
     assert response.output_text == "27 + 45 = 72"
     with pytest.raises(openai.ConflictError):
@@ -228,7 +228,7 @@ def test_background_response(client: openai.OpenAI) -> None:
 def test_cancel_background_response(client: openai.OpenAI, server: Running) -> None:
     response = client.responses.create(**ENDLESS_RESPONSE, background=True)
     assert client.responses.cancel(response.id).status == "cancelled"
-    until(lambda: server.host.loaded()[0].users == 0)
+    wait_until(lambda: server.host.loaded()[0].users == 0)
     assert client.responses.retrieve(response.id).status == "cancelled"
 
 
@@ -263,6 +263,6 @@ def test_store_is_bounded() -> None:
     assert ("a" in store, "b" in store, "c" in store) == (True, False, True)
     assert store.find_item("msg_b") is None
     put("d", 1800)  # evicts as many as it has to
-    assert [stored.response["id"] for stored in store.newest_first()] == ["d"]
+    assert [stored.response["id"] for stored in store.list_newest_first()] == ["d"]
     put("e", 5000)  # larger than the store: not kept, and nothing is evicted
-    assert [stored.response["id"] for stored in store.newest_first()] == ["d"]
+    assert [stored.response["id"] for stored in store.list_newest_first()] == ["d"]

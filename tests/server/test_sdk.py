@@ -1,4 +1,4 @@
-"""``serving``: finds a server or starts one, hands out OpenAI's own client, and leaves nothing running."""
+"""``serving``: finds or starts a server, yields OpenAI's own client, and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8
 
 @pytest.fixture(autouse=True)
 def own_machine(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Only nano is here, and no server at the usual port; nothing may be left running."""
-    with socket.socket() as taken:  # bound and not listening: nobody answers there
+    """Only nano is available, no server listens at the default port, and no process may be left running."""
+    with socket.socket() as taken:  # bound but not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setattr(sdk, "URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         monkeypatch.setenv("GPTOSS_ARTIFACTS", str(nano_artifact.parents[1]))
@@ -61,12 +61,12 @@ def is_listening(client: Any) -> bool:
         return probe.connect_ex((client.base_url.host, client.base_url.port)) == 0
 
 
-def test_a_server_is_started_found_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_is_started_reused_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(MODEL, context_length=512) as client:
         assert client.max_retries
         assert "72" in ask(client)
         url, key = str(client.base_url).removesuffix("/v1/"), client.api_key
-        assert len(key) > 20  # nobody else's on this machine
+        assert len(key) > 20  # not guessable
         with serving(MODEL, url=url, api_key=key) as other:
             assert other.base_url == client.base_url
             assert "72" in ask(other)
@@ -76,8 +76,8 @@ def test_a_server_is_started_found_and_ended(monkeypatch: pytest.MonkeyPatch) ->
             assert str(by_environment.base_url) == f"{url}/v1/"
         monkeypatch.delenv("GPTOSS_URL")
         monkeypatch.setattr(sdk, "URL", url)
-        with serving(f"{MODEL}:cpu") as at_the_usual_port:
-            assert at_the_usual_port.base_url == client.base_url
+        with serving(f"{MODEL}:cpu") as at_the_default_port:
+            assert at_the_default_port.base_url == client.base_url
         with pytest.raises(ServerUnavailable, match="does not have other"), serving("other", url=url):
             pass
         with pytest.raises(ServerUnavailable, match="asks for an API key"), serving(MODEL, url=url, api_key="wrong"):
@@ -87,24 +87,24 @@ def test_a_server_is_started_found_and_ended(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.integration
-def test_an_artifact_folder(nano_artifact: Path) -> None:
+def test_artifact_folder(nano_artifact: Path) -> None:
     with serving(str(nano_artifact), context_length=512) as client:
         [model] = [one.id for one in client.models.list() if ":" not in one.id]
         assert "72" in ask(client, model)
 
 
-def test_the_block_may_fail() -> None:
+def test_server_stops_when_the_block_raises() -> None:
     with pytest.raises(ZeroDivisionError), serving(MODEL, context_length=512) as client:
         raise ZeroDivisionError
     assert not is_listening(client)
 
 
-def test_nothing_answers() -> None:
+def test_no_server_at_the_url() -> None:
     with pytest.raises(ServerUnavailable, match="nothing answers at"), serving(MODEL, url=sdk.URL):
         pass
 
 
-def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+def test_unknown_models(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound), serving("gpt-oss-20b"):
         pass
     with pytest.raises(ModelNotFound), serving("nobody"):
@@ -116,14 +116,14 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
     assert raised.value.remedy
 
 
-def test_what_the_server_says_comes_through() -> None:
+def test_server_errors_are_raised() -> None:
     with pytest.raises(InvalidRequest) as raised, serving(MODEL, context_length=-5):
         pass
     assert "context_length" in raised.value.message.replace("-", "_")
 
 
 @pytest.mark.integration
-def test_the_working_folder_gives_a_server_neither_code_nor_models(
+def test_working_folder_provides_neither_code_nor_models(
     nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -141,13 +141,13 @@ def test_the_working_folder_gives_a_server_neither_code_nor_models(
         assert "72" in ask(client, "planted")
 
 
-def test_a_server_that_takes_too_long() -> None:
+def test_start_timeout() -> None:
     with pytest.raises(ServerUnavailable, match="ready in time") as raised, serving(MODEL, timeout=0):
         pass
     assert raised.value.exit_code == 6
 
 
-def test_the_client_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openai_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     with pytest.raises(BackendUnavailable) as raised, serving(MODEL, context_length=512):
         pass
@@ -155,7 +155,7 @@ def test_the_client_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.integration
-def test_the_examples_of_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_in_the_docs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first, *others = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(first, "sdk.md", "exec"), {})
     assert "72" in capsys.readouterr().out

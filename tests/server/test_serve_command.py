@@ -77,7 +77,7 @@ def test_working_folder_is_not_searched(nano_artifact: Path, tmp_path: Path) -> 
             try:
                 assert process.stdout is not None
                 url = json.loads(process.stdout.readline())["url"]
-                assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == expected
+                assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == expected
             finally:
                 process.terminate()
 

@@ -37,7 +37,7 @@ def read(
         return list(TurnEventParser(harmony.parser(), stops or [], ["f"]).stream(generation))
 
 
-def summed(events: list[TurnEvent]) -> tuple[str, str, list[tuple[str, str]], str]:
+def summarize(events: list[TurnEvent]) -> tuple[str, str, list[tuple[str, str]], str]:
     """The answer, the reasoning, the calls and why the answer ended."""
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     thought = "".join(event.text for event in events if isinstance(event, ReasoningDelta))
@@ -65,23 +65,23 @@ def summed(events: list[TurnEvent]) -> tuple[str, str, list[tuple[str, str]], st
     ],
 )
 def test_answers(harmony: Harmony, answer: str, expected: Any) -> None:
-    assert summed(read(harmony, answer)) == expected
+    assert summarize(read(harmony, answer)) == expected
 
 
 def test_truncated_call_is_not_a_call(harmony: Harmony) -> None:
     events = read(harmony, CALL + '{"city":"Paris"}<|call|>', most=12)
-    assert summed(events)[2:] == ([], "length")
+    assert summarize(events)[2:] == ([], "length")
     assert any(isinstance(event, ToolCallDelta) for event in events)
 
 
 def test_two_calls(harmony: Harmony) -> None:
     both = CALL + "{}<|end|><|start|>assistant" + CALL + '{"b":2}<|call|>'
-    assert summed(read(harmony, both))[2:] == ([("f", "{}"), ("f", '{"b":2}')], "tool_calls")
+    assert summarize(read(harmony, both))[2:] == ([("f", "{}"), ("f", '{"b":2}')], "tool_calls")
 
 
 def test_truncated_character(harmony: Harmony) -> None:
     ids = [*ids_of(harmony, "<|channel|>final<|message|>Hi "), *harmony.encode("𓀀")]
-    assert summed(read(harmony, ids[:-1], most=len(ids) - 1))[0] == "Hi \ufffd"
+    assert summarize(read(harmony, ids[:-1], most=len(ids) - 1))[0] == "Hi \ufffd"
 
 
 def test_stop_strings_apply_to_the_answer_only(harmony: Harmony) -> None:
@@ -89,12 +89,12 @@ def test_stop_strings_apply_to_the_answer_only(harmony: Harmony) -> None:
         "<|channel|>analysis<|message|>say END<|end|><|start|>assistant<|channel|>final<|message|>Hi END more<|return|>"
     )
     events = read(harmony, answer, stops=["END"])
-    assert summed(events) == ("Hi ", "say END", [], "stop")
+    assert summarize(events) == ("Hi ", "say END", [], "stop")
     end = events[-1]
     assert isinstance(end, ChoiceEnd)
     assert end.result.finish_reason is FinishReason.CANCELLED  # at the stop string
     assert end.result.usage.new_tokens < len(ids_of(harmony, answer))
-    assert summed(read(harmony, answer, stops=["more!"]))[0] == "Hi END more"
+    assert summarize(read(harmony, answer, stops=["more!"]))[0] == "Hi END more"
 
 
 def test_reasoning_tokens_are_counted(harmony: Harmony) -> None:
@@ -109,8 +109,8 @@ def test_failure_closes_every_item(harmony: Harmony) -> None:
     """The engine fails during a call: every open item is closed, and the response has failed."""
     tools = ToolSet(parse_tools([{"type": "function", "name": "f"}], Limits()))
     writer = ResponseWriter({"id": "resp_1", "status": "in_progress", "output": []}, tools, harmony)
-    happened: list[TurnEvent] = [ReasoningDelta("Hm"), MessageEnd("analysis"), ToolCallDelta("f", "{")]
-    events = [*writer.start(), *(made for one in happened for made in writer.write(one))]
+    turn_events: list[TurnEvent] = [ReasoningDelta("Hm"), MessageEnd("analysis"), ToolCallDelta("f", "{")]
+    events = [*writer.start(), *(written for event in turn_events for written in writer.write(event))]
     events += writer.fail(Problem(500, "gone", "server_error", None, "engine_error"))
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] for event in events[-3:]] == ["response.output_item.done", "error", "response.failed"]

@@ -85,16 +85,16 @@ def serve(
         tell_date=date,
     )
     options = EngineOptions(provider, device, threads, context_length, slots, queue)
-    catalog = ServedModels.from_argument(model, Registry(search=artifacts or None, working_folder=False))
-    models = ModelHost(catalog, options.load, max_loaded=max_loaded, ttl=ttl or None, max_turns=slots + queue)
+    served = ServedModels.from_argument(model, Registry(search=artifacts or None, working_folder=False))
+    models = ModelHost(served, options.load, max_loaded=max_loaded, ttl=ttl or None, max_turns=slots + queue)
     console = Console(highlight=False, soft_wrap=True)
 
     def ready(url: str) -> None:
         if json_output:  # for a program that started this one
-            print_json(console, {"url": url, "model": catalog.default})
+            print_json(console, {"url": url, "model": served.default})
             console.file.flush()
             return
-        console.print(f"gptoss serves {catalog.default or 'the models on this machine'} at {url}", markup=False)
+        console.print(f"gptoss serves {served.default or 'the models on this machine'} at {url}", markup=False)
         console.print(f"OpenAI API: {url}/v1    page: {url}/    Ctrl+C stops", markup=False)
 
     run(settings, models, ready=ready)

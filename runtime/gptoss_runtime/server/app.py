@@ -16,7 +16,7 @@ from gptoss_runtime.machine import installed
 from gptoss_runtime.server import chat_completions, foundry, health, page, responses
 from gptoss_runtime.server.connection import ClientDisconnected
 from gptoss_runtime.server.errors import BadRequest, HttpError, MethodNotAllowed, NotFound
-from gptoss_runtime.server.json_response import error_response
+from gptoss_runtime.server.json_response import make_error_response
 from gptoss_runtime.server.metrics import CountRequests, Metrics
 from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.openai import models
@@ -79,12 +79,12 @@ def create_app(settings: Settings, host: ModelHost) -> FastAPI:
 
 
 async def _handle_error(request: Request, error: Exception) -> Response:
-    return error_response(error)
+    return make_error_response(error)
 
 
 async def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(to_bad_request(error.errors()))
+    return make_error_response(to_bad_request(error.errors()))
 
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
@@ -97,7 +97,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
         converted = MethodNotAllowed(f"{where} is not allowed")
     else:
         converted = BadRequest(str(error.detail))
-    response = error_response(converted)
+    response = make_error_response(converted)
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response

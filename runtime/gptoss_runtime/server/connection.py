@@ -1,4 +1,4 @@
-"""Detects clients that disconnect while their response is in the making. Knows ASGI; knows nothing of what is sent."""
+"""Detects clients that disconnect before their response is complete. Knows ASGI; knows nothing of what is sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import Receive
 T = TypeVar("T")
 
 
-class ClientDisconnected(Exception):  # noqa: N818 - not a fault, and nobody is left to be told
+class ClientDisconnected(Exception):  # noqa: N818 - not an error: no client is left to report it to
     """The client closed the connection before its response was complete."""
 
 

@@ -34,7 +34,7 @@ class JsonResponse(Response):
         return encode_json(content)
 
 
-def error_response(error: BaseException) -> JsonResponse:
-    """The response to a request that failed: OpenAI's error object with its status and headers."""
+def make_error_response(error: BaseException) -> JsonResponse:
+    """Makes the response to a request that failed: OpenAI's error object with its status and headers."""
     problem = to_problem(error)
     return JsonResponse(problem.body, problem.status, problem.headers)

@@ -145,7 +145,7 @@ class ModelHost:
             Overloaded: the model accepts no more requests, or every loaded model is in use.
             GptOssError: it cannot be loaded.
         """
-        name = self._name_or_default(name)
+        name = self._resolve_name(name)
         loaded = await self._get(name, None)
         if loaded.users >= self._max_turns:
             raise Overloaded(
@@ -182,7 +182,7 @@ class ModelHost:
             raise Conflict(f"{name} is answering", remedy="Try again when it is done, or add ?force=true.")
         await self._unload(path)
 
-    def _name_or_default(self, name: str | None) -> str:
+    def _resolve_name(self, name: str | None) -> str:
         name = name or self.models.default
         if name is None:
             raise BadRequest(

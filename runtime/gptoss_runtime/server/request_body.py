@@ -107,7 +107,7 @@ def check_depth(value: Any, limit: int, *, what: str = "the body", param: str | 
     """
     level = [value]
     for _ in range(limit + 1):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
+        level = [child for parent in level for child in _get_children(parent) if isinstance(child, dict | list)]
         if not level:
             return
     raise _nested_too_deep(limit, what, param)
@@ -139,7 +139,7 @@ def _format_path(parts: Sequence[object]) -> str:
     return path
 
 
-def _children(value: Any) -> Iterable[Any]:
+def _get_children(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 

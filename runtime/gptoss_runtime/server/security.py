@@ -54,12 +54,12 @@ class RequestGuard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = _Headers(scope["headers"])
-        added = _SECURITY_HEADERS | {"x-request-id": _request_id(headers)}
+        added = _SECURITY_HEADERS | {"x-request-id": _get_request_id(headers)}
         try:
             host = self._check_host(headers, scope)
             added |= self._check_origin(headers, f"{scope['scheme']}://{host}")
             if scope["method"] == "OPTIONS" and headers.one("access-control-request-method"):
-                await _respond(send, 204, b"", added | self._preflight_headers(headers))
+                await _respond(send, 204, b"", added | self._make_preflight_headers(headers))
                 return
             self._check_key(headers, scope["path"])
             self._check_body(headers, scope["method"])
@@ -120,7 +120,7 @@ class RequestGuard:
             remedy="Start it with --allow-origin ORIGIN if they should.",
         )
 
-    def _preflight_headers(self, headers: _Headers) -> dict[str, str]:
+    def _make_preflight_headers(self, headers: _Headers) -> dict[str, str]:
         allowed = {
             "access-control-allow-methods": _METHODS,
             "access-control-allow-headers": headers.one("access-control-request-headers")
@@ -176,7 +176,7 @@ class _Headers:
         return values[0] if len(values) == 1 else ""
 
 
-def _request_id(headers: _Headers) -> str:
+def _get_request_id(headers: _Headers) -> str:
     """The client's own id for its request, so that it can find it in its logs; else a new one."""
     given = headers.one("x-request-id")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"

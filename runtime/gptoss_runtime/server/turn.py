@@ -163,7 +163,7 @@ class Turn:
         self._queue.append(item)
         if not self._wake_pending:
             self._wake_pending = True
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the waiting request with it
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:

@@ -25,7 +25,7 @@ async def create(request: Request, body: ChatRequest) -> Response:
     """Generate the next message of a conversation."""
     services = Services.of(request)
     limits = services.settings.limits
-    tools = body.tool_set(limits)
+    tools = body.parse_tool_set(limits)
     turn = await services.start_turn(request, body.model, body.to_turn_request(tools, limits))
     writer = ChatWriter(turn, tools, body)
     if body.stream:
@@ -39,7 +39,7 @@ async def input_tokens(request: Request, body: ChatRequest) -> Response:
     """Count the prompt tokens of a conversation without answering it."""
     services = Services.of(request)
     limits = services.settings.limits
-    tokens = await services.count_prompt_tokens(body.model, body.to_turn_request(body.tool_set(limits), limits))
+    tokens = await services.count_prompt_tokens(body.model, body.to_turn_request(body.parse_tool_set(limits), limits))
     return JsonResponse({"object": "chat.completion.input_tokens", "input_tokens": tokens})
 
 
@@ -47,13 +47,13 @@ async def _stream(turn: Turn, writer: ChatWriter) -> AsyncGenerator[bytes]:
     events = turn.events()
     try:
         async for batch in events:
-            chunks = [chunk for choice, event in batch for chunk in writer.chunks(choice, event)]
+            chunks = [chunk for choice, event in batch for chunk in writer.write_chunks(choice, event)]
             if chunks:
                 yield b"".join(map(encode_event, chunks))
         if writer.include_usage:
-            yield encode_event(writer.usage_chunk())
+            yield encode_event(writer.write_usage_chunk())
     except Exception as error:  # the status is already sent: the error becomes an event of the stream
-        yield b"".join(map(encode_event, writer.error_chunks(error)))
+        yield b"".join(map(encode_event, writer.write_error_chunks(error)))
     finally:
         await events.aclose()
     yield DONE
@@ -63,4 +63,4 @@ async def _complete(turn: Turn, writer: ChatWriter) -> dict[str, Any]:
     async for batch in turn.events():
         for choice, event in batch:
             writer.add(choice, event)
-    return writer.completion()
+    return writer.write_completion()

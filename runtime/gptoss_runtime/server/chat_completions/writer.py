@@ -45,7 +45,7 @@ class _Choice:
 
 
 class ChatWriter:
-    """Writes one answer: call ``chunks`` for each event of a stream, or ``add`` and then ``completion``.
+    """Writes one answer: call ``write_chunks`` for each event of a stream, or ``add`` and then ``write_completion``.
 
     Args:
         turn: the turn being generated.
@@ -68,41 +68,41 @@ class ChatWriter:
         }
         self._choices = [_Choice() for _ in range(body.n or 1)]
 
-    def chunks(self, index: int, event: TurnEvent) -> list[dict[str, Any]]:
-        """The chunks of a stream for one event of the choice ``index``."""
+    def write_chunks(self, index: int, event: TurnEvent) -> list[dict[str, Any]]:
+        """Writes the chunks of a stream for one event of the choice ``index``."""
         choice = self._choices[index]
         chunks: list[dict[str, Any]] = []
         if not choice.started:
             choice.started = True
-            chunks.append(self._chunk(index, {"role": "assistant", "content": ""}))
+            chunks.append(self._make_chunk(index, {"role": "assistant", "content": ""}))
         if isinstance(event, ChoiceEnd):
             choice.end = event
-            chunks.append(self._chunk(index, {}, finish_reason=event.reason))
+            chunks.append(self._make_chunk(index, {}, finish_reason=event.reason))
             if not self.include_usage and index + 1 == len(self._choices):
-                chunks[-1]["timings"] = format_timings(self._ends())
+                chunks[-1]["timings"] = format_timings(self._get_ends())
             return chunks
-        delta = self._delta(choice, event)
+        delta = self._make_delta(choice, event)
         if delta is not None:
-            logprobs = self._chunk_logprobs(event.logprobs) if isinstance(event, TextDelta) else None
-            chunks.append(self._chunk(index, delta, logprobs=logprobs))
+            logprobs = self._format_logprobs(event.logprobs) if isinstance(event, TextDelta) else None
+            chunks.append(self._make_chunk(index, delta, logprobs=logprobs))
         return chunks
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """The last chunk of a stream, with the token counts."""
-        ends = self._ends()
-        return self._head | {"choices": [], "usage": self._usage(ends), "timings": format_timings(ends)}
+    def write_usage_chunk(self) -> dict[str, Any]:
+        """Writes the last chunk of a stream, with the token counts."""
+        ends = self._get_ends()
+        return self._head | {"choices": [], "usage": self._format_usage(ends), "timings": format_timings(ends)}
 
-    def error_chunks(self, error: Exception) -> list[dict[str, Any]]:
-        """The end of a stream after an error: the end of the choice in which the engine failed, usage, the error."""
+    def write_error_chunks(self, error: Exception) -> list[dict[str, Any]]:
+        """Writes the end of a stream after an error: the end of the failed choice, the usage, the error."""
         chunks = []
         if self._turn.failed is not None:
-            chunks += self.chunks(*self._turn.failed)
+            chunks += self.write_chunks(*self._turn.failed)
             if self.include_usage:
-                chunks.append(self.usage_chunk())
+                chunks.append(self.write_usage_chunk())
         return [*chunks, to_problem(error).body]
 
     def add(self, index: int, event: TurnEvent) -> None:
-        """Collects one event of the choice ``index`` for ``completion``."""
+        """Collects one event of the choice ``index`` for ``write_completion``."""
         choice = self._choices[index]
         match event:
             case ReasoningDelta(text=text):
@@ -117,28 +117,28 @@ class ChatWriter:
             case _:
                 pass
 
-    def completion(self) -> dict[str, Any]:
-        """The whole answer."""
-        ends = self._ends()
+    def write_completion(self) -> dict[str, Any]:
+        """Writes the whole answer."""
+        ends = self._get_ends()
         return self._head | {
             "choices": [self._format_choice(index, choice) for index, choice in enumerate(self._choices)],
-            "usage": self._usage(ends),
+            "usage": self._format_usage(ends),
             "timings": format_timings(ends),
         }
 
-    def _delta(self, choice: _Choice, event: TurnEvent) -> dict[str, Any] | None:
+    def _make_delta(self, choice: _Choice, event: TurnEvent) -> dict[str, Any] | None:
         match event:
             case ReasoningDelta(text=text):
                 return {"reasoning": text, "reasoning_content": text}
             case TextDelta(text=text):
                 return {"content": text}
             case ToolCallDelta(name=name, text=text):
-                return self._arguments_delta(choice, name, text)
+                return self._make_arguments_delta(choice, name, text)
             case ToolCall():
                 return self._end_call(choice, event)
         return None
 
-    def _arguments_delta(self, choice: _Choice, name: str, text: str) -> dict[str, Any] | None:
+    def _make_arguments_delta(self, choice: _Choice, name: str, text: str) -> dict[str, Any] | None:
         """More of a call's arguments; the first delta announces the call.
 
         None for a custom tool: its text can only be decoded once its JSON is complete.
@@ -184,19 +184,19 @@ class ChatWriter:
         reason = None if choice.end is None else choice.end.reason
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
-    def _chunk(
+    def _make_chunk(
         self, index: int, delta: dict[str, Any], *, finish_reason: str | None = None, logprobs: Any = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         usage = {"usage": None} if self.include_usage else {}
         return self._head | {"choices": [choice]} | usage
 
-    def _chunk_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+    def _format_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         if not self._with_logprobs:
             return None
         return {"content": format_logprobs(self._turn.harmony, logprobs), "refusal": None}
 
-    def _usage(self, ends: Sequence[ChoiceEnd]) -> dict[str, Any]:
+    def _format_usage(self, ends: Sequence[ChoiceEnd]) -> dict[str, Any]:
         """Token counts; the prompt counts once, however many choices were generated from it."""
         prompt = self._turn.prompt_tokens
         completion = sum(end.result.usage.new_tokens for end in ends)
@@ -208,5 +208,5 @@ class ChatWriter:
             "completion_tokens_details": {"reasoning_tokens": sum(end.reasoning_tokens for end in ends)},
         }
 
-    def _ends(self) -> list[ChoiceEnd]:
+    def _get_ends(self) -> list[ChoiceEnd]:
         return [choice.end for choice in self._choices if choice.end is not None]

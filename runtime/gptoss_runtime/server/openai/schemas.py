@@ -67,7 +67,7 @@ class GenerationRequest(SamplingFields):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
 
-    def tool_set(self, limits: Limits) -> ToolSet:
+    def parse_tool_set(self, limits: Limits) -> ToolSet:
         """Parses the tools and the choice among them.
 
         Raises:

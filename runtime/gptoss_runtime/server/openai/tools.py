@@ -79,7 +79,7 @@ class ToolSet:
 
     def _parse_choice(self, choice: Any) -> tuple[ToolChoice, tuple[str, ...] | None]:
         if not self._by_name:
-            if choice == "required" or _chosen_name(choice) is not None:
+            if choice == "required" or _get_chosen_name(choice) is not None:
                 raise BadRequest("tool_choice asks for a tool and there are none", param="tool_choice")
             return "none", None
         if choice is None:
@@ -95,7 +95,7 @@ class ToolSet:
             raise BadRequest("tool_choice is neither text nor an object", param="tool_choice", code="invalid_type")
         if choice.get("type") == "allowed_tools":
             return self._parse_allowed(choice.get("allowed_tools", choice))
-        name = _chosen_name(choice)
+        name = _get_chosen_name(choice)
         if name is None:  # a tool that OpenAI's servers run: left out
             return "auto", None
         return "required", (self._find_function(name, choice.get("namespace")),)
@@ -104,7 +104,7 @@ class ToolSet:
         entries = allowed.get("tools") if isinstance(allowed, dict) else None
         if not isinstance(entries, list) or allowed.get("mode") not in ("auto", "required"):
             raise BadRequest("allowed_tools needs a mode, auto or required, and tools", param="tool_choice")
-        chosen = [(_chosen_name(entry), entry) for entry in entries]
+        chosen = [(_get_chosen_name(entry), entry) for entry in entries]
         names = tuple(self._find_function(name, entry.get("namespace")) for name, entry in chosen if name is not None)
         if not names:
             return "none", None
@@ -204,7 +204,7 @@ def _describe_grammar(text_format: Any) -> str:
     return f"The input follows this grammar:\n{definition}" if isinstance(definition, str) else ""
 
 
-def _chosen_name(choice: Any) -> str | None:
+def _get_chosen_name(choice: Any) -> str | None:
     """The tool that a choice names; Chat Completions nests the name, Responses does not."""
     if not isinstance(choice, dict) or choice.get("type") not in ("function", "custom"):
         return None

@@ -15,7 +15,7 @@ from gptoss_runtime.server.responses.items import Item, resolve_references
 from gptoss_runtime.server.responses.runner import ResponseRunner
 from gptoss_runtime.server.responses.schemas import ResponseRequest
 from gptoss_runtime.server.responses.store import ResponseStore, StoredResponse
-from gptoss_runtime.server.responses.writer import ResponseWriter, initial_response
+from gptoss_runtime.server.responses.writer import ResponseWriter, create_response
 from gptoss_runtime.server.services import Services
 from gptoss_runtime.server.sse import EventStream
 
@@ -30,11 +30,11 @@ async def create(request: Request, body: ResponseRequest) -> Response:
     services, store = Services.of(request), ResponseStore.of(request)
     limits = services.settings.limits
     body.check_supported()
-    earlier = store.conversation_before(body.previous_response_id)
+    earlier = store.get_conversation(body.previous_response_id)
     items = resolve_references(body.to_items(limits), store.find_item)
-    tools = body.tool_set(limits)
+    tools = body.parse_tool_set(limits)
     turn = await services.start_turn(request, body.model, body.to_turn_request(tools, [*earlier, *items], limits))
-    response = initial_response(body, turn.model)
+    response = create_response(body, turn.model)
     stored = None
     if body.store is not False or body.background:
         stored = StoredResponse(response, items, earlier, turn.cancel)
@@ -55,8 +55,8 @@ async def input_tokens(request: Request, body: ResponseRequest) -> Response:
     services, store = Services.of(request), ResponseStore.of(request)
     limits = services.settings.limits
     items = resolve_references(body.to_items(limits), store.find_item)
-    earlier = store.conversation_before(body.previous_response_id)
-    asked = body.to_turn_request(body.tool_set(limits), [*earlier, *items], limits)
+    earlier = store.get_conversation(body.previous_response_id)
+    asked = body.to_turn_request(body.parse_tool_set(limits), [*earlier, *items], limits)
     tokens = await services.count_prompt_tokens(body.model, asked)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
@@ -66,7 +66,7 @@ async def list_responses(
     request: Request, after: str | None = None, limit: Limit = 20, order: Order = "desc"
 ) -> Response:
     """List the responses that are kept."""
-    responses = [stored.response for stored in ResponseStore.of(request).newest_first()]
+    responses = [stored.response for stored in ResponseStore.of(request).list_newest_first()]
     return JsonResponse(_paginate(responses if order == "desc" else responses[::-1], after, limit))
 
 

@@ -104,7 +104,7 @@ class ResponseRequest(GenerationRequest):
         Raises:
             BadRequest: items, options or tools that cannot be served.
         """
-        instructions = parse_text(_instruction_parts(self.instructions), "instructions")
+        instructions = parse_text(_flatten_instructions(self.instructions), "instructions")
         messages = [Message("developer", instructions)] if instructions else []
         text_format = None if self.text is None else self.text.format
         return TurnRequest(
@@ -122,7 +122,7 @@ class ResponseRequest(GenerationRequest):
         )
 
 
-def _instruction_parts(instructions: str | list[Any] | None) -> str | list[Any] | None:
+def _flatten_instructions(instructions: str | list[Any] | None) -> str | list[Any] | None:
     """Flattens instructions that come as a list of messages to a list of content parts."""
     if not isinstance(instructions, list):
         return instructions

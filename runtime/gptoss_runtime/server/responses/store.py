@@ -94,8 +94,8 @@ class ResponseStore:
         self._responses.move_to_end(response_id)
         return stored
 
-    def conversation_before(self, previous_response_id: str | None) -> list[Item]:
-        """The conversation that a request with this ``previous_response_id`` continues.
+    def get_conversation(self, previous_response_id: str | None) -> list[Item]:
+        """Returns the conversation that a request with this ``previous_response_id`` continues.
 
         Raises:
             BadRequest: the response is not kept, or not complete.
@@ -126,8 +126,8 @@ class ResponseStore:
             stored.cancel()
         self._remove(response_id)
 
-    def newest_first(self) -> Sequence[StoredResponse]:
-        """All responses, the newest first."""
+    def list_newest_first(self) -> Sequence[StoredResponse]:
+        """Lists all responses, the newest first."""
         return sorted(self._responses.values(), key=lambda stored: stored.created, reverse=True)
 
     def __contains__(self, response_id: str) -> bool:

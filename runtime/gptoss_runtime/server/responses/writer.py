@@ -28,8 +28,8 @@ from gptoss_runtime.server.turn_events import ChoiceEnd, TextDelta, TurnEvent
 StreamEvent = dict[str, Any]
 
 
-def initial_response(body: ResponseRequest, model: str) -> dict[str, Any]:
-    """The response object before its answer: the request's settings, as they are applied."""
+def create_response(body: ResponseRequest, model: str) -> dict[str, Any]:
+    """Creates the response object before its answer: the request's settings, as they are applied."""
     reasoning = body.reasoning or Reasoning()
     return {
         "id": f"resp_{uuid.uuid4().hex}",
@@ -84,27 +84,27 @@ class ResponseWriter:
         self._open: _OpenItem | None = None
 
     def start(self) -> Iterator[StreamEvent]:
-        """The events before the first token."""
-        yield self._response_event("response.created")
-        yield self._response_event("response.in_progress")
+        """Writes the events before the first token."""
+        yield self._make_response_event("response.created")
+        yield self._make_response_event("response.in_progress")
 
     def write(self, event: TurnEvent) -> Iterator[StreamEvent]:
-        """The stream events for one of the turn's events; its end is for ``finish``."""
+        """Writes the stream events for one of the turn's events; its end is for ``finish``."""
         match event:
             case ReasoningDelta(text=text):
                 yield from self._ensure_open("reasoning")
-                yield from self._delta("response.reasoning_text.delta", text)
+                yield from self._write_delta("response.reasoning_text.delta", text)
                 if self._open is not None and self._copies.summary:
                     address = self._open.summary_address
-                    yield self._event("response.reasoning_summary_text.delta", **address, delta=text)
+                    yield self._make_event("response.reasoning_summary_text.delta", **address, delta=text)
             case TextDelta(text=text, preamble=preamble, logprobs=logprobs):
                 yield from self._ensure_open("message", phase="commentary" if preamble else "final_answer")
                 formatted = format_logprobs(self._harmony, logprobs)
-                yield from self._delta("response.output_text.delta", text, logprobs=formatted)
+                yield from self._write_delta("response.output_text.delta", text, logprobs=formatted)
             case ToolCallDelta(name=name, text=text):
-                yield from self._call_delta(name, text)
+                yield from self._write_call_delta(name, text)
             case ToolCall(name=name, arguments=arguments):
-                yield from self._call_delta(name, "")
+                yield from self._write_call_delta(name, "")
                 if self._open is not None:
                     self._open.text = arguments
                 yield from self._close("completed")
@@ -114,7 +114,7 @@ class ResponseWriter:
                 pass
 
     def finish(self, end: ChoiceEnd, prompt_tokens: int, now: float) -> Iterator[StreamEvent]:
-        """The events of the end.
+        """Writes the events of the end.
 
         Args:
             end: how the turn ended.
@@ -126,15 +126,15 @@ class ResponseWriter:
         self.response |= {
             "status": status,
             "completed_at": now if status == "completed" else None,
-            "usage": _usage(prompt_tokens, end),
+            "usage": _format_usage(prompt_tokens, end),
             "timings": format_timings([end]),
         }
         if status == "incomplete":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        yield self._response_event("response.completed" if status == "completed" else "response.incomplete")
+        yield self._make_response_event("response.completed" if status == "completed" else "response.incomplete")
 
     def fail(self, problem: Problem, end: ChoiceEnd | None = None, prompt_tokens: int = 0) -> Iterator[StreamEvent]:
-        """The events of an engine's failure.
+        """Writes the events of an engine's failure.
 
         Args:
             problem: what the client is told.
@@ -143,12 +143,12 @@ class ResponseWriter:
         """
         yield from self._close("incomplete")
         if end is not None:
-            self.response |= {"usage": _usage(prompt_tokens, end), "timings": format_timings([end])}
+            self.response |= {"usage": _format_usage(prompt_tokens, end), "timings": format_timings([end])}
         self.response |= {"status": "failed", "error": {"code": "server_error", "message": problem.message}}
-        yield self._event("error", code=problem.code, message=problem.message, param=problem.param)
-        yield self._response_event("response.failed")
+        yield self._make_event("error", code=problem.code, message=problem.message, param=problem.param)
+        yield self._make_response_event("response.failed")
 
-    def _call_delta(self, name: str, text: str) -> Iterator[StreamEvent]:
+    def _write_call_delta(self, name: str, text: str) -> Iterator[StreamEvent]:
         client_tool = self._tools.find(name)
         if client_tool is None:
             return
@@ -157,7 +157,7 @@ class ResponseWriter:
         if client_tool.custom and self._open is not None:
             self._open.text += text  # JSON: its text can only be decoded once it is complete
         elif text:
-            yield from self._delta("response.function_call_arguments.delta", text)
+            yield from self._write_delta("response.function_call_arguments.delta", text)
 
     def _ensure_open(self, kind: str, **fields: Any) -> Iterator[StreamEvent]:
         """Opens an item of that type, after closing one of another type."""
@@ -166,55 +166,61 @@ class ResponseWriter:
         yield from self._close("completed")
         item = self._open = _OpenItem(kind, len(self.response["output"]), self._copies, **fields)
         self.response["output"].append(item.to_json("in_progress"))
-        yield self._event(
+        yield self._make_event(
             "response.output_item.added", output_index=item.output_index, item=item.to_json("in_progress")
         )
         if item.part_type is not None:
-            yield self._event("response.content_part.added", **item.address, part=item.part("", []))
+            yield self._make_event("response.content_part.added", **item.address, part=item.make_part("", []))
         if kind == "reasoning" and self._copies.summary:
-            yield self._event("response.reasoning_summary_part.added", **item.summary_address, part=_summary_part(""))
+            yield self._make_event(
+                "response.reasoning_summary_part.added", **item.summary_address, part=_make_summary_part("")
+            )
 
-    def _delta(self, event: str, text: str, **fields: Any) -> Iterator[StreamEvent]:
+    def _write_delta(self, event: str, text: str, **fields: Any) -> Iterator[StreamEvent]:
         if self._open is not None and text:
             self._open.text += text
             self._open.logprobs += fields.get("logprobs", [])
-            yield self._event(event, **self._open.address, delta=text, **fields)
+            yield self._make_event(event, **self._open.address, delta=text, **fields)
 
     def _close(self, status: str) -> Iterator[StreamEvent]:
-        """The events that end the open item."""
+        """Writes the events that end the open item."""
         if self._open is None:
             return
         item, self._open = self._open, None
-        yield from self._content_done(item)
+        yield from self._write_content_done(item)
         done = item.to_json(status)
         self.response["output"][item.output_index] = done
-        yield self._event("response.output_item.done", output_index=item.output_index, item=done)
+        yield self._make_event("response.output_item.done", output_index=item.output_index, item=done)
 
-    def _content_done(self, item: _OpenItem) -> Iterator[StreamEvent]:
+    def _write_content_done(self, item: _OpenItem) -> Iterator[StreamEvent]:
         address, text = item.address, item.text
         match item.kind:
             case "reasoning":
-                yield self._event("response.reasoning_text.done", **address, text=text)
-                yield self._event("response.content_part.done", **address, part=item.part(text, []))
+                yield self._make_event("response.reasoning_text.done", **address, text=text)
+                yield self._make_event("response.content_part.done", **address, part=item.make_part(text, []))
                 if self._copies.summary:
-                    address, part = item.summary_address, _summary_part(text)
-                    yield self._event("response.reasoning_summary_text.done", **address, text=text)
-                    yield self._event("response.reasoning_summary_part.done", **address, part=part)
+                    address, part = item.summary_address, _make_summary_part(text)
+                    yield self._make_event("response.reasoning_summary_text.done", **address, text=text)
+                    yield self._make_event("response.reasoning_summary_part.done", **address, part=part)
             case "message":
-                yield self._event("response.output_text.done", **address, text=text, logprobs=item.logprobs)
-                yield self._event("response.content_part.done", **address, part=item.part(text, item.logprobs))
+                yield self._make_event("response.output_text.done", **address, text=text, logprobs=item.logprobs)
+                yield self._make_event(
+                    "response.content_part.done", **address, part=item.make_part(text, item.logprobs)
+                )
             case "function_call":
-                yield self._event("response.function_call_arguments.done", **address, name=item.name, arguments=text)
+                yield self._make_event(
+                    "response.function_call_arguments.done", **address, name=item.name, arguments=text
+                )
             case "custom_tool_call":
                 decoded = decode_custom_input(text)
-                yield self._event("response.custom_tool_call_input.delta", **address, delta=decoded)
-                yield self._event("response.custom_tool_call_input.done", **address, input=decoded)
+                yield self._make_event("response.custom_tool_call_input.delta", **address, delta=decoded)
+                yield self._make_event("response.custom_tool_call_input.done", **address, input=decoded)
 
-    def _response_event(self, event: str) -> StreamEvent:
-        """An event that carries the whole response as it is now."""
-        return self._event(event, response=self.response | {"output": list(self.response["output"])})
+    def _make_response_event(self, event: str) -> StreamEvent:
+        """Makes an event that carries the whole response as it is now."""
+        return self._make_event(event, response=self.response | {"output": list(self.response["output"])})
 
-    def _event(self, event: str, **fields: Any) -> StreamEvent:
+    def _make_event(self, event: str, **fields: Any) -> StreamEvent:
         self._sequence_number += 1
         return {"type": event, "sequence_number": self._sequence_number, **fields}
 
@@ -268,20 +274,20 @@ class _OpenItem:
         """The fields by which events refer to its summary's only part."""
         return {"item_id": self.id, "output_index": self.output_index, "summary_index": 0}
 
-    def part(self, text: str, logprobs: list[Any]) -> dict[str, Any]:
-        """Its only content part."""
+    def make_part(self, text: str, logprobs: list[Any]) -> dict[str, Any]:
+        """Makes its only content part."""
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     def to_json(self, status: str) -> Item:
-        """The item as it stands in the response; without content while it is in progress."""
+        """Formats the item as it stands in the response; without content while it is in progress."""
         in_progress = status == "in_progress"
         head = {"id": self.id, "type": self.kind, "status": status}
-        content = [] if in_progress else [self.part(self.text, self.logprobs)]
+        content = [] if in_progress else [self.make_part(self.text, self.logprobs)]
         if self.kind == "reasoning":
             encrypted = encode_reasoning(self.text) if self._copies.encrypted_content and not in_progress else None
-            summary = [_summary_part(self.text)] if self._copies.summary and not in_progress else []
+            summary = [_make_summary_part(self.text)] if self._copies.summary and not in_progress else []
             return head | {"summary": summary, "content": content, "encrypted_content": encrypted}
         if self.kind == "message":
             return head | {"role": "assistant", "phase": self.phase, "content": content}
@@ -291,11 +297,11 @@ class _OpenItem:
         return head | {"call_id": self._call_id, "name": self.name} | text | namespace
 
 
-def _summary_part(text: str) -> dict[str, Any]:
+def _make_summary_part(text: str) -> dict[str, Any]:
     return {"type": "summary_text", "text": text}
 
 
-def _usage(prompt_tokens: int, end: ChoiceEnd) -> dict[str, Any]:
+def _format_usage(prompt_tokens: int, end: ChoiceEnd) -> dict[str, Any]:
     output_tokens = end.result.usage.new_tokens
     return {
         "input_tokens": prompt_tokens,

@@ -1,7 +1,7 @@
 // The current settings as a program: curl, Python, JavaScript. The key is never written out, only its variable.
 
-/** Source text that sends `body` to this server. */
-export function source(language, body, origin) {
+/** Generates a program that sends `body` to this server. */
+export function generateCode(language, body, origin) {
   return { curl, python, javascript }[language](body, origin);
 }
 
@@ -16,7 +16,7 @@ function curl(body, origin) {
 }
 
 function python(body, origin) {
-  const known = Object.entries(body).map(([name, value]) => `    ${name}=${literal(value, 1)},`);
+  const known = Object.entries(body).map(([name, value]) => `    ${name}=${pythonLiteral(value, 1)},`);
   return [
     "import os",
     "from openai import OpenAI",
@@ -39,16 +39,16 @@ function javascript(body, origin) {
   ].join("\n");
 }
 
-function literal(value, depth) {
+function pythonLiteral(value, depth) {
   const inner = "    ".repeat(depth + 1);
   const outer = "    ".repeat(depth);
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) {
-    return value.length ? `[\n${value.map((one) => inner + literal(one, depth + 1)).join(",\n")},\n${outer}]` : "[]";
+    return value.length ? `[\n${value.map((item) => inner + pythonLiteral(item, depth + 1)).join(",\n")},\n${outer}]` : "[]";
   }
   if (typeof value === "object") {
-    const pairs = Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${literal(one, depth + 1)}`);
+    const pairs = Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${pythonLiteral(item, depth + 1)}`);
     return `{${pairs.join(", ")}}`;
   }
   return JSON.stringify(value);

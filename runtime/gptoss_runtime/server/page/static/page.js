@@ -1,7 +1,7 @@
 // Connects the page's parts: settings, the conversation, one request at a time.
 
 import { Answer, ApiError, complete, get } from "./api.js";
-import { source } from "./code.js";
+import { generateCode } from "./code.js";
 import { AnswerView, errorMessage, userMessage } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -25,7 +25,7 @@ let language = "curl";
 
 // settings
 
-function tools() {
+function readTools() {
   const text = $("tools").value.trim();
   $("tools-problem").textContent = "";
   if (!text) return [];
@@ -38,19 +38,19 @@ function tools() {
   }
 }
 
-function settings() {
-  const most = $("max-tokens").valueAsNumber;
-  const given = tools();
+function readSettings() {
+  const maxTokens = $("max-tokens").valueAsNumber;
+  const given = readTools();
   return {
     ...($("model").value && { model: $("model").value }),
     reasoning_effort: document.querySelector("input[name=effort]:checked").value,
     temperature: $("temperature").valueAsNumber,
-    ...(most >= 1 && { max_completion_tokens: Math.floor(most) }),
+    ...(maxTokens >= 1 && { max_completion_tokens: Math.floor(maxTokens) }),
     ...(given?.length && { tools: given }),
   };
 }
 
-function conversationSoFar(next) {
+function composeMessages(next) {
   const instructions = $("instructions").value.trim();
   const first = instructions ? [{ role: "system", content: instructions }] : [];
   return [...first, ...messages, ...(next ? [{ role: "user", content: next }] : [])];
@@ -58,27 +58,27 @@ function conversationSoFar(next) {
 
 function showCode() {
   $("temperature-shown").value = $("temperature").value;
-  const written = conversationSoFar($("prompt").value.trim());
-  const sent = written.some((one) => one.role === "user") ? written : [...written, { role: "user", content: "Hello" }];
-  $("code").textContent = source(language, { ...settings(), messages: sent }, location.origin);
+  const written = composeMessages($("prompt").value.trim());
+  const sent = written.some((message) => message.role === "user") ? written : [...written, { role: "user", content: "Hello" }];
+  $("code").textContent = generateCode(language, { ...readSettings(), messages: sent }, location.origin);
 }
 
 // the server
 
-async function showServer() {
+async function loadModels() {
   const key = $("key").value;
   try {
     const { data = [] } = await get("/v1/models", key);
     const chosen = $("model").value;
     $("model").replaceChildren(...data.map(({ id }) => new Option(id, id, false, id === chosen)));
-    say(data.length ? "" : "The server has no models.");
+    setStatus(data.length ? "" : "The server has no models.");
     $("model").disabled = data.length < 2;
   } catch (error) {
     if (error.status === 401) {
       $("key-part").open = true;
       $("key").focus();
     }
-    say(error.message);
+    setStatus(error.message);
   }
   await showDevice();
   showCode();
@@ -88,20 +88,20 @@ async function showDevice() {
   try {
     const { models = [] } = await get("/openai/status", $("key").value);
     const loaded = models.find(({ id }) => id === $("model").value);
-    const context = loaded?.context_length && `${loaded.context_length.toLocaleString("en")} tokens`;
-    $("device").textContent = loaded ? [loaded.device, loaded.provider, context].filter((one) => one != null && one !== "").join(" · ") : "";
+    const context = loaded?.context_length && `${loaded.context_length.toLocaleString("en")}-token context`;
+    $("device").textContent = loaded ? [loaded.device, loaded.provider, context].filter((text) => text != null && text !== "").join(" · ") : "";
   } catch {
     $("device").textContent = "";
   }
 }
 
-function say(text) {
+function setStatus(text) {
   $("status").textContent = text;
 }
 
 // the conversation
 
-function show(element) {
+function append(element) {
   $("empty").hidden = true;
   $("log").append(element);
   scrollDown(true);
@@ -116,11 +116,11 @@ async function send() {
   const text = $("prompt").value;
   if (running || !text.trim()) return;
   if (waiting) {
-    say("The model waits for its tools: return their results or start a new conversation.");
+    setStatus("The model waits for its tools: return their results or start a new conversation.");
     waiting.focus();
     return;
   }
-  if (tools() === null) {
+  if (readTools() === null) {
     $("tools").closest("details").open = true;
     $("tools").focus();
     return;
@@ -129,18 +129,18 @@ async function send() {
   const shown = userMessage(text);
   messages.push({ role: "user", content: text });
   $("prompt").value = "";
-  show(shown);
+  append(shown);
   const turn = ++conversation;
   try {
-    await answer(turn);
+    await runTurn(turn);
   } catch (error) {
     if (turn !== conversation) return;
     messages.length = before; // a failed turn is not part of the conversation
     shown.classList.add("failed");
     $("prompt").value ||= text;
-    show(errorMessage(error));
+    append(errorMessage(error));
     if (error.status === 401) $("key-part").open = true;
-    say("");
+    setStatus("");
   } finally {
     showCode();
     await showDevice();
@@ -148,16 +148,16 @@ async function send() {
 }
 
 /** Requests answers until the model calls no more tools; the user types the results of calls. */
-async function answer(turn) {
+async function runTurn(turn) {
   for (;;) {
-    const { answer, view, stopped } = await one();
+    const { answer, view, stopped } = await requestAnswer();
     if (turn !== conversation) return;
     if (!answer.empty && !(stopped && answer.calls.length)) messages.push(answer.message());
     if (stopped || answer.finish !== "tool_calls" || !answer.calls.length) {
       $("prompt").focus();
       return;
     }
-    say("The model waits for its tools.");
+    setStatus("The model waits for its tools.");
     waiting = view;
     const results = await view.askForResults();
     if (turn !== conversation) return;
@@ -168,18 +168,18 @@ async function answer(turn) {
   }
 }
 
-/** One request, streamed into the page. */
-async function one() {
+/** Sends one request and displays its stream. */
+async function requestAnswer() {
   const collected = new Answer();
   const view = new AnswerView(collected);
   const control = (running = new AbortController());
-  const begun = performance.now();
+  const started = performance.now();
   let first = null;
   let stopped = false;
-  show(view.element);
-  busy(true);
-  say("Answering …");
-  const body = { ...settings(), messages: conversationSoFar(), stream: true, stream_options: { include_usage: true } };
+  append(view.element);
+  setBusy(true);
+  setStatus("Answering …");
+  const body = { ...readSettings(), messages: composeMessages(), stream: true, stream_options: { include_usage: true } };
   try {
     for await (const chunk of complete(body, $("key").value, control.signal)) {
       collected.add(chunk);
@@ -196,45 +196,45 @@ async function one() {
     }
   } finally {
     running = null;
-    busy(false);
+    setBusy(false);
   }
   const note = stopped ? "Stopped." : collected.finish === "length" ? "Truncated: the token limit was reached." : "";
-  view.end(note, figures(collected, begun, first));
-  say(stopped ? "Stopped." : "The answer is complete.");
+  view.end(note, formatFigures(collected, started, first));
+  setStatus(stopped ? "Stopped." : "The answer is complete.");
   scrollDown(false);
   return { answer: collected, view, stopped };
 }
 
-function figures({ usage, timings, tokens, model }, begun, first) {
+function formatFigures({ usage, timings, tokens, model }, started, first) {
   const now = performance.now();
-  const made = usage?.completion_tokens ?? tokens;
+  const count = usage?.completion_tokens ?? tokens;
   const rate = timings?.predicted_per_second ?? (first && tokens > 1 ? (tokens - 1) / ((now - first) / 1000) : 0);
-  const wait = timings?.time_to_first_token_ms ?? (first ? first - begun : null);
+  const wait = timings?.time_to_first_token_ms ?? (first ? first - started : null);
   return [
-    `${made} token${made === 1 ? "" : "s"}`,
+    `${count} token${count === 1 ? "" : "s"}`,
     rate ? `${rate.toFixed(1)} tokens/s` : null,
     wait === null ? null : `first token after ${(wait / 1000).toFixed(2)} s`,
     model,
   ].filter(Boolean).join(" · ");
 }
 
-function busy(is) {
-  $("send").hidden = is;
-  $("stop").hidden = !is;
+function setBusy(busy) {
+  $("send").hidden = busy;
+  $("stop").hidden = !busy;
 }
 
 function stop() {
   running?.abort();
 }
 
-function startAnew() {
+function startConversation() {
   stop();
   waiting = null;
   conversation += 1;
   messages = [];
   for (const article of $("log").querySelectorAll("article")) article.remove();
   $("empty").hidden = false;
-  say("");
+  setStatus("");
   showCode();
   $("prompt").focus();
 }
@@ -259,7 +259,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 $("stop").addEventListener("click", stop);
-$("new").addEventListener("click", startAnew);
+$("new").addEventListener("click", startConversation);
 $("toggle").addEventListener("click", () => {
   const hidden = $("settings").toggleAttribute("hidden");
   $("toggle").setAttribute("aria-expanded", String(!hidden));
@@ -271,30 +271,30 @@ $("example").addEventListener("click", () => {
 $("model").addEventListener("change", showDevice);
 $("key").addEventListener("change", () => {
   sessionStorage.setItem(KEY, $("key").value);
-  showServer();
+  loadModels();
 });
 $("copy").addEventListener("click", async () => {
   try {
     await navigator.clipboard.writeText($("code").textContent);
-    say("Copied.");
+    setStatus("Copied.");
   } catch {
     getSelection().selectAllChildren($("code"));
-    say("Selected: copy it with the keyboard.");
+    setStatus("Selected: copy it with the keyboard.");
   }
 });
 const tabs = [...document.querySelectorAll("[role=tab]")];
 for (const tab of tabs) {
-  tab.addEventListener("click", () => choose(tab));
+  tab.addEventListener("click", () => selectTab(tab));
   tab.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) choose(tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length]).focus();
+    if (step) selectTab(tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length]).focus();
   });
 }
 
-function choose(tab) {
-  for (const one of tabs) {
-    one.setAttribute("aria-selected", String(one === tab));
-    one.tabIndex = one === tab ? 0 : -1;
+function selectTab(tab) {
+  for (const other of tabs) {
+    other.setAttribute("aria-selected", String(other === tab));
+    other.tabIndex = other === tab ? 0 : -1;
   }
   language = tab.dataset.language;
   $("code").setAttribute("aria-labelledby", tab.id);
@@ -305,4 +305,4 @@ function choose(tab) {
 for (const id of ["settings", "prompt", "model"]) $(id).addEventListener("input", showCode);
 if (matchMedia("(max-width: 60rem)").matches) $("toggle").click();
 $("key").value = sessionStorage.getItem(KEY) ?? "";
-showServer();
+loadModels();
