@@ -108,7 +108,7 @@ TOKENS = (
                 "STOP_TOKENS = (RETURN, ENDOFTEXT)",
             ),
         ),
-        ("tests/runtime/chat/test_chat.py::test_a_turn_ends_where_harmony_ends_it",),
+        ("tests/runtime/chat/test_chat.py::test_a_turn_ends_at_harmonys_stop_tokens",),
     ),
     Fault(
         "call_is_no_stop_token_of_an_artifact",

@@ -23,6 +23,7 @@ from gptoss_runtime import (
 from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.harmony_tokens import ENDOFTEXT, STOP_TOKENS
+from tests.harmony_tools import encode_marked
 
 GREEDY = GenerationOptions(temperature=0)
 CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1, "b": 2}<|call|>'
@@ -30,7 +31,7 @@ ANSWER = "<|channel|>analysis<|message|>Sum.<|end|><|start|>assistant<|channel|>
 
 
 def scripted(harmony: Harmony, *answers: str, tools: Sequence[Tool] = (), **settings: object) -> Chat:
-    scripts = [harmony._encoding.encode(answer, allowed_special="all") for answer in answers]
+    scripts = [encode_marked(harmony, answer) for answer in answers]
     return Chat(ScriptedEngine(scripts), harmony, tools=tools, options=GREEDY, **settings)  # type: ignore[arg-type]
 
 
@@ -38,7 +39,7 @@ def adder(a: int, b: int) -> int:
     return a + b
 
 
-def test_a_turn(harmony: Harmony) -> None:
+def test_a_turn_is_added_to_the_conversation(harmony: Harmony) -> None:
     chat = scripted(harmony, ANSWER, ANSWER, instructions="Add.", effort="low")
     reply = chat.send("1+2?")
     assert (reply.content, reply.reasoning, reply.finish.reason) == ("3", "Sum.", "stop")
@@ -52,7 +53,7 @@ def test_a_turn(harmony: Harmony) -> None:
     assert chat.messages == [Message("developer", "Add.")]
 
 
-def test_tools_with_functions_run_here(harmony: Harmony) -> None:
+def test_tools_with_functions_are_run(harmony: Harmony) -> None:
     chat = scripted(harmony, CALL, ANSWER, tools=[Tool("add", "Adds.", function=adder)])
     events = list(chat.stream("1+2?"))
     assert ToolCall("add", '{"a": 1, "b": 2}') in events
@@ -61,7 +62,7 @@ def test_tools_with_functions_run_here(harmony: Harmony) -> None:
     assert [message.role for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
 
 
-def test_other_tools_are_the_callers(harmony: Harmony) -> None:
+def test_tools_without_functions_are_left_to_the_caller(harmony: Harmony) -> None:
     chat = scripted(harmony, CALL, ANSWER, tools=[Tool("add")])
     reply = chat.send("1+2?")
     assert reply.finish.reason == "tool_calls"
@@ -74,8 +75,8 @@ def test_other_tools_are_the_callers(harmony: Harmony) -> None:
     assert ReasoningDelta("Sum") in events
 
 
-def test_a_turn_ends_where_harmony_ends_it(harmony: Harmony) -> None:
-    """A model that goes on after its call would answer from what it made up."""
+def test_a_turn_ends_at_harmonys_stop_tokens(harmony: Harmony) -> None:
+    """A model that continues after its tool call would invent the result."""
     assert set(STOP_TOKENS) == {*harmony._encoding.stop_tokens_for_assistant_actions(), ENDOFTEXT}
     reply = scripted(harmony, CALL + "<|start|>assistant" + ANSWER, tools=[Tool("add")]).send("1+2?")
     assert reply.finish.reason == "tool_calls"
@@ -91,7 +92,7 @@ def test_a_turn_ends_where_harmony_ends_it(harmony: Harmony) -> None:
         (CALL.replace("functions.add", "functions.sub"), "no tool sub"),
     ],
 )
-def test_the_model_is_told_of_its_mistakes(harmony: Harmony, call: str, words: str) -> None:
+def test_bad_tool_calls_give_the_model_an_error_result(harmony: Harmony, call: str, words: str) -> None:
     chat = scripted(harmony, call, ANSWER, tools=[Tool("add", function=adder)])
     results = [event for event in chat.stream("x") if isinstance(event, ToolResult)]
     assert len(results) == 1
@@ -99,7 +100,7 @@ def test_the_model_is_told_of_its_mistakes(harmony: Harmony, call: str, words: s
     assert words in results[0].content
 
 
-def test_endless_tool_calls_end(harmony: Harmony) -> None:
+def test_max_steps_limits_tool_calls(harmony: Harmony) -> None:
     chat = scripted(harmony, *[CALL] * 9, tools=[Tool("add", function=adder)], max_steps=3)
     events = list(chat.stream("x"))
     assert sum(isinstance(event, ToolCall) for event in events) == 3
@@ -109,7 +110,7 @@ def test_endless_tool_calls_end(harmony: Harmony) -> None:
         scripted(harmony, max_steps=0)
 
 
-def test_cancelled_and_abandoned_turns_leave_no_trace(harmony: Harmony) -> None:
+def test_cancelled_and_abandoned_turns_leave_the_conversation_unchanged(harmony: Harmony) -> None:
     chat = scripted(harmony, ANSWER, ANSWER, ANSWER)
     seen: list[ChatEvent] = []
     for event in chat.stream("x"):
@@ -124,7 +125,7 @@ def test_cancelled_and_abandoned_turns_leave_no_trace(harmony: Harmony) -> None:
     assert chat.send("x").content == "3"
 
 
-def test_an_answer_cut_short_says_so(harmony: Harmony) -> None:
+def test_an_answer_cut_by_max_new_tokens(harmony: Harmony) -> None:
     chat = scripted(harmony, ANSWER)
     chat.options = GenerationOptions(temperature=0, max_new_tokens=4)
     reply = chat.send("x")
@@ -133,7 +134,7 @@ def test_an_answer_cut_short_says_so(harmony: Harmony) -> None:
     assert chat.messages[-1].reasoning == reply.reasoning
 
 
-def test_a_full_context_keeps_the_history(harmony: Harmony) -> None:
+def test_a_context_overflow_keeps_the_conversation(harmony: Harmony) -> None:
     chat = scripted(harmony, ANSWER)
     before = list(chat.messages)
     with pytest.raises(ContextOverflow):
@@ -141,7 +142,7 @@ def test_a_full_context_keeps_the_history(harmony: Harmony) -> None:
     assert chat.messages == before
 
 
-def test_the_real_model_reuses_its_cache(engine: Engine, harmony: Harmony) -> None:
+def test_a_conversation_with_nano_reuses_the_cache(engine: Engine, harmony: Harmony) -> None:
     chat = Chat(engine, harmony, options=GenerationOptions(temperature=0, max_new_tokens=48))
     first = chat.send("hello")
     second = chat.send("thanks")
@@ -150,7 +151,7 @@ def test_the_real_model_reuses_its_cache(engine: Engine, harmony: Harmony) -> No
     assert second.finish.result.usage.cached_tokens >= first.finish.result.usage.prompt_tokens - 1
 
 
-def test_load(nano_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_load(nano_artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_runtime.artifact.vocabulary.platformdirs.user_cache_dir", lambda *_, **__: str(cache))
     chat = Chat.load(nano_artifact, threads=1, effort="high", context_length=128)
     with chat.engine:

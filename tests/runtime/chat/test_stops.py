@@ -30,12 +30,12 @@ def searched(stops: list[str], text: str) -> tuple[str, str | None]:
 
 
 @given(stop_lists, st.lists(letters, max_size=12))
-def test_pieces_are_searched_as_the_whole_text_is(stops: list[str], pieces: list[str]) -> None:
+def test_streamed_text_is_searched_like_the_whole_text(stops: list[str], pieces: list[str]) -> None:
     assert streamed(stops, pieces) == searched(stops, "".join(pieces))
 
 
 @given(stop_lists, letters, st.data())
-def test_what_is_shown_is_never_taken_back_and_never_late(stops: list[str], text: str, data: st.DataObject) -> None:
+def test_released_text_is_final_and_as_early_as_possible(stops: list[str], text: str, data: st.DataObject) -> None:
     watcher = StopStrings(stops)
     shown = ""
     for end, character in enumerate(text, start=1):
@@ -62,20 +62,20 @@ def test_a_stop_string_over_several_tokens() -> None:
     assert watcher.feed("again") == watcher.flush() == ""
 
 
-def test_text_that_only_looked_like_one_comes_out_at_the_end() -> None:
+def test_flush_releases_an_incomplete_stop_string() -> None:
     watcher = StopStrings(["\n\nUser:"])
     assert watcher.feed("Hi\n\nUse") == "Hi"
     assert not watcher.stopped
     assert watcher.flush() == "\n\nUse"
 
 
-def test_the_first_to_be_complete_wins_and_the_longest_of_equals() -> None:
+def test_the_first_complete_stop_string_wins_then_the_longest() -> None:
     assert streamed(["abcd", "bc"], ["abcd"]) == ("a", "bc")
     assert streamed(["c", "bc", "abc"], ["ab", "c"]) == ("", "abc")
     assert streamed([], ["abc"]) == ("abc", None)
 
 
-def test_repetitive_stops_cost_no_more_than_their_text() -> None:
+def test_repetitive_stop_strings_take_linear_time() -> None:
     stops = ["a" * (MAX_STOP_LENGTH - at) + "b" for at in range(1, MAX_STOPS + 1)]
     assert streamed(stops, ["a" * 3000] * 3) == ("a" * 9000, None)
 
@@ -83,6 +83,6 @@ def test_repetitive_stops_cost_no_more_than_their_text() -> None:
 @pytest.mark.parametrize(
     "stops", ["abc", [""], ["a", None], [b"a"], ["a"] * 17, ["x" * 1025], 5, None, {"a"}, ["a"] * 10_000]
 )
-def test_bad_stops(stops: object) -> None:
+def test_bad_stop_strings(stops: object) -> None:
     with pytest.raises(InvalidRequest):
         StopStrings(stops)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Turns under a grammar: what it lets through, and what the real nano makes of it."""
+"""Grammars of turns: what they allow, and what nano generates under them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from gptoss_runtime import (
 from gptoss_runtime.chat.conversation import JSON_OBJECT, ResponseFormat
 from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.chat.turn_grammar import ToolChoice, build_turn_grammar
-from gptoss_runtime.engine.grammar import Constraint
 from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.harmony_tokens import CALL, STOP_TOKENS
+from tests.harmony_tools import compile_constraint, encode_marked
 
 WEATHER = Tool(
     "get_weather",
@@ -74,20 +74,15 @@ PERSON = ResponseFormat(
 HEAD = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
 
 
-def marked(harmony: Harmony, text: str) -> list[int]:
-    ids: list[int] = harmony._encoding.encode(text, allowed_special="all")
-    return ids
-
-
-class Judge:
-    """Whether a grammar lets token ids through."""
+class GrammarCheck:
+    """Tells whether a grammar accepts token ids."""
 
     def __init__(self, artifact: Path) -> None:
         self.tokenizer = artifact / "tokenizer.json"
 
     def __call__(self, grammar: str | None, ids: list[int]) -> bool:
         assert grammar is not None
-        rule = Constraint(self.tokenizer, grammar, vocab_size=201_088, stops=())
+        rule = compile_constraint(self.tokenizer, grammar, stops=())
         for token in ids:
             if not rule.token_mask()[token]:
                 return False
@@ -96,8 +91,8 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def judge(nano_artifact: Path) -> Judge:
-    return Judge(nano_artifact)
+def accepts(nano_artifact: Path) -> GrammarCheck:
+    return GrammarCheck(nano_artifact)
 
 
 ARGUMENTS = '{"city":"Paris"}<|call|>'
@@ -122,12 +117,12 @@ ARGUMENTS = '{"city":"Paris"}<|call|>'
         "<|channel|>final<|message|><|return|>",
     ],
 )
-def test_every_way_that_gpt_oss_writes_stays_open(judge: Judge, harmony: Harmony, turn: str) -> None:
-    ids = marked(harmony, turn)
-    assert judge(build_turn_grammar(tools=TOOLS), ids)
-    assert judge(build_turn_grammar(tools=TOOLS, tool_choice="required"), ids) == turn.endswith("<|call|>")
-    assert judge(build_turn_grammar(tools=TOOLS, tool_choice="none"), ids) == turn.endswith("<|return|>")
-    assert not judge(build_turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"]), ids)
+def test_every_format_that_gpt_oss_writes_is_allowed(accepts: GrammarCheck, harmony: Harmony, turn: str) -> None:
+    ids = encode_marked(harmony, turn)
+    assert accepts(build_turn_grammar(tools=TOOLS), ids)
+    assert accepts(build_turn_grammar(tools=TOOLS, tool_choice="required"), ids) == turn.endswith("<|call|>")
+    assert accepts(build_turn_grammar(tools=TOOLS, tool_choice="none"), ids) == turn.endswith("<|return|>")
+    assert not accepts(build_turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"]), ids)
 
 
 @pytest.mark.parametrize(
@@ -158,24 +153,24 @@ def test_every_way_that_gpt_oss_writes_stays_open(judge: Judge, harmony: Harmony
         '<|channel|>commentary to=functions.move<|message|>{"direction":"north","steps":100',
     ],
 )
-def test_ways_out_of_the_format_are_closed(judge: Judge, harmony: Harmony, turn: str) -> None:
-    assert not judge(build_turn_grammar(tools=TOOLS), marked(harmony, turn))
+def test_violations_of_the_format_are_masked(accepts: GrammarCheck, harmony: Harmony, turn: str) -> None:
+    assert not accepts(build_turn_grammar(tools=TOOLS), encode_marked(harmony, turn))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=60), st.sampled_from(["analysis", "commentary", "final"]))
-def test_any_text_may_be_said(judge: Judge, harmony: Harmony, text: str, channel: str) -> None:
+def test_messages_may_contain_any_text(accepts: GrammarCheck, harmony: Harmony, text: str, channel: str) -> None:
     end = "<|return|>" if channel == "final" else "<|end|>"
-    start = marked(harmony, f"<|channel|>{channel}<|message|>")
-    assert judge(build_turn_grammar(tools=TOOLS), [*start, *harmony.encode(text), *marked(harmony, end)])
+    start = encode_marked(harmony, f"<|channel|>{channel}<|message|>")
+    assert accepts(build_turn_grammar(tools=TOOLS), [*start, *harmony.encode(text), *encode_marked(harmony, end)])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=40), st.booleans())
-def test_any_text_may_be_an_argument(judge: Judge, harmony: Harmony, text: str, escaped: bool) -> None:
-    start = marked(harmony, "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>")
+def test_arguments_may_contain_any_text(accepts: GrammarCheck, harmony: Harmony, text: str, escaped: bool) -> None:
+    start = encode_marked(harmony, "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>")
     arguments = harmony.encode(json.dumps({"city": text}, ensure_ascii=escaped))
-    assert judge(build_turn_grammar(tools=TOOLS), [*start, *arguments, *marked(harmony, "<|call|>")])
+    assert accepts(build_turn_grammar(tools=TOOLS), [*start, *arguments, *encode_marked(harmony, "<|call|>")])
 
 
 def own_tools(sample: Sample) -> tuple[Tool, ...]:
@@ -183,16 +178,16 @@ def own_tools(sample: Sample) -> tuple[Tool, ...]:
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_nanos_own_answers_are_within_the_grammar(judge: Judge, skill: str) -> None:
+def test_nanos_training_answers_match_the_grammar(accepts: GrammarCheck, skill: str) -> None:
     for sample in held_out(skill, 15):
-        assert judge(
+        assert accepts(
             build_turn_grammar(tools=own_tools(sample), tool_choice="auto" if sample.setting.tools else "none"),
             sample.answer_ids,
         )
 
 
 class Nano:
-    """Asks the real nano."""
+    """Asks nano."""
 
     def __init__(self, engine: Engine, harmony: Harmony) -> None:
         self.engine, self.harmony = engine, harmony
@@ -229,7 +224,7 @@ UNTRAINED = ["Describe a cat.", "Wer bist du?", "Write a poem about rain in autu
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("text", UNTRAINED)
-def test_answers_are_of_the_schema(nano: Nano, text: str, seed: int) -> None:
+def test_answers_match_the_schema(nano: Nano, text: str, seed: int) -> None:
     grammar = build_turn_grammar(response_format=PERSON)
     events = nano.events(text, grammar, response_format=PERSON, seed=seed)
     jsonschema.validate(json.loads(answer(events)), PERSON.schema)
@@ -244,7 +239,7 @@ def test_answers_are_json_objects(nano: Nano, text: str) -> None:
     events = [event for token in ids for event in parser.feed(token)]
     if reason is FinishReason.STOP:
         assert isinstance(json.loads(answer(events)), dict)
-    else:  # a long string, cut, and said to be
+    else:  # cut within a long string
         assert reason is FinishReason.LENGTH
         assert answer(events).startswith("{")
 
@@ -252,7 +247,7 @@ def test_answers_are_json_objects(nano: Nano, text: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("text", UNTRAINED)
 @pytest.mark.parametrize("allowed", [None, ["move"], ["get_weather"]], ids=str)
-def test_a_required_call_comes_and_is_valid(nano: Nano, text: str, seed: int, allowed: list[str] | None) -> None:
+def test_a_required_call_is_made_and_valid(nano: Nano, text: str, seed: int, allowed: list[str] | None) -> None:
     grammar = build_turn_grammar(tools=TOOLS, tool_choice="required", allowed=allowed)
     events = nano.events(text, grammar, tools=TOOLS, seed=seed)
     (call,) = calls(events)
@@ -264,7 +259,7 @@ def test_a_required_call_comes_and_is_valid(nano: Nano, text: str, seed: int, al
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_auto_leaves_nanos_own_calls_token_for_token(nano: Nano, temperature: float) -> None:
+def test_auto_does_not_change_nanos_own_calls(nano: Nano, temperature: float) -> None:
     for seed in range(3):
         settings: dict[str, Any] = {"tools": (WEATHER,), "seed": seed, "temperature": temperature}
         free = nano.ids("What's the weather in Paris?", None, **settings)
@@ -280,7 +275,7 @@ def test_none_makes_calls_impossible(nano: Nano, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("text", ["What's the weather in Paris?", "Describe a cat."])
-def test_a_call_or_an_answer_of_the_schema(nano: Nano, text: str, seed: int) -> None:
+def test_either_a_valid_call_or_an_answer_that_matches_the_schema(nano: Nano, text: str, seed: int) -> None:
     grammar = build_turn_grammar(tools=TOOLS, response_format=PERSON)
     events = nano.events(text, grammar, tools=TOOLS, response_format=PERSON, seed=seed)
     if calls(events):
@@ -297,7 +292,7 @@ def test_a_tool_without_parameters_takes_none(nano: Nano) -> None:
     assert json.loads(call.arguments) == {}
 
 
-def test_nothing_to_enforce() -> None:
+def test_no_grammar_if_there_is_nothing_to_enforce() -> None:
     assert build_turn_grammar() is None
     assert build_turn_grammar(tools=TOOLS, allowed=[]) is None
     assert build_turn_grammar(tool_choice="none") is not None
@@ -314,20 +309,18 @@ def test_nothing_to_enforce() -> None:
         ([Tool(f"f{at}", "", {"description": "x" * 100_000}) for at in range(20)], "auto", None, "20 tools"),
     ],
 )
-def test_requests_that_make_no_sense(
-    tools: tuple[Tool, ...], choice: ToolChoice, allowed: list[str] | None, message: str
-) -> None:
+def test_invalid_requests(tools: tuple[Tool, ...], choice: ToolChoice, allowed: list[str] | None, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         build_turn_grammar(tools=tools, tool_choice=choice, allowed=allowed)
 
 
-def test_many_tools_are_served(judge: Judge, harmony: Harmony) -> None:
+def test_128_tools(accepts: GrammarCheck, harmony: Harmony) -> None:
     tools = [Tool(f"tool_{at}", "x" * 500, WEATHER.parameters) for at in range(128)]
-    ids = marked(harmony, f"<|channel|>commentary to=functions.tool_99 <|constrain|>json<|message|>{ARGUMENTS}")
-    assert judge(build_turn_grammar(tools=tools), ids)
+    ids = encode_marked(harmony, f"<|channel|>commentary to=functions.tool_99 <|constrain|>json<|message|>{ARGUMENTS}")
+    assert accepts(build_turn_grammar(tools=tools), ids)
 
 
-def test_guarantees_hold_in_a_process_of_its_own(nano_artifact: Path, harmony: Harmony) -> None:
+def test_grammars_and_logprobs_in_a_child_process(nano_artifact: Path, harmony: Harmony) -> None:
     grammar = build_turn_grammar(tools=TOOLS, tool_choice="required", allowed=["move"])
     prompt = harmony.render([Message("user", "What's the weather in Paris?")], tools=TOOLS, effort="low")
     with ProcessEngine.load(nano_artifact, threads=1) as engine:

@@ -11,7 +11,7 @@ from gptoss_runtime.harmony_tokens import RETURN
 GREEDY = GenerationOptions(temperature=0)
 
 
-def test_a_stop_token_ends_it_and_is_given_out() -> None:
+def test_a_stop_token_ends_generation_and_is_yielded() -> None:
     generation = ScriptedEngine([[7, 8]]).generate([1, 2, 3], GREEDY)
     assert list(generation) == [7, 8, RETURN]
     result = generation.result
@@ -19,27 +19,27 @@ def test_a_stop_token_ends_it_and_is_given_out() -> None:
     assert (result.usage.prompt_tokens, result.usage.new_tokens) == (3, 3)
 
 
-def test_own_stop_tokens_replace_the_artifacts() -> None:
+def test_stop_token_ids_replace_the_artifacts() -> None:
     generation = ScriptedEngine([[7, RETURN, 8, 9]]).generate([1], GenerationOptions(stop_token_ids=(8,)))
     assert list(generation) == [7, RETURN, 8]
     assert generation.result.stop_token == 8
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(2, 2), (None, 5), (99, 5)])
-def test_the_limit_and_the_context_end_it_as_length(limit: int | None, expected: int) -> None:
+def test_max_new_tokens_and_a_full_context_end_with_length(limit: int | None, expected: int) -> None:
     options = GenerationOptions(max_new_tokens=limit, stop_token_ids=())
     generation = ScriptedEngine([[7] * 50], context_length=10).generate([1] * 5, options)
     assert len(list(generation)) == expected
     assert generation.result.finish_reason is FinishReason.LENGTH
 
 
-def test_a_stop_token_at_the_limit_is_a_stop() -> None:
+def test_a_stop_token_at_the_limit_counts_as_stop() -> None:
     generation = ScriptedEngine([[7]]).generate([1], GenerationOptions(max_new_tokens=2))
     assert list(generation)[-1] == RETURN
     assert generation.result.finish_reason is FinishReason.STOP
 
 
-def test_cancel_ends_it_within_a_token() -> None:
+def test_cancel_takes_effect_within_one_token() -> None:
     engine = ScriptedEngine([[7] * 50, [8]])
     generation = engine.generate([1], GREEDY)
     seen = []
@@ -71,7 +71,7 @@ def test_close_before_during_and_after() -> None:
 @pytest.mark.parametrize(
     ("raised", "reason"), [(MemoryError, FinishReason.ERROR), (KeyboardInterrupt, FinishReason.CANCELLED)]
 )
-def test_a_failure_has_a_result(raised: type[BaseException], reason: FinishReason) -> None:
+def test_a_failed_generation_has_a_result(raised: type[BaseException], reason: FinishReason) -> None:
     class Failing(ScriptedEngine):
         def _forward(self, tokens: list[int], *, owner: object, max_length: int) -> Any:
             if len(tokens) == 3:

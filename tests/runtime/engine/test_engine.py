@@ -62,7 +62,7 @@ def test_prefix_reuse_changes_no_token(engine: Engine, fresh: GenaiEngine) -> No
     assert shorter == run(fresh, PROMPT[:100])
 
 
-def test_a_cache_that_cannot_rewind_costs_time_and_no_token(
+def test_a_cache_that_cannot_rewind_is_recomputed(
     engine: Engine, fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(fresh, PROMPT)
@@ -86,7 +86,7 @@ def test_interleaved_generations_do_not_mix(engine: Engine) -> None:
     assert [list(tokens) for tokens in zip(*pairs, strict=True)] == alone
 
 
-def test_threads_may_share_an_engine(engine: Engine) -> None:
+def test_threads_can_share_an_engine(engine: Engine) -> None:
     prompts = [PROMPT[at : at + 20] for at in range(0, 80, 20)]
     expected = [run(engine, prompt) for prompt in prompts]
     found: dict[int, list[int]] = {}
@@ -98,7 +98,7 @@ def test_threads_may_share_an_engine(engine: Engine) -> None:
     assert [found[at] for at in range(4)] == expected
 
 
-def test_a_sequence_outgrows_its_first_room(fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_outgrows_its_initial_capacity(fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(fresh, PROMPT, GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
     fresh._slots.clear()
     monkeypatch.setattr("gptoss_runtime.engine.genai._INITIAL_CAPACITY", 16)
@@ -131,7 +131,7 @@ def test_the_last_position_of_a_cache_stays_empty(fresh: GenaiEngine, monkeypatc
         fresh.logits(PROMPT[:1] * fresh.info.context_length)
 
 
-def test_rows_are_the_logits_of_a_prompt_and_of_steps(engine: Engine) -> None:
+def test_iter_logits_equals_logits(engine: Engine) -> None:
     ends, rows = zip(*engine.iter_logits(PROMPT[:140], steps=3), strict=True)
     assert ends == (128, 137, 138, 139, 140)
     whole = engine.logits(PROMPT[:140], stepwise=True)
@@ -140,7 +140,7 @@ def test_rows_are_the_logits_of_a_prompt_and_of_steps(engine: Engine) -> None:
         np.testing.assert_allclose(row[-1], whole[end - 1], rtol=0, atol=most)
 
 
-def test_a_seed_repeats(engine: Engine) -> None:
+def test_the_same_seed_gives_the_same_tokens(engine: Engine) -> None:
     options = GenerationOptions(seed=3, max_new_tokens=8, stop_token_ids=())
     assert run(engine, PROMPT[:30], options) == run(engine, PROMPT[:30], options)
 
@@ -153,7 +153,7 @@ def test_logits_of_prefill_and_of_steps_agree(engine: Engine) -> None:
     assert int(whole[-1].argmax()) == run(engine, PROMPT[:24])[0]
 
 
-def test_rows_of_a_prompt_in_pieces_and_of_steps(engine: GenaiEngine) -> None:
+def test_iter_logits_yields_every_chunk_and_step(engine: GenaiEngine) -> None:
     """As many tokens fed as said, and the last row that of a prefill; this artifact gives each piece's last."""
     whole, stepped = list(engine.iter_logits(PROMPT)), list(engine.iter_logits(PROMPT, steps=20))
     assert [end for end, _ in whole] == [128, 256, 300]
@@ -205,7 +205,7 @@ def test_bad_requests_leave_a_usable_engine(engine: Engine) -> None:
     assert run(engine, PROMPT[:10]) == expected
 
 
-def test_a_smaller_context(nano_artifact: Path) -> None:
+def test_context_length_can_be_reduced(nano_artifact: Path) -> None:
     with load_engine(nano_artifact, context_length=20, threads=1) as engine:
         generation = engine.generate(PROMPT[:15], GenerationOptions(stop_token_ids=()))
         assert len(list(generation)) == 5
@@ -214,7 +214,7 @@ def test_a_smaller_context(nano_artifact: Path) -> None:
             engine.generate(PROMPT[:20])
 
 
-def test_a_closed_engine_says_so(nano_artifact: Path) -> None:
+def test_a_closed_engine_raises(nano_artifact: Path) -> None:
     with load_engine(nano_artifact, threads=1) as engine:
         pass
     with pytest.raises(BackendError, match="closed"):
@@ -239,7 +239,7 @@ def test_bad_load_options(nano_artifact: Path, options: dict[str, int]) -> None:
         ("CUDA", ["clear_providers", "append_provider cuda", "set_provider_option cuda device_id 1", "overlay 3"]),
     ],
 )
-def test_a_provider_is_configured_whatever_the_folder_names(provider: str, expected: list[str]) -> None:
+def test_the_requested_provider_replaces_the_configured_one(provider: str, expected: list[str]) -> None:
     calls: list[str] = []
 
     class Config:
@@ -262,7 +262,7 @@ def test_a_provider_is_configured_whatever_the_folder_names(provider: str, expec
     assert calls == expected
 
 
-def test_a_provider_that_would_fail_or_misread_is_refused(nano_artifact: Path) -> None:
+def test_a_provider_that_cannot_run_the_artifact_is_rejected(nano_artifact: Path) -> None:
     """And said so before anything is loaded: for DirectML on the CPU genai's own words name a missing kernel."""
     artifact = Artifact.open(nano_artifact)
     for target, provider, words in (
@@ -275,7 +275,7 @@ def test_a_provider_that_would_fail_or_misread_is_refused(nano_artifact: Path) -
 
 
 @pytest.mark.skipif(import_genai().is_dml_available(), reason="this build has DirectML")
-def test_a_provider_that_is_not_there(nano_artifact: Path) -> None:
+def test_a_missing_provider(nano_artifact: Path) -> None:
     where = r"needs Windows" if sys.platform != "win32" else r"gptoss-windows\[directml\]"
     with pytest.raises(BackendUnavailable, match=where):
         load_engine(nano_artifact, provider="directml")
@@ -285,7 +285,7 @@ def test_a_provider_that_is_not_there(nano_artifact: Path) -> None:
         load_engine(nano_artifact, provider="nonsense")
 
 
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_suggests_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
     with pytest.raises(BackendUnavailable) as caught:
         import_genai()
@@ -304,7 +304,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         (ValueError("odd"), BackendError),
     ],
 )
-def test_native_errors_are_ours(raised: Exception, expected: type[Exception]) -> None:
+def test_native_errors_are_converted(raised: Exception, expected: type[Exception]) -> None:
     with pytest.raises(expected) as caught, convert_errors("testing", remedy="Try again."):
         raise raised
     assert type(caught.value) is expected
@@ -315,7 +315,7 @@ def test_native_errors_are_ours(raised: Exception, expected: type[Exception]) ->
     ("target", "provider", "suggested"),
     [("directml", "directml", False), ("cuda", "cuda", False), ("cpu", "cuda", True)],
 )
-def test_a_remedy_suggests_the_cpu_only_for_artifacts_that_run_there(
+def test_the_remedy_suggests_the_cpu_only_if_it_can_run_the_artifact(
     target: str, provider: str, suggested: bool, nano_artifact: Path
 ) -> None:
     artifact = replace(Artifact.open(nano_artifact), target=target)
@@ -343,7 +343,7 @@ def test_a_remedy_suggests_the_cpu_only_for_artifacts_that_run_there(
 
 
 @pytest.mark.parametrize("target", ["cpu", "directml"])
-def test_a_native_error_never_suggests_the_provider_in_use_or_one_that_cannot_run_it(
+def test_a_native_error_suggests_no_provider_that_cannot_help(
     target: str, nano_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

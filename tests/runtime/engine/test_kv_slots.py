@@ -34,7 +34,7 @@ def filled(slots: KVSlotPool[Cached], *sequences: Cached) -> KVSlotPool[Cached]:
     return slots
 
 
-def test_an_owner_gets_its_own_back() -> None:
+def test_an_owner_gets_its_own_sequence() -> None:
     slots: KVSlotPool[Cached] = KVSlotPool(2, 100)
     one, other = object(), object()
     sequence = Cached([1])
@@ -43,7 +43,7 @@ def test_an_owner_gets_its_own_back() -> None:
     assert slots.take([1, 2, 3], one) is sequence
 
 
-def test_the_longest_prefix_wins_over_the_least_recently_used() -> None:
+def test_the_longest_prefix_is_preferred_to_the_least_recently_used() -> None:
     oldest, like, newest = Cached([9, 9]), Cached([1, 2, 3, 4]), Cached([1, 2])
     slots = filled(KVSlotPool(3, 100), oldest, like, newest)
     assert slots.take([1, 2, 3, 4, 5], object()) is like
@@ -52,14 +52,14 @@ def test_the_longest_prefix_wins_over_the_least_recently_used() -> None:
     assert slots.take([7, 7], object()) is oldest
 
 
-def test_a_short_prefix_does_not_cost_a_long_conversation() -> None:
+def test_a_short_prefix_does_not_evict_a_long_conversation() -> None:
     conversation = Cached([1, 2, *range(10, 60)])
     slots = filled(KVSlotPool(2, 100), conversation)
     assert slots.take([1, 2, 5], object()) is None
     assert filled(KVSlotPool(1, 100), conversation).take([1, 2, 5], object()) is conversation
 
 
-def test_running_generations_are_robbed_only_when_there_are_too_many() -> None:
+def test_running_generations_are_evicted_only_if_the_pool_is_full() -> None:
     slots: KVSlotPool[Cached] = KVSlotPool(2, 100)
     first, second = Cached([1, 2, 3]), Cached([4])
     slots.put(first, object())
@@ -68,7 +68,7 @@ def test_running_generations_are_robbed_only_when_there_are_too_many() -> None:
     assert slots.take([4, 5], object()) is first
 
 
-def test_a_wrong_sequence_is_dropped_and_no_other() -> None:
+def test_drop_removes_only_the_owners_sequence() -> None:
     slots: KVSlotPool[Cached] = KVSlotPool(3, 100)
     wrong, right = object(), object()
     slots.put(Cached([1, 2, 3]), wrong)
@@ -80,7 +80,7 @@ def test_a_wrong_sequence_is_dropped_and_no_other() -> None:
     assert slots.take([1, 2, 4], right) is not None
 
 
-def test_idle_sequences_are_dropped_oldest_first() -> None:
+def test_trim_drops_the_least_recently_used_idle_sequences() -> None:
     running = object()
     slots: KVSlotPool[Cached] = KVSlotPool(4, 20)
     slots.put(Cached([5], capacity=50), running)
@@ -98,7 +98,7 @@ def test_idle_sequences_are_dropped_oldest_first() -> None:
     st.integers(1, 4),
     st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 2), min_size=1, max_size=6), st.booleans())),
 )
-def test_whatever_is_asked_the_bounds_hold(count: int, steps: list[tuple[int, list[int], bool]]) -> None:
+def test_the_pool_stays_within_its_bounds(count: int, steps: list[tuple[int, list[int], bool]]) -> None:
     slots: KVSlotPool[Cached] = KVSlotPool(count, 25)
     owners = [object() for _ in range(6)]
     for number, tokens, ends in steps:
@@ -116,7 +116,7 @@ def test_whatever_is_asked_the_bounds_hold(count: int, steps: list[tuple[int, li
 
 
 @given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
-def test_a_common_prefix(one: list[int], other: list[int]) -> None:
+def test_common_prefix(one: list[int], other: list[int]) -> None:
     length = common_prefix(one, other)
     assert one[:length] == other[:length]
     assert length == min(len(one), len(other)) or one[length] != other[length]
@@ -127,7 +127,7 @@ def several(nano_artifact: Path) -> GenaiEngine:
     return GenaiEngine(Artifact.open(nano_artifact), threads=1, slots=3)
 
 
-def test_conversations_keep_their_own_cache(several: GenaiEngine, engine: Engine) -> None:
+def test_each_conversation_keeps_its_cache(several: GenaiEngine, engine: Engine) -> None:
     histories = [PROMPT[:80], PROMPT[80:200], PROMPT[200:]]
     for turn in range(3):
         for history in histories:
@@ -139,7 +139,7 @@ def test_conversations_keep_their_own_cache(several: GenaiEngine, engine: Engine
     assert len(several._slots) == 3
 
 
-def test_generations_of_one_thread_take_turns_without_a_second_prefill(
+def test_interleaved_generations_compute_each_token_once(
     several: GenaiEngine, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [PROMPT[:80], PROMPT[80:200], PROMPT[200:]]
@@ -152,9 +152,7 @@ def test_generations_of_one_thread_take_turns_without_a_second_prefill(
     assert len(computed) == 300 + 3 * 7
 
 
-def test_idle_sequences_make_way_for_one_that_does_not_fit(
-    several: GenaiEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_idle_sequences_are_dropped_if_memory_is_short(several: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(several.generate(PROMPT[:80], GREEDY))
     make = _Sequence.__init__
 
@@ -181,7 +179,7 @@ def test_idle_memory_is_bounded(several: GenaiEngine, monkeypatch: pytest.Monkey
     assert 0 < sum(sequence.capacity for sequence in several._slots._sequences) <= 3 * 2048
 
 
-def test_one_slot_where_a_prompt_cannot_be_appended(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_cannot_append_have_one_slot(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_runtime.engine.genai._APPENDING_DEVICES", frozenset())  # as on DirectML
     engine = GenaiEngine(Artifact.open(nano_artifact), threads=1, slots=3)
     assert engine.slots == 1
@@ -191,6 +189,6 @@ def test_one_slot_where_a_prompt_cannot_be_appended(nano_artifact: Path, monkeyp
 
 
 @pytest.mark.parametrize("slots", [0, -1, True, 1.5])
-def test_bad_counts(nano_artifact: Path, slots: int) -> None:
+def test_bad_slot_counts(nano_artifact: Path, slots: int) -> None:
     with pytest.raises(InvalidRequest, match="slots"):
         load_engine(nano_artifact, slots=slots)

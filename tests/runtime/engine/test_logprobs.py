@@ -34,7 +34,9 @@ def log_softmax(logits: Logits) -> np.ndarray:
     ],
     ids=" ".join,
 )
-def test_they_are_of_the_models_own_distribution(engine: Engine, harmony: Harmony, options: dict[str, object]) -> None:
+def test_logprobs_are_those_of_the_models_own_distribution(
+    engine: Engine, harmony: Harmony, options: dict[str, object]
+) -> None:
     prompt = harmony.render([Message("user", "What is the capital of France?")])
     generation = engine.generate(prompt, GenerationOptions(max_new_tokens=12, logprobs=20, **options))  # type: ignore[arg-type]
     ids = list(generation)
@@ -52,7 +54,7 @@ def test_they_are_of_the_models_own_distribution(engine: Engine, harmony: Harmon
         )
 
 
-def test_they_are_there_as_soon_as_the_token_is_and_only_if_asked_for() -> None:
+def test_logprobs_come_with_each_token_if_requested() -> None:
     engine = ScriptedEngine([[5, 6], [5, 6], [5, 6]])
     generation = engine.generate([1], GenerationOptions(logprobs=0))
     for count, token in enumerate(generation, start=1):
@@ -65,21 +67,21 @@ def test_they_are_there_as_soon_as_the_token_is_and_only_if_asked_for() -> None:
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 700), elements=st.floats(-50, 50, width=32)), st.integers(0, 20))
-def test_top_is_the_top(logits: Logits, count: int) -> None:
+def test_top_logprobs_are_the_highest(logits: Logits, count: int) -> None:
     found = compute_logprobs(logits, int(logits.argmin()), count)
     expected = np.sort(log_softmax(logits))[::-1][:count]
     np.testing.assert_allclose([value for _, value in found.top], expected, atol=1e-4)
     assert all(math.isclose(value, log_softmax(logits)[token], abs_tol=1e-4) for token, value in found.top)
 
 
-def test_what_cannot_happen_has_a_finite_logprob() -> None:
+def test_an_impossible_token_has_a_finite_logprob() -> None:
     logits = np.array([0, np.finfo(np.float32).min, 0], np.float32)
     found = compute_logprobs(logits, 1, 3)
     assert found.logprob == -9999.0
     assert found.top[-1] == (1, -9999.0)
 
 
-def test_bias_forces_and_forbids() -> None:
+def test_logit_bias_forces_and_forbids_tokens() -> None:
     engine = ScriptedEngine([[7] * 50, [7] * 50, [7] * 50], vocab_size=100)
     forced = GenerationOptions(max_new_tokens=3, temperature=0, logit_bias={9: 100, 7: -100}, stop_token_ids=())
     assert list(engine.generate([1], forced)) == [7, 7, 7]  # the script's logit is 1,000
@@ -100,7 +102,7 @@ def test_bias_forces_and_forbids() -> None:
     st.sampled_from([{}, {"temperature": 0}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2, "frequency_penalty": 1}]),
     st.integers(0, 99),
 )
-def test_a_mask_is_as_if_the_others_could_not_be(
+def test_a_mask_has_the_effect_of_impossible_logits(
     logits: Logits, allowed: np.ndarray, options: dict[str, Any], seed: int
 ) -> None:
     masked = Sampler(GenerationOptions(seed=seed, **options), [1])
@@ -113,14 +115,14 @@ def test_a_mask_is_as_if_the_others_could_not_be(
             assert token == plain.sample(impossible)
 
 
-def test_bias_on_the_real_model(engine: Engine, harmony: Harmony) -> None:
+def test_logit_bias_with_nano(engine: Engine, harmony: Harmony) -> None:
     prompt = harmony.render([Message("user", "What is the capital of France?")])
     plain = list(engine.generate(prompt, GenerationOptions(temperature=0, max_new_tokens=20)))
     banned = GenerationOptions(temperature=0, max_new_tokens=20, logit_bias={plain[0]: -100})
     assert plain[0] not in list(engine.generate(prompt, banned))
 
 
-def test_bias_on_an_id_that_the_model_lacks() -> None:
+def test_logit_bias_outside_the_vocabulary_is_rejected() -> None:
     engine = ScriptedEngine([], vocab_size=100)
     with pytest.raises(InvalidRequest, match="logit_bias"):
         engine.generate([1], GenerationOptions(logit_bias={100: 1}))

@@ -1,4 +1,4 @@
-"""Logits that are not finite end a generation with ``NumericalError``, whatever the options; no token comes of them."""
+"""Logits that are not finite raise ``NumericalError``, whatever the options; no token is sampled from them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from gptoss_runtime.cli.main import app
 from gptoss_runtime.engine.genai import GenaiEngine
 from gptoss_runtime.engine.sampling import Sampler, compute_logprobs
 from gptoss_runtime.engine_process.engine import ProcessEngine
-from gptoss_runtime.harmony_tokens import STOP_TOKENS
+from gptoss_runtime.harmony_tokens import STOP_TOKENS, VOCAB_SIZE
+from tests.harmony_tools import encode_marked
 from tests.nonfinite import FAULTS, FaultyEngine, Logits, with_infinite_norm, with_poisoned_token
 from tests.tiers import mostly_integration
 
 VOCABULARY = 300
 GREEDY = GenerationOptions(temperature=0, max_new_tokens=8, stop_token_ids=())
-HELLO, SAID = "hello", "Hello! How can I help"  # what nano says to it, up to the token that is poisoned
+HELLO, REPLY = "hello", "Hello! How can I help"  # nano's reply, up to the poisoned token
 POISON = " help"
 
 options_of_any_kind = st.builds(
@@ -69,11 +70,11 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
     masks,
     hnp.arrays(np.float32, VOCABULARY, elements=finite),
 )
-def test_the_sampler_refuses_them_with_every_option(
+def test_the_sampler_rejects_them_with_every_option(
     options: GenerationOptions, fault: str, at: int, allowed: np.ndarray | None, logits: Logits
 ) -> None:
     sampler = Sampler(options, [1, 2])
-    sampler.sample(np.zeros(VOCABULARY, np.float32))  # something to be penalised
+    sampler.sample(np.zeros(VOCABULARY, np.float32))  # so that penalties apply
     FAULTS[fault](logits, at)
     before = logits.copy()
     with pytest.raises(NumericalError, match="not finite"):
@@ -82,8 +83,10 @@ def test_the_sampler_refuses_them_with_every_option(
 
 
 @given(options_of_any_kind, masks, hnp.arrays(np.float32, VOCABULARY, elements=finite))
-def test_whatever_is_finite_has_a_token(options: GenerationOptions, allowed: np.ndarray | None, logits: Logits) -> None:
-    """Up to the ends of float32, where a penalty, a temperature or a difference would overflow."""
+def test_finite_logits_always_give_a_token(
+    options: GenerationOptions, allowed: np.ndarray | None, logits: Logits
+) -> None:
+    """Includes values near the limits of float32, where a penalty, a temperature or a difference would overflow."""
     sampler = Sampler(options, [1, 2])
     for _ in range(3):
         token = sampler.sample(logits, allowed)
@@ -94,7 +97,7 @@ def test_whatever_is_finite_has_a_token(options: GenerationOptions, allowed: np.
 
 
 @pytest.mark.parametrize("extreme", [np.finfo(np.float32).max, np.finfo(np.float32).tiny])
-def test_the_likeliest_of_extremes_is_drawn(extreme: np.float32) -> None:
+def test_the_highest_of_extreme_logits_is_sampled(extreme: np.float32) -> None:
     logits = np.full(VOCABULARY, -extreme, np.float32)
     logits[[3, 7]] = extreme
     for more in ({}, {"temperature": 0.001}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}):
@@ -104,20 +107,20 @@ def test_the_likeliest_of_extremes_is_drawn(extreme: np.float32) -> None:
 
 
 def test_the_message_counts_them() -> None:
-    logits = np.zeros(201_088, np.float32)
+    logits = np.zeros(VOCAB_SIZE, np.float32)
     logits[:3], logits[5], logits[7:9] = np.nan, np.inf, -np.inf
     with pytest.raises(NumericalError, match=r"^logits are not finite \(3 NaN, 1 \+inf, 2 -inf of 201,088\)$"):
         Sampler(GenerationOptions(), []).sample(logits)
 
 
 @given(options_of_any_kind, st.sampled_from(sorted(FAULTS)), st.integers(0, VOCABULARY - 1), st.integers(0, 5))
-def test_a_generation_ends_with_the_error(options: GenerationOptions, fault: str, at: int, step: int) -> None:
+def test_a_generation_raises_the_error(options: GenerationOptions, fault: str, at: int, step: int) -> None:
     engine = FaultyEngine([[7] * 9] * 2, {0: (step, fault)}, at=at, vocab_size=VOCABULARY)
     generation = engine.generate([1, 2, 3], options)
-    given_out: list[int] = []
+    yielded: list[int] = []
     with pytest.raises(NumericalError) as caught:
-        given_out.extend(generation)
-    assert len(given_out) == step
+        yielded.extend(generation)
+    assert len(yielded) == step
     assert f"after {3 + step} tokens, {step} of them generated" in caught.value.message
     assert "scripted (target none) overflowed on none, or its weights are damaged" in caught.value.message
     assert "gptoss doctor ARTIFACT --check" in (caught.value.remedy or "")
@@ -138,31 +141,26 @@ def test_a_generation_ends_with_the_error(options: GenerationOptions, fault: str
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"min_p": 0.1}, {"logprobs": 5}], ids=str)
 @pytest.mark.parametrize("step", [0, 2])
-def test_a_grammar_changes_nothing(nano_artifact: Path, fault: str, more: dict[str, Any], step: int) -> None:
+def test_a_grammar_does_not_hide_the_error(nano_artifact: Path, fault: str, more: dict[str, Any], step: int) -> None:
     engine = FaultyEngine([[]], {0: (step, fault)}, tokenizer=nano_artifact / "tokenizer.json")
     generation = engine.generate([1], GenerationOptions(grammar="start: /a{9}b{9}/", seed=1, **more))
-    given_out: list[int] = []
+    yielded: list[int] = []
     with pytest.raises(NumericalError):
-        given_out.extend(generation)
-    assert len(given_out) == generation.result.usage.new_tokens == step
+        yielded.extend(generation)
+    assert len(yielded) == generation.result.usage.new_tokens == step
     assert generation.result.finish_reason is FinishReason.ERROR
 
 
-def test_the_error_crosses_processes() -> None:
+def test_the_error_can_be_pickled() -> None:
     sent = pickle.loads(pickle.dumps(NumericalError("not finite", remedy="Try.")))
     assert isinstance(sent, BackendError)
     assert (type(sent), sent.message, sent.remedy) == (NumericalError, "not finite", "Try.")
 
 
-def tokens(harmony: Harmony, text: str) -> list[int]:
-    ids: list[int] = harmony._encoding.encode(text, allowed_special="all")
-    return ids
-
-
-def test_a_turn_that_fails_leaves_no_trace(harmony: Harmony) -> None:
+def test_a_failed_turn_leaves_the_conversation_unchanged(harmony: Harmony) -> None:
     ran: list[int] = []
-    call = tokens(harmony, '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>')
-    answer = tokens(harmony, "<|channel|>final<|message|>It is three.<|return|>")
+    call = encode_marked(harmony, '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>')
+    answer = encode_marked(harmony, "<|channel|>final<|message|>It is three.<|return|>")
     engine = FaultyEngine([call, answer, answer, answer], {1: (len(answer) - 2, "all NaN"), 2: (0, "one -inf")})
     chat = Chat(engine, harmony, tools=[Tool("f", function=ran.append)], options=GenerationOptions(temperature=0))
     events: list[ChatEvent] = []
@@ -200,7 +198,7 @@ def process(poisoned: Path) -> Iterator[ProcessEngine]:
         yield engine
 
 
-def test_a_real_models_cache_is_given_up(poisoned: Path, engine: Engine, harmony: Harmony) -> None:
+def test_the_cache_of_a_failed_generation_is_dropped(poisoned: Path, engine: Engine, harmony: Harmony) -> None:
     prompt, poison = harmony.encode("One two three four five six seven"), harmony.encode(POISON)
     with GenaiEngine(Artifact.open(poisoned), threads=1) as damaged:
         expected = list(engine.generate(prompt, GREEDY))
@@ -215,18 +213,18 @@ def test_a_real_models_cache_is_given_up(poisoned: Path, engine: Engine, harmony
             again = damaged.generate(prompt, GREEDY)
             assert list(again) == expected
             assert again.result.usage.cached_tokens == 0
-        assert not np.isfinite(damaged.logits(prompt + poison)[-1]).any()  # for parity: as the model gave them
+        assert not np.isfinite(damaged.logits(prompt + poison)[-1]).any()  # parity sees what the model returned
         assert np.isfinite(damaged.logits(prompt)).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 3, "min_p": 0.2, "logprobs": 3}], ids=str)
-def test_a_process_goes_on_for_others(
+def test_other_generations_in_the_process_continue(
     process: ProcessEngine, engine: Engine, harmony: Harmony, options: dict[str, Any]
 ) -> None:
     pid, prompt, [poison] = process.pid, harmony.encode("One two three four five six seven"), harmony.encode(POISON)
     endless = GenerationOptions(temperature=0, max_new_tokens=60, stop_token_ids=(), logit_bias={poison: -100})
     other = process.generate(prompt, endless)
-    said = [next(other)]
+    reply = [next(other)]
     waiting = process.generate(prompt, GREEDY), process.generate([*prompt, poison], GREEDY)
     bad = process.generate(harmony.encode(f"Go{POISON}"), GenerationOptions(seed=1, **options))
     with pytest.raises(NumericalError, match="201,088 NaN of 201,088") as caught:
@@ -237,24 +235,24 @@ def test_a_process_goes_on_for_others(
     assert list(waiting[0]) == list(engine.generate(prompt, GREEDY))
     with pytest.raises(NumericalError):
         list(waiting[1])
-    assert said + list(other) == list(engine.generate(prompt, endless))
+    assert reply + list(other) == list(engine.generate(prompt, endless))
     assert (process.pid, process.restarts, process.running, process.waiting) == (pid, 0, 0, 0)
 
 
-def test_what_was_given_out_before_is_counted(process: ProcessEngine, engine: Engine, harmony: Harmony) -> None:
+def test_tokens_yielded_before_the_error_are_counted(process: ProcessEngine, engine: Engine, harmony: Harmony) -> None:
     prompt = harmony.render([Message("user", HELLO)])
     options = GenerationOptions(temperature=0, stop_token_ids=STOP_TOKENS, logprobs=1)
     expected = list(engine.generate(prompt, options))
     generation = process.generate(prompt, options)
-    given_out: list[int] = []
+    yielded: list[int] = []
     with pytest.raises(NumericalError) as caught:
-        given_out.extend(generation)
-    assert given_out == expected[: len(given_out)]
-    assert harmony.decode(given_out).endswith(SAID)
-    assert f"{len(given_out)} of them generated" in caught.value.message
+        yielded.extend(generation)
+    assert yielded == expected[: len(yielded)]
+    assert harmony.decode(yielded).endswith(REPLY)
+    assert f"{len(yielded)} of them generated" in caught.value.message
     usage = generation.result.usage
-    assert (usage.prompt_tokens, usage.new_tokens) == (len(prompt), len(given_out))
-    assert [entry.token for entry in generation.logprobs] == given_out
+    assert (usage.prompt_tokens, usage.new_tokens) == (len(prompt), len(yielded))
+    assert [entry.token for entry in generation.logprobs] == yielded
     assert generation.result.timings.decode_rate > 0
 
 
@@ -278,7 +276,7 @@ SAMPLERS = [(), ("--temperature", 0), ("--top-k", 5, "--seed", 1), ("--top-p", 0
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("more", mostly_integration(SAMPLERS, fast={()}), ids=str)
 @pytest.mark.parametrize("asked", [("--prompt", "hello"), ("--prompt", "x", "--raw"), ("--ids", "1,2")], ids=str)
-def test_generate_exits_with_six(infinite: Path, asked: tuple[str, ...], more: tuple[object, ...]) -> None:
+def test_generate_exits_with_code_6(infinite: Path, asked: tuple[str, ...], more: tuple[object, ...]) -> None:
     plain = run("generate", infinite, *asked, *more)
     assert plain.stdout.strip() in ("", "[not finished: the engine failed]")
     report = json.loads(run("generate", infinite, *asked, *more, "--json").stdout)
@@ -286,17 +284,17 @@ def test_generate_exits_with_six(infinite: Path, asked: tuple[str, ...], more: t
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_generate_shows_what_came_before(poisoned: Path) -> None:
+def test_generate_prints_what_was_generated_before(poisoned: Path) -> None:
     asked = ("--prompt", HELLO, "--temperature", 0)
     lines = run("generate", poisoned, *asked).stdout.splitlines()
-    assert lines[-2:] == [SAID, "[not finished: the engine failed]"]
+    assert lines[-2:] == [REPLY, "[not finished: the engine failed]"]
     report = json.loads(run("generate", poisoned, *asked, "--json").stdout)
-    assert (report["finish_reason"], report["text"], report["malformed"]) == ("error", SAID, False)
+    assert (report["finish_reason"], report["text"], report["malformed"]) == ("error", REPLY, False)
     assert len(report["ids"]) == report["usage"]["new_tokens"] > 0
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_chat_and_bench_exit_with_six(poisoned: Path, infinite: Path) -> None:
-    said = run("chat", poisoned, "--temperature", 0, text=f"{HELLO}\n{HELLO}\n").stdout
-    assert said.count(SAID) == 1
+def test_chat_and_bench_exit_with_code_6(poisoned: Path, infinite: Path) -> None:
+    reply = run("chat", poisoned, "--temperature", 0, text=f"{HELLO}\n{HELLO}\n").stdout
+    assert reply.count(REPLY) == 1
     assert run("bench", infinite, "--prompt-tokens", 4, "--new-tokens", 2, "--repeat", 1, "--json").stdout == ""

@@ -70,7 +70,7 @@ def test_defaults_and_edges_are_valid() -> None:
 
 
 @given(st.sampled_from(GenerationOptions.names()), st.one_of(st.floats(), st.integers(), st.text(), st.none()))
-def test_anything_is_accepted_or_refused_cleanly(name: str, value: object) -> None:
+def test_any_value_is_accepted_or_rejected_with_invalid_request(name: str, value: object) -> None:
     try:
         options = GenerationOptions(**{name: value})  # type: ignore[arg-type]
     except InvalidRequest as error:
@@ -84,7 +84,7 @@ def check(ids: object, context_length: int = 10) -> list[int]:
     return check_token_ids(ids, vocab_size=100, context_length=context_length)  # type: ignore[arg-type]
 
 
-def test_prompts() -> None:
+def test_bad_prompts() -> None:
     assert check([1, np.int64(2)]) == check(np.array([1, 2])) == check(iter([1, 2])) == [1, 2]
     assert all(type(token) is int for token in check(np.array([1, 2], np.int32)))
     for bad in ([], [100], [-1], [1.0], ["1"], [True], "12", b"12", np.zeros((1, 2), int), np.zeros(2), [None]):
@@ -92,7 +92,7 @@ def test_prompts() -> None:
             check(bad)
 
 
-def test_a_prompt_must_leave_room() -> None:
+def test_a_prompt_must_leave_room_for_an_answer() -> None:
     assert len(check([1] * 9)) == 9
     with pytest.raises(ContextOverflow, match="10 tokens"):
         check([1] * 10)

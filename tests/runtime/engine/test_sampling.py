@@ -50,7 +50,7 @@ def test_frequencies_match_the_reference(settings_: dict[str, float]) -> None:
 @given(
     st.integers(1, 3000), st.integers(0, 5), st.floats(0.01, 1), st.integers(0, 40), st.floats(0, 1), st.floats(0.01, 2)
 )
-def test_only_kept_tokens_are_drawn(
+def test_only_tokens_that_pass_the_filters_are_sampled(
     vocab: int, seed: int, top_p: float, top_k: int, min_p: float, temperature: float
 ) -> None:
     logits = np.random.default_rng(seed).normal(0, 5, vocab).astype(np.float32)
@@ -60,7 +60,7 @@ def test_only_kept_tokens_are_drawn(
     assert logits[token] >= np.sort(logits)[-min(top_k or vocab, vocab)]
 
 
-def test_greedy_takes_the_likeliest_and_leaves_the_logits_alone() -> None:
+def test_greedy_takes_the_most_likely_token_and_leaves_the_logits_unchanged() -> None:
     logits = np.array([1, 5, 3], np.float32)
     before = logits.copy()
     for options in (GenerationOptions(temperature=0), GenerationOptions(top_k=1), GenerationOptions(temperature=1e-30)):
@@ -78,7 +78,7 @@ def test_penalties() -> None:
     assert [frequency.sample(logits) for _ in range(3)] == [1, 1, 2]
 
 
-def test_a_seed_repeats_and_none_does_not() -> None:
+def test_a_seed_is_reproducible_and_no_seed_is_random() -> None:
     logits = np.zeros(VOCAB, np.float32)
 
     def draw(seed: int | None) -> list[int]:
@@ -89,7 +89,7 @@ def test_a_seed_repeats_and_none_does_not() -> None:
     assert draw(None) != draw(None)
 
 
-def test_what_is_not_allowed_is_never_drawn() -> None:
+def test_masked_tokens_are_never_sampled() -> None:
     logits = np.zeros(VOCAB, np.float32)
     for kept in ([3, 1500], [*range(0, VOCAB, 2)]):  # few are looked at alone, many with the others masked
         allowed = np.zeros(VOCAB, np.bool_)

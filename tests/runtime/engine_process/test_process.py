@@ -68,7 +68,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_the_same_tokens_as_in_this_process(process: ProcessEngine, engine: Engine) -> None:
+def test_the_tokens_are_those_of_an_engine_in_this_process(process: ProcessEngine, engine: Engine) -> None:
     assert process.info == engine.info
     assert process.slots == SLOTS
     assert process.memory() > 2**20
@@ -82,7 +82,7 @@ def test_the_same_tokens_as_in_this_process(process: ProcessEngine, engine: Engi
         assert list(ours) == []
 
 
-def test_log_probabilities_come_along(process: ProcessEngine, engine: Engine) -> None:
+def test_logprobs_are_transferred(process: ProcessEngine, engine: Engine) -> None:
     options = GenerationOptions(temperature=0, max_new_tokens=5, logprobs=2)
     theirs, ours = engine.generate(PROMPT[:50], options), process.generate(PROMPT[:50], options)
     for count, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
@@ -95,7 +95,7 @@ def test_log_probabilities_come_along(process: ProcessEngine, engine: Engine) ->
     )
 
 
-def test_a_grammar_is_kept_to_and_a_bad_one_is_raised_here(process: ProcessEngine, engine: Engine) -> None:
+def test_grammars_are_enforced_and_their_errors_raised_in_the_parent(process: ProcessEngine, engine: Engine) -> None:
     options = GenerationOptions(temperature=0, max_new_tokens=20, grammar='start: "yes" | "no"')
     assert list(process.generate(PROMPT[:50], options)) == list(engine.generate(PROMPT[:50], options))
     with pytest.raises(InvalidRequest):
@@ -107,7 +107,7 @@ def test_logits_are_the_same(process: ProcessEngine, engine: Engine) -> None:
     assert process.logits(PROMPT[:2], stepwise=True).shape == (2, engine.info.vocab_size)
 
 
-def test_many_at_once_are_not_mixed_up(process: ProcessEngine, engine: Engine) -> None:
+def test_concurrent_generations_do_not_mix(process: ProcessEngine, engine: Engine) -> None:
     requests = [
         (PROMPT[at * 40 : at * 40 + 20 + at * 30], GenerationOptions(seed=at, max_new_tokens=15, stop_token_ids=()))
         for at in range(9)
@@ -126,7 +126,7 @@ def test_many_at_once_are_not_mixed_up(process: ProcessEngine, engine: Engine) -
     assert [found[at] for at in range(len(requests))] == expected
 
 
-def test_streams_advance_side_by_side(process: ProcessEngine) -> None:
+def test_generations_advance_concurrently(process: ProcessEngine) -> None:
     streams = [process.generate(PROMPT[at:20], ENDLESS) for at in range(SLOTS)]
     for stream in streams:
         next(stream)
@@ -139,7 +139,7 @@ def test_streams_advance_side_by_side(process: ProcessEngine) -> None:
         stream.close()
 
 
-def test_a_long_prompt_does_not_stop_a_stream(process: ProcessEngine) -> None:
+def test_a_long_prompt_does_not_stall_other_generations(process: ProcessEngine) -> None:
     with process.generate(PROMPT[:10], ENDLESS) as stream:
         next(stream)
         with process.generate(PROMPT, GREEDY) as long:
@@ -149,7 +149,7 @@ def test_a_long_prompt_does_not_stop_a_stream(process: ProcessEngine) -> None:
             assert stream._request.replies.qsize() - before >= pieces - 1
 
 
-def test_conversations_keep_their_caches(process: ProcessEngine) -> None:
+def test_conversations_reuse_their_caches(process: ProcessEngine) -> None:
     histories = [PROMPT[start : start + 90] for start in (100, 300, 500)]
     for turn in range(3):
         for history in histories:
@@ -158,7 +158,7 @@ def test_conversations_keep_their_caches(process: ProcessEngine) -> None:
             assert generation.result.usage.cached_tokens >= (len(history) - 17 if turn else 0)
 
 
-def test_cancel_in_the_prompt(process: ProcessEngine, engine: Engine) -> None:
+def test_cancel_during_prefill(process: ProcessEngine, engine: Engine) -> None:
     with process.generate(PROMPT[:10], ENDLESS) as stream:
         next(stream)
         generation = process.generate([7, *PROMPT[:3500]], GREEDY)
@@ -174,7 +174,7 @@ def test_cancel_in_the_prompt(process: ProcessEngine, engine: Engine) -> None:
     assert list(process.generate([7, *PROMPT[:200]], GREEDY)) == list(engine.generate([7, *PROMPT[:200]], GREEDY))
 
 
-def test_cancel_in_the_stream(process: ProcessEngine) -> None:
+def test_cancel_during_decoding(process: ProcessEngine) -> None:
     generation = process.generate(PROMPT[:10], ENDLESS)
     seen = []
     for token in generation:
@@ -215,7 +215,7 @@ def test_close_before_during_and_after(process: ProcessEngine) -> None:
     assert ended.result.finish_reason is FinishReason.LENGTH
 
 
-def test_a_forgotten_generation_frees_its_slot(process: ProcessEngine) -> None:
+def test_a_garbage_collected_generation_frees_its_slot(process: ProcessEngine) -> None:
     for _ in range(2 * SLOTS):
         generation = process.generate(PROMPT[:10], ENDLESS)
         next(generation)
@@ -252,7 +252,7 @@ def test_the_queue_is_bounded(nano_artifact: Path) -> None:
         assert len(list(engine.generate(PROMPT[:10], GREEDY))) == 8
 
 
-def test_options_travel() -> None:
+def test_options_and_errors_can_be_pickled() -> None:
     names = GenerationOptions.names()
     assert set(names) <= EVERY_OPTION.keys()
     options = GenerationOptions(**{name: EVERY_OPTION[name] for name in names})  # type: ignore[arg-type]
@@ -262,7 +262,7 @@ def test_options_travel() -> None:
     assert (str(copy), copy.remedy, copy.retry_after) == (str(error), "wait", 2.5)
 
 
-def test_many_may_write_one_pipe(tmp_path: Path) -> None:
+def test_many_threads_can_write_to_one_pipe(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     with path.open("wb", buffering=0) as file:
         writer = MessageWriter(file)
@@ -283,7 +283,7 @@ def test_many_may_write_one_pipe(tmp_path: Path) -> None:
         assert [number for sender, number in messages if sender == name] == list(range(200))
 
 
-def test_a_generation_holds_its_engine(nano_artifact: Path) -> None:
+def test_a_generation_keeps_its_engine_alive(nano_artifact: Path) -> None:
     generation = ProcessEngine.load(nano_artifact, threads=1).generate(PROMPT[:10], GREEDY)
     assert isinstance(generation, ProcessGeneration)
     child = psutil.Process(generation._engine.pid)
@@ -295,7 +295,7 @@ def test_a_generation_holds_its_engine(nano_artifact: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_quiet_child_reads_what_grammars_need(nano_artifact: Path) -> None:
+def test_an_idle_child_preloads_the_grammar_vocabulary(nano_artifact: Path) -> None:
     """Seen by its memory: before any grammar was asked for."""
     with ProcessEngine.load(nano_artifact, threads=1) as engine:
         list(engine.generate([1], GREEDY))

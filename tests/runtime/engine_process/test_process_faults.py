@@ -60,7 +60,7 @@ def instead_of_genai(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -
 
 
 @pytest.mark.integration
-def test_killed_in_mid_stream(nano_artifact: Path, engine: Engine) -> None:
+def test_killed_while_generating(nano_artifact: Path, engine: Engine) -> None:
     with ProcessEngine.load(nano_artifact, threads=1, slots=2) as process:
         streams = [process.generate(PROMPT[at:], ENDLESS) for at in range(2)]
         for stream in streams:
@@ -82,7 +82,7 @@ def test_killed_in_mid_stream(nano_artifact: Path, engine: Engine) -> None:
 
 
 @pytest.mark.integration
-def test_what_waited_when_it_was_killed_is_served_by_the_next(nano_artifact: Path, engine: Engine) -> None:
+def test_queued_requests_are_retried_on_a_new_child(nano_artifact: Path, engine: Engine) -> None:
     with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
         running = process.generate(PROMPT, ENDLESS)
         next(running)
@@ -99,7 +99,7 @@ def test_what_waited_when_it_was_killed_is_served_by_the_next(nano_artifact: Pat
 
 
 @pytest.mark.integration
-def test_what_waited_hears_that_there_is_no_next(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queued_requests_fail_if_no_child_can_be_started(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_runtime.engine_process.engine._MAX_CRASHES", 1)
     with ProcessEngine.load(nano_artifact, threads=1, slots=1) as process:
         running, waiting = process.generate(PROMPT, ENDLESS), process.generate(PROMPT, GREEDY)
@@ -128,7 +128,7 @@ def test_killed_while_idle(nano_artifact: Path) -> None:
 
 
 @pytest.mark.integration
-def test_one_that_keeps_dying_is_not_started_for_ever(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarts_are_limited(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_runtime.engine_process.engine._CRASH_WINDOW", 10_000.0)
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         for _ in range(3):
@@ -146,7 +146,7 @@ def test_one_that_keeps_dying_is_not_started_for_ever(nano_artifact: Path, monke
         assert len(list(process.generate(PROMPT, GREEDY))) == 8
 
 
-def test_close_ends_everything(nano_artifact: Path) -> None:
+def test_close_ends_the_child_and_all_generations(nano_artifact: Path) -> None:
     process = ProcessEngine.load(nano_artifact, threads=1, slots=1)
     stream, waiting = process.generate(PROMPT, ENDLESS), process.generate(PROMPT, ENDLESS)
     next(stream)
@@ -183,7 +183,7 @@ def damaged(nano_artifact: Path, folder: Path) -> Path:
     ],
     ids=str,
 )
-def test_what_loading_raises_is_raised_here(
+def test_load_errors_are_raised_in_the_parent(
     kind: type[GptOssError], options: dict[str, object], nano_artifact: Path, tmp_path: Path
 ) -> None:
     paths = {"missing": lambda: tmp_path / "missing", "damaged": lambda: damaged(nano_artifact, tmp_path)}
@@ -198,7 +198,7 @@ def test_what_loading_raises_is_raised_here(
 
 
 @pytest.mark.parametrize("queue", [-1, True, 1.5])
-def test_bad_queues(nano_artifact: Path, queue: int) -> None:
+def test_bad_queue_lengths(nano_artifact: Path, queue: int) -> None:
     with pytest.raises(InvalidRequest, match="queue"):
         ProcessEngine.load(nano_artifact, queue=queue)
 
@@ -209,7 +209,9 @@ def test_a_crash_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch:
         ProcessEngine.load(nano_artifact)
 
 
-def test_a_bug_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_while_loading(
+    nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     instead_of_genai(tmp_path, monkeypatch, "raise ZeroDivisionError('odd')")
     with pytest.raises(BackendError, match="ZeroDivisionError: odd") as caught:
         ProcessEngine.load(nano_artifact)
@@ -217,9 +219,7 @@ def test_a_bug_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.integration
-def test_a_lost_device_is_left_for_a_new_process(
-    nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_device_restarts_the_child(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = """
 from gptoss_runtime.engine import genai
 from gptoss_runtime.errors import DeviceLost
@@ -244,7 +244,7 @@ genai._Sequence.append = lose
 
 @pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on a process's memory")
-def test_out_of_memory_in_mid_generation(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_while_generating(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = """
 import resource
 from gptoss_runtime.engine import genai
@@ -269,7 +269,7 @@ genai._Sequence.__init__ = limit
         assert process.restarts == 0
 
 
-def test_what_native_code_prints_stays_away(
+def test_output_of_native_code_does_not_reach_stdout(
     nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     noise = "import os; os.write(1, b'native noise\\n' * 50_000); print('noise')"
@@ -280,7 +280,7 @@ def test_what_native_code_prints_stays_away(
 
 
 @pytest.mark.integration
-def test_a_parent_that_dies_takes_its_child_along(nano_artifact: Path) -> None:
+def test_the_child_ends_when_its_parent_dies(nano_artifact: Path) -> None:
     code = (  # given with -c, so that there is no __main__ to import
         "import time\nfrom gptoss_runtime import GenerationOptions, ProcessEngine\n"
         f"engine = ProcessEngine.load({str(nano_artifact)!r}, threads=1)\n"
@@ -297,7 +297,7 @@ def test_a_parent_that_dies_takes_its_child_along(nano_artifact: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_program_that_just_ends_leaves_no_child(nano_artifact: Path) -> None:
+def test_the_child_ends_when_the_program_ends(nano_artifact: Path) -> None:
     code = (
         "from gptoss_runtime.engine_process.engine import ProcessEngine\n"
         f"engine = ProcessEngine.load({str(nano_artifact)!r}, threads=1)\n"
@@ -310,7 +310,7 @@ def test_a_program_that_just_ends_leaves_no_child(nano_artifact: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a console's Ctrl+C does not reach a process without a window there")
-def test_an_interrupt_is_the_parents(nano_artifact: Path) -> None:
+def test_the_child_ignores_interrupts(nano_artifact: Path) -> None:
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         os.kill(process.pid, signal.SIGINT)
         assert len(list(process.generate(PROMPT, GREEDY))) == 8
@@ -326,13 +326,13 @@ def test_no_socket_is_inherited(nano_artifact: Path) -> None:
         socket.create_connection(address, timeout=5)
 
 
-def test_a_folder_named_from_here(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(nano_artifact.parent)
     with ProcessEngine.load(nano_artifact.name, threads=1) as process:
         assert process.info.target == "cpu"
 
 
-def test_a_frozen_program_is_not_started_again_and_again(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_program_does_not_start_itself(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with pytest.raises(BackendUnavailable, match="frozen"):
         ProcessEngine.load(nano_artifact)

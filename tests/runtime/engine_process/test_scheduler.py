@@ -90,7 +90,7 @@ class Bench:
         return event
 
 
-def test_everyone_gets_a_token_in_turn() -> None:
+def test_generations_are_scheduled_round_robin() -> None:
     bench = Bench(3)
     for name in (1, 2, 3):
         bench.begin(name)
@@ -100,7 +100,7 @@ def test_everyone_gets_a_token_in_turn() -> None:
     assert bench.engine.work == [1, 2, 3] * 4
 
 
-def test_a_long_prompt_holds_others_up_by_one_piece() -> None:
+def test_a_long_prompt_delays_others_by_one_chunk() -> None:
     bench = Bench(4)
     bench.begin(1)
     bench.begin(2)
@@ -129,7 +129,7 @@ def test_first_come_first_served() -> None:
 
 
 @pytest.mark.parametrize("prompt_tokens", [1, 40])
-def test_cancel_frees_the_slot_at_once(prompt_tokens: int) -> None:
+def test_cancel_frees_the_slot(prompt_tokens: int) -> None:
     bench = Bench(1)
     bench.begin(1, prompt_tokens)
     bench.begin(2)
@@ -157,7 +157,7 @@ def test_cancel_frees_the_slot_at_once(prompt_tokens: int) -> None:
         (DeviceLost("reset", remedy="again"), DeviceLost),
     ],
 )
-def test_an_error_is_its_own_generations(
+def test_an_error_affects_only_its_own_generation(
     error: Exception, expected: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(2)
@@ -174,7 +174,7 @@ def test_an_error_is_its_own_generations(
     assert ("KeyError" in capsys.readouterr().err) == isinstance(error, KeyError)
 
 
-def test_a_request_that_cannot_begin_lets_the_next_one() -> None:
+def test_a_request_that_cannot_start_does_not_block_the_next() -> None:
     bench = Bench(1)
     bench.scheduler.handle(GenerateRequest(1, array("i", []), GenerationOptions()))
     bench.begin(2, new=1)
@@ -183,7 +183,7 @@ def test_a_request_that_cannot_begin_lets_the_next_one() -> None:
     assert bench.tokens(2) == [2]
 
 
-def test_logits() -> None:
+def test_logits_request() -> None:
     bench = Bench()
     bench.scheduler.handle(LogitsRequest(5, array("i", [1, 2]), True))
     (rows,) = bench.events
