@@ -1,7 +1,7 @@
-"""From an exported model to a complete artifact folder: configs, tokenizer, manifest, and a look at what was made.
+"""From an exported model to a complete artifact folder: configs, tokenizer, reference logits, manifest.
 
 Knows the files that onnxruntime-genai, Foundry Local and our runtime expect beside model.onnx. Writes into a folder
-that its caller publishes; knows nothing of Olive, and nothing of how the model was made beyond its reports.
+that its caller publishes. Knows nothing of Olive, and of the conversion only its reports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest, Memo
 from gptoss_runtime.artifact.reference_logits import REFERENCE_LOGITS
 from gptoss_runtime.harmony_tokens import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 
-# Copied as they are; those marked True must be there. A chat template may also lie inside tokenizer_config.json.
+# Copied unchanged; those marked True are required. A chat template may also be part of tokenizer_config.json.
 TOKENIZER_FILES = {
     "tokenizer.json": True,
     "tokenizer_config.json": True,
@@ -44,21 +44,21 @@ PROMPT_TEMPLATE = {
     "assistant": "<|start|>assistant<|channel|>final<|message|>{Content}<|end|>",
     "prompt": "<|start|>user<|message|>{Content}<|end|><|start|>assistant",
 }
-_BUDGET_CONTEXT = 8192  # positions that the memory budget is for
+_BUDGET_CONTEXT = 8192  # context length of the memory budget
 
 
 @dataclass(frozen=True)
 class Description:
-    """What an artifact is to say of itself.
+    """What the manifest says of an artifact beside its files.
 
     Attributes:
         name: of the model.
-        target: what it is for.
+        target: the target it was converted for.
         preset: the quantisation preset.
-        logits: which positions it gives.
+        logits: the positions whose logits it gives.
         groups: report by tensor group.
         weights: every external data file as it was written, by name.
-        first_run: what the first run found; None where there was none, or not layer by layer.
+        first_run: results of the first run; None if there was none, or not layer by layer.
     """
 
     name: str
@@ -73,13 +73,13 @@ class Description:
 def complete(
     folder: Path, checkpoint: Checkpoint, description: Description, digests: SourceDigests | None = None
 ) -> Manifest:
-    """Adds everything but the model to a folder that holds model.onnx and its external data.
+    """Adds all other files to a folder that holds model.onnx and its external data.
 
     Args:
-        folder: where model.onnx lies.
-        checkpoint: what it was made from.
-        description: the rest of what is known.
-        digests: checksums of the checkpoint that are being made already.
+        folder: the folder of model.onnx.
+        checkpoint: the checkpoint it was made from.
+        description: the manifest's other content.
+        digests: checksums of the checkpoint, if they are being computed already.
 
     Returns:
         The manifest, as written.
@@ -100,6 +100,7 @@ def complete(
         manifest = Manifest(
             name=description.name,
             target=description.target.name,
+            provider=description.target.provider or None,
             preset=description.preset,
             logits=description.logits,
             requires=dict(description.target.requires),
@@ -132,10 +133,10 @@ def _entry(file: Path, written: WrittenFile | None) -> FileEntry:
 
 
 def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
-    """genai_config.json, as onnxruntime-genai's model builder writes it for gpt-oss, but for one thing.
+    """Content of genai_config.json, as onnxruntime-genai's model builder writes it for gpt-oss, with one exception.
 
-    ``sliding_window`` is left out: genai would throw keys away that a rewind needs, and GroupQueryAttention's
-    ``local_window_size`` masks by itself.
+    ``sliding_window`` is left out: with it genai drops keys that a rewind needs, and GroupQueryAttention's
+    ``local_window_size`` masks without it.
     """
     config = checkpoint.config
     cache = {"key": "past_key_values.%d.key", "value": "past_key_values.%d.value"}
@@ -162,7 +163,7 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
         "num_hidden_layers": config.num_hidden_layers,
         "num_key_value_heads": config.num_key_value_heads,
     }
-    # A checkpoint without a generation config: harmony's tokens, or config.json's where the vocabulary is another.
+    # Without a generation config: Harmony's tokens, or those of config.json if the vocabulary is another one.
     end = 0 if config.eos_token_id is None else config.eos_token_id
     usual: dict[str, Any] = {"bos_token_id": end, "eos_token_id": [end], "pad_token_id": config.pad_token_id or 0}
     if config.vocab_size > CALL:
@@ -180,7 +181,7 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
     }
     search = {
         "do_sample": False,
-        "max_length": min(config.max_position_embeddings, _BUDGET_CONTEXT),  # genai allocates the cache for all of it
+        "max_length": min(config.max_position_embeddings, _BUDGET_CONTEXT),  # genai allocates the cache for this length
         "past_present_share_buffer": True,
         **target.search,
     }
@@ -188,26 +189,26 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that what is made depends on."""
+    """Versions of the packages that an artifact's content depends on."""
     return {tool: metadata.version(tool) for tool in TOOLS}
 
 
 def source(checkpoint: Checkpoint, digests: SourceDigests | None = None) -> Source:
-    """Name, revision and files of a checkpoint.
+    """Name, revision and files of a checkpoint, for the manifest.
 
     Args:
-        checkpoint: which.
-        digests: its checksums, if they are being made already.
+        checkpoint: the checkpoint.
+        digests: its checksums, if they are being computed already.
 
     Raises:
-        CheckpointError: a file is damaged, or changed meanwhile.
+        CheckpointError: a file is damaged, or changed in the meantime.
     """
     name, revision = source_name(checkpoint.path)
     return Source(name=name, revision=revision, files=(digests or SourceDigests(checkpoint)).result())
 
 
 def source_name(folder: Path) -> tuple[str, str | None]:
-    """A checkpoint's name and revision: the Hugging Face cache's folders tell repository and commit, others a name."""
+    """A checkpoint's name and revision: repository and commit in the Hugging Face cache, else the folder's name."""
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
@@ -215,12 +216,12 @@ def source_name(folder: Path) -> tuple[str, str | None]:
 
 
 def memory_budget(config: GptOssConfig, target: Target, weights: int) -> MemoryBudget:
-    """Bytes needed to run, computed from the dimensions.
+    """Memory needed to run, computed from the dimensions.
 
     Args:
         config: the dimensions.
-        target: whose caches and activations.
-        weights: size of the external data file.
+        target: the target; its float type and workspace count.
+        weights: size of the external data in bytes.
     """
     itemsize = target.dtype.itemsize
     kv = int(2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize)
@@ -231,10 +232,10 @@ def memory_budget(config: GptOssConfig, target: Target, weights: int) -> MemoryB
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Checks that a checkpoint folder has what an artifact's tokenizer needs.
+    """Checks that a checkpoint folder has the files that an artifact's tokenizer needs.
 
     Raises:
-        CheckpointError: it hasn't.
+        CheckpointError: a file is missing or not readable.
     """
     for name, needed in TOKENIZER_FILES.items():
         if needed and not (folder / name).is_file():
@@ -250,7 +251,7 @@ def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
     require_tokenizer(checkpoint)
     for name in TOKENIZER_FILES:
         if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)  # not copy2: times and modes are not part of an artifact
+            shutil.copyfile(checkpoint / name, folder / name)  # not copy2: an artifact has no times and modes
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:

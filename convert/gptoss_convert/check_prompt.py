@@ -1,8 +1,8 @@
-"""The prompt that every conversion is run with once, and every card is checked with: the same ids for the same model.
+"""The fixed prompt of every conversion's first run and of every device check: the same ids for the same model.
 
-Harmony's own tokens, since trained models put their largest activations at the first token and at delimiters; several
-windows long; English, code, JSON, numbers and other scripts. A model with another vocabulary than o200k_harmony gets
-random ids.
+It is a Harmony conversation, because trained models have their largest activations at the first token and at
+delimiters. It is several windows long and holds English, code, JSON, numbers and other scripts. A model with another
+vocabulary than o200k_harmony gets random ids.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _REASON = "4 + 9 + 25 + 49 + 121 + 169 + 289 + 361 + 529 + 841 = 2397. So the su
 
 
 def check_prompt(config: GptOssConfig) -> list[int]:
-    """The token ids, at most ``LENGTH``, fewer where the context is shorter, and one at least."""
+    """The prompt's token ids: ``LENGTH`` of them, fewer if the context is shorter, and at least one."""
     length = max(1, min(LENGTH, config.max_position_embeddings - 1))
     if config.vocab_size != VOCAB_SIZE:
         rng = random.Random("check prompt")
@@ -91,7 +91,7 @@ def check_prompt(config: GptOssConfig) -> list[int]:
 
 
 def check_positions(length: int) -> list[int]:
-    """Positions of a prompt whose logits are compared: some that end a prompt, then the last ones, token by token."""
+    """Positions whose logits are compared: the ends of a few shorter prompts, and each of the last tokens."""
     ends = {length // 16, length // 4, length // 2, length - _STEPS}
     return sorted({max(0, end - 1) for end in ends} | set(range(max(0, length - _STEPS), length)))
 

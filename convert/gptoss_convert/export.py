@@ -24,11 +24,11 @@ WEIGHTS_FILE = "model.onnx.data"
 
 @dataclass(frozen=True)
 class Export:
-    """What an export made.
+    """A finished export.
 
     Attributes:
         model: the model file.
-        weights: its external data, and the report on it.
+        weights: its external data files, and a report by tensor group.
     """
 
     model: Path
@@ -49,17 +49,18 @@ def export(
 
     Args:
         checkpoint: the open checkpoint.
-        target: which graph.
+        target: the target, which composes the graph.
         quantisation: scheme by tensor group.
-        folder: an existing folder; files of these names are replaced.
+        folder: an existing folder; files of the same names are replaced.
         logits: of the last position (to generate) or of all (to measure).
-        settings: how to write.
-        kept: an existing folder in which the external data grows, to be there for another try; ``None``: ``folder``.
+        settings: how to write the weights.
+        kept: an existing folder in which the external data is written, so that a later run can resume it; ``None``:
+            ``folder``.
 
     Raises:
         OutputError: the folder cannot be written or is full.
     """
-    g = _built(checkpoint, target, quantisation, logits)
+    g = _build(checkpoint, target, quantisation, logits)
     written = writing.write(g.recipes, kept or folder, WEIGHTS_FILE, settings)
     if kept is not None:
         for name in written.files:
@@ -70,16 +71,16 @@ def export(
 def extents(
     checkpoint: Checkpoint, target: Target, quantisation: Quantisation, file_limit: int | None = None
 ) -> dict[str, Extent]:
-    """Where :func:`export` puts every initializer; no weight is read."""
-    return plan_layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE, file_limit)[0]
+    """The place of every initializer in the files that :func:`export` writes; no weight is read."""
+    return plan_layout(_build(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE, file_limit)[0]
 
 
 def weights_size(checkpoint: Checkpoint, target: Target, quantisation: Quantisation) -> int:
-    """Bytes that the external data would have, of headers and dimensions alone: no weight is read."""
-    return sum(plan_layout(_built(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE)[1].values())
+    """Size of the external data in bytes, computed from headers and dimensions; no weight is read."""
+    return sum(plan_layout(_build(checkpoint, target, quantisation, "last").recipes, WEIGHTS_FILE)[1].values())
 
 
-def _built(checkpoint: Checkpoint, target: Target, quantisation: Quantisation, logits: Logits) -> GraphBuilder:
+def _build(checkpoint: Checkpoint, target: Target, quantisation: Quantisation, logits: Logits) -> GraphBuilder:
     g = GraphBuilder(checkpoint, quantisation, target.dtype)
     decoder(g, target.compose(quantisation, logits))
     return g

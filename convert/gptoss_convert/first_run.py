@@ -1,11 +1,11 @@
-"""A converted model's first run: layer by layer on the CPU, in the memory of one layer, every layer measured.
+"""A converted model's first run: layer by layer on the CPU, in the memory of one layer, with every layer measured.
 
-The parts of the model (embedding, layers, head) are graphs of their own over the weights just written. A fixed prompt
-goes through them; each float16 value that could leave its range reports its largest magnitude. A layer that gives
-anything but finite numbers, or has no room left, ends the conversion with its name. The last layer's logits at a few
-positions are kept: what another device is compared with (``gptoss doctor --check``).
+The parts of the model (embedding, layers, head) are separate graphs over the weights just written. A fixed prompt runs
+through them, and each float16 value that could leave its range reports its largest magnitude. A layer whose values are
+not finite, or come too close to float16's limit, fails the conversion with the layer's name. The logits at a few
+positions are stored as reference logits, to compare other devices with (``gptoss doctor --check``).
 
-What this does not show is another device's arithmetic: the CPU computes in float32 and rounds afterwards.
+The first run does not test another device's arithmetic: the CPU computes in float32 and rounds afterwards.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from gptoss_runtime.artifact.manifest import LayerRange, Range
 from gptoss_runtime.artifact.reference_logits import ReferenceLogits, TopLogits
 
 _LIMIT = 65504.0  # float16's largest value
-_ROOM = 1.0  # binary orders of magnitude that must be left: another prompt may well reach twice as far
-_SHORT = 4  # tokens of the prompt that the composition for the device itself is run with, beside the CPU's
-_APART = 0.05  # relative difference at which the two compute different things
+_MIN_HEADROOM = 1.0  # binary orders of magnitude below the limit: another prompt may give twice as large values
+_SHORT = 4  # tokens of the prompt on which the device's composition is compared with the CPU's
+_LARGEST_DIFFERENCE = 0.05  # relative difference of the two from which on they count as different computations
 _FLOAT16 = ir.DataType.FLOAT16
 
 
 @dataclass(frozen=True)
 class FirstRun:
-    """What a first run found."""
+    """Results of a first run: the range of the values, and reference logits."""
 
     range: Range
     reference: ReferenceLogits
@@ -52,15 +52,16 @@ class FirstRun:
 
 @dataclass
 class Parts:
-    """The parts of a model, each run as a session of its own that is closed again.
+    """The parts of a model. Each is run in a session of its own, which is closed again.
 
     Attributes:
-        checkpoint: what the model was made from.
-        target: what it is for.
+        checkpoint: the checkpoint the model was made from.
+        target: the target it was converted for.
         quantisation: scheme by tensor group.
-        folder: where its weights lie.
-        extents: where each of them lies.
-        memory: bytes that weights in the making may take, where the CPU needs others; ``None``: not said.
+        folder: folder of its weights.
+        extents: place of each weight.
+        memory: most bytes to take while weights are made for the CPU, where it needs others; ``None``: no limit given.
+        maxima: largest magnitude of each watched value of the part that ran last.
     """
 
     checkpoint: Checkpoint
@@ -69,19 +70,19 @@ class Parts:
     folder: Path
     extents: Mapping[str, Extent]
     memory: int | None = None
-    maxima: dict[str, float] = field(default_factory=dict)  # of the part that ran last
+    maxima: dict[str, float] = field(default_factory=dict)
 
     def embed(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """The stream before the first layer, float32 [1, tokens, hidden]."""
+        """Runs the embedding; gives the stream before the first layer, float32 [1, tokens, hidden]."""
         return self._run("the embedding", self._on_cpu, embedding_part, {"input_ids": np.array([token_ids])})
 
     def layer(self, hidden: NDArray[np.float32], layer: int, *, as_shipped: bool = False) -> NDArray[np.float32]:
-        """The stream after a layer.
+        """Runs a layer; gives the stream after it, float32 [1, tokens, hidden].
 
         Args:
             hidden: the stream before it, float32 [1, tokens, hidden].
-            layer: which.
-            as_shipped: by the composition for the device, and not by the one that suits the CPU.
+            layer: the layer's number.
+            as_shipped: use the device's composition instead of the CPU's.
         """
         pieces = self.target.compose if as_shipped else self._on_cpu
         return self._run(
@@ -89,7 +90,7 @@ class Parts:
         )
 
     def head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, float32 [1, tokens, vocab]."""
+        """Runs the last norm and the head; gives logits, float32 [1, tokens, vocab]."""
         return self._run("the head", self._on_cpu, head_part, {"hidden_states": hidden})
 
     @property
@@ -120,20 +121,21 @@ class Parts:
         values = np.asarray(outputs[0], np.float32)
         if not np.isfinite(values).all():
             raise RangeError(
-                f"{name}: values are not finite: {_largest(self.maxima)}",
-                remedy="The checkpoint's activations leave the range of this target's float type; please report this.",
+                f"{name}: values are not finite: {_describe_maxima(self.maxima)}",
+                remedy="The checkpoint's activations exceed this target's float type; please report this.",
             )
         return values
 
     @contextmanager
     def _weights(self, g: GraphBuilder) -> Iterator[tuple[Path, Mapping[str, Extent]]]:
-        """Where a part's weights lie: those that were written, or, if the CPU cannot read them, others made for it."""
+        """Folder and extents of a part's weights: those that were written, or temporary ones that the CPU can read."""
         if self.target.runs_on_cpu:
             yield self.folder, self.extents
             return
-        # Beside the conversion, on the disk that has room for it.
-        place = self.folder.parent
-        with tempfile.TemporaryDirectory(prefix="first-run-", dir=place, ignore_cleanup_errors=True) as scratch:
+        # Beside the conversion, on the same disk, which has room.
+        with tempfile.TemporaryDirectory(
+            prefix="first-run-", dir=self.folder.parent, ignore_cleanup_errors=True
+        ) as scratch:
             settings = writing.Settings(memory=self.memory)
             yield Path(scratch), writing.write(g.recipes, Path(scratch), "part.data", settings).extents
 
@@ -142,13 +144,13 @@ def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) 
     """Runs the fixed prompt through a model.
 
     Args:
-        parts: the model's.
+        parts: the parts of the model.
         progress: called with (parts done, parts in all).
 
     Raises:
-        RangeError: a layer's values are not finite, or leave no room to float16's limit.
+        RangeError: a layer's values are not finite, or too close to float16's limit.
         MemoryLimitTooLow: weights that the CPU needs take more memory than was allowed.
-        ConversionError: a part doesn't load or run, or the graph for the device computes something else.
+        ConversionError: a part doesn't load or run, or the device's graph computes something else.
     """
     config, report = parts.checkpoint.config, progress or (lambda done, total: None)
     ids, count = check_prompt(config), config.num_hidden_layers
@@ -157,14 +159,14 @@ def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) 
     for layer in range(count):
         report(layer, count + 1)
         before, hidden = hidden, parts.layer(hidden, layer)
-        layers.append(_range(f"layer {layer}", layer, float(np.abs(hidden).max()), parts))
+        layers.append(_layer_range(f"layer {layer}", layer, float(np.abs(hidden).max()), parts))
         if parts.target.on_cpu and parts.target.runs_on_cpu and config.layer_types[layer] not in seen:
             seen.add(config.layer_types[layer])
             _require_same(parts, before[:, :_SHORT], hidden[:, :_SHORT], layer)
     positions = check_positions(len(ids))
     report(count, count + 1)
     logits = parts.head(hidden[:, positions])[0]
-    head = _range("the head", count, float(np.abs(hidden).max()), parts)
+    head = _layer_range("the head", count, float(np.abs(hidden).max()), parts)
     report(count + 1, count + 1)
     found = Range(
         dtype="float16" if parts.target.dtype == _FLOAT16 else "float32",
@@ -177,17 +179,17 @@ def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) 
     return FirstRun(found, ReferenceLogits(source="cpu", token_ids=ids, positions=top))
 
 
-def _range(name: str, layer: int, stream: float, parts: Parts) -> LayerRange:
-    """A part's range.
+def _layer_range(name: str, layer: int, stream: float, parts: Parts) -> LayerRange:
+    """The range of a part's values.
 
     Raises:
-        RangeError: there is no room left.
+        RangeError: they are too close to float16's limit.
     """
     if parts.target.dtype != _FLOAT16:
         return LayerRange(layer=layer, stream=stream)
     tightest, largest = max(parts.maxima.items(), key=lambda item: item[1])
     headroom = math.log2(_LIMIT / largest) if largest > 0 else math.inf
-    if headroom < _ROOM:
+    if headroom < _MIN_HEADROOM:
         raise RangeError(
             f"{name}: {tightest} reaches {largest:,.0f}, and float16 ends at {_LIMIT:,.0f}",
             remedy="This target cannot hold the checkpoint's activations; convert for cpu, and please report this.",
@@ -196,22 +198,26 @@ def _range(name: str, layer: int, stream: float, parts: Parts) -> LayerRange:
 
 
 def _require_same(parts: Parts, before: NDArray[np.float32], after: NDArray[np.float32], layer: int) -> None:
-    """The graph for the device against the CPU's, on a few tokens."""
+    """Compares the device's graph of a layer with the CPU's on a few tokens.
+
+    Raises:
+        ConversionError: they compute different things.
+    """
     expected, shipped = after - before, parts.layer(before, layer, as_shipped=True) - before
-    apart = float(np.linalg.norm(shipped - expected) / max(float(np.linalg.norm(expected)), 1e-30))
-    if not apart < _APART:
+    difference = float(np.linalg.norm(shipped - expected) / max(float(np.linalg.norm(expected)), 1e-30))
+    if not difference < _LARGEST_DIFFERENCE:
         raise ConversionError(
-            f"layer {layer}: the graph for {parts.target.name} differs by {apart:.1%} from the same layer on the CPU",
+            f"layer {layer}: the graph for {parts.target.name} differs by {difference:.1%} from the CPU's",
             remedy="Please report this; the conversion was not published.",
         )
 
 
-def _largest(maxima: Mapping[str, float]) -> str:
+def _describe_maxima(maxima: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:,.4g}" for name, value in maxima.items()) or "nothing was measured"
 
 
 def _measure(g: GraphBuilder) -> list[str]:
-    """Makes the largest magnitude of every watched value an output, 0 of one without elements; their names."""
+    """Adds an output for the largest magnitude of every watched value, 0 for an empty one; returns their names."""
     labels = []
     for number, (name, value) in enumerate(g.watched):
         flat = g.op("Abs", g.op("Reshape", g.op("Cast", value, to=ir.DataType.FLOAT), g.ints(-1)))
@@ -222,7 +228,7 @@ def _measure(g: GraphBuilder) -> list[str]:
 
 
 def _session(g: GraphBuilder, target: Target, folder: Path, extents: Mapping[str, Extent], name: str) -> Any:
-    """A session that leaves the graph as it is: folding constants would copy weights."""
+    """A session without graph optimisations: constant folding would copy weights."""
     import onnxruntime
 
     model = g.model(opset=target.opset, ir_version=target.ir_version, extents=extents)

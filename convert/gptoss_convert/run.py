@@ -1,4 +1,4 @@
-"""What a caller in this process shares with the passes, past Olive: it swallows exceptions and knows no progress."""
+"""What a caller shares with our passes without Olive, which swallows exceptions and reports no progress."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Run:
     Attributes:
         progress: called with (bytes written, bytes in all).
         check_progress: called in the first run with (parts done, parts in all).
-        memory: bytes that weights in the making may take; ``None``: not said.
-        partial: where the weights grow, to be resumed; ``None``: in the pass's own folder.
-        request: what is asked for, as a digest.
-        digests: checksums of the checkpoint that are being made already.
-        error: what a pass raised.
+        memory: most bytes that weights may take while they are made; ``None``: no limit was given.
+        partial: folder in which the weights grow, so that they can be resumed; ``None``: the pass's own folder.
+        request: digest of the requested conversion.
+        digests: checksums of the checkpoint, computed in the background.
+        error: the error that a pass raised.
     """
 
     progress: Progress | None = None
@@ -34,13 +34,13 @@ class Run:
     error: GptOssError | None = None
 
     def settings(self, file_limit: int | None) -> Settings:
-        """How this run writes weights."""
+        """Settings with which this run writes weights."""
         journal = self.partial.journal if self.partial else None
         return Settings(self._report, self.memory, file_limit, journal, self.request)
 
     def _report(self, done: int, total: int) -> None:
         if self.digests:
-            self.digests.raise_if_failed()  # no hour of work on a damaged file
+            self.digests.raise_if_failed()  # stops early if the checkpoint is damaged
         if self.progress:
             self.progress(done, total)
 

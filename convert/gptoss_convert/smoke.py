@@ -1,7 +1,7 @@
-"""A converted model, loaded and run by onnxruntime on the CPU.
+"""A smoke test: loads a converted model in onnxruntime on the CPU and runs it.
 
-Knows how to feed any decoder of ours; judges only that it loads and that its logits are finite. What a model computes
-is measured layer by layer in first_run.py, and against its checkpoint in parity/.
+Knows how to feed any decoder of ours. Checks only that it loads and that its logits are finite; first_run.py measures
+its values layer by layer, and parity/ compares it with its checkpoint.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _TYPES: dict[str, type[np.generic]] = {
 }
 
 
-def loads(model: Path) -> None:
-    """Loads a model on the CPU without running it, in next to no memory: its weights stay on disk.
+def require_loadable(model: Path) -> None:
+    """Loads a model on the CPU without running it. It takes almost no memory: the weights stay on disk.
 
     Raises:
         ConversionError: it doesn't load.
@@ -41,14 +41,14 @@ def loads(model: Path) -> None:
 
 @contextmanager
 def runtime_errors(name: str) -> Iterator[None]:
-    """Turns what onnxruntime raises into a ConversionError that names the model or its part."""
+    """Turns onnxruntime's exceptions into a ConversionError that names the model or its part."""
     import onnxruntime
 
     try:
         yield
-    except Exception as error:  # onnxruntime's exceptions share no base class but this
+    except Exception as error:  # onnxruntime's exceptions have no other common base class
         raise ConversionError(
-            f"{name}: onnxruntime {onnxruntime.__version__} does not run what was made: {error}",
+            f"{name}: onnxruntime {onnxruntime.__version__} cannot run the converted model: {error}",
             remedy="Please report this; the conversion was not published.",
         ) from error
 
@@ -58,13 +58,13 @@ def run_once(model: Path, token_ids: Sequence[int] = (1, 2, 3, 4)) -> NDArray[np
 
     Args:
         model: the model.onnx file.
-        token_ids: what to feed.
+        token_ids: the prompt.
 
     Returns:
         Logits, float32 [1, positions, vocab].
 
     Raises:
-        ConversionError: it doesn't load, doesn't run, or gives a logit that is not a number.
+        ConversionError: it doesn't load, doesn't run, or gives a logit that is not finite.
     """
     import onnxruntime
 
@@ -74,19 +74,22 @@ def run_once(model: Path, token_ids: Sequence[int] = (1, 2, 3, 4)) -> NDArray[np
     if not np.isfinite(logits).all():
         raise ConversionError(
             f"{model.name}: logits are not finite",
-            remedy="Either the checkpoint's weights are damaged, or its activations leave the target's float type.",
+            remedy="Either the checkpoint's weights are damaged, or its activations exceed the target's float type.",
         )
     result: NDArray[np.float32] = np.asarray(logits, np.float32)
     return result
 
 
 def feed(session: Any, tokens: int, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What a session of a decoder, or of a part of one, is fed with for a prompt and an empty cache.
+    """Builds the inputs of a decoder's session, or of a part's, for a prompt and an empty cache.
 
     Args:
-        session: whose inputs.
-        tokens: of the prompt.
-        given: inputs that are not made here.
+        session: the onnxruntime session.
+        tokens: length of the prompt.
+        given: the inputs that depend on the prompt, by name.
+
+    Returns:
+        Every input by name.
     """
     return {node.name: _input(node, tokens, given) for node in session.get_inputs()}
 
@@ -97,7 +100,7 @@ def _input(node: Any, tokens: int, given: Mapping[str, NDArray[Any]]) -> NDArray
         return given[node.name].astype(kind, copy=False)
     if node.name == "position_ids":
         return np.arange(tokens, dtype=kind)[None]
-    # A cache that grows starts empty and the mask is the prompt's; one of fixed size is as long as its mask.
+    # A growing cache starts empty, and the mask covers the prompt; a cache of fixed size is as long as its mask.
     sizes = {"batch": 1, "total": tokens, "past": 0, "max_length": tokens + 1}
     shape = [sizes.get(size, size) for size in node.shape]
     return np.ones(shape, kind) if node.name == "attention_mask" else np.zeros(shape, kind)

@@ -1,6 +1,6 @@
-"""What is in a graph, for ``gptoss inspect``: nodes by operator, weights by type, inputs, outputs, where nodes run.
+"""Summary of a graph for ``gptoss inspect``: nodes by operator, weights by type, inputs, outputs, where nodes run.
 
-Knows ONNX files; reads no weights. Where a node runs is the business of :mod:`gptoss_convert.placement`.
+Knows ONNX files; reads no weights. :mod:`gptoss_convert.placement` decides where a node runs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class GraphSummary:
     Attributes:
         opsets: version by domain; "" is ai.onnx.
         ir_version: of the file.
-        nodes: in all.
+        nodes: number of nodes.
         operators: nodes by "domain::operator", most frequent first.
         weight_bytes: size of the initializers by dtype.
-        inputs: dtype and shape by name, those of the cache left out.
-        outputs: likewise.
-        cached: key and value tensors in the cache.
-        placement: where the nodes run on DirectML, where that was asked.
+        inputs: dtype and shape by name, without those of the cache.
+        outputs: the same.
+        cached: number of key and value tensors in the cache.
+        placement: where the nodes run on DirectML; None if that was not asked for.
     """
 
     opsets: dict[str, int]
@@ -52,7 +52,7 @@ def summarise(model: Path, *, directml: bool = False) -> GraphSummary:
 
     Args:
         model: the .onnx file.
-        directml: say where the nodes run on DirectML.
+        directml: also find out where the nodes run on DirectML.
 
     Raises:
         ArtifactError: it is not a readable ONNX file.
@@ -74,21 +74,21 @@ def summarise(model: Path, *, directml: bool = False) -> GraphSummary:
         nodes=sum(operators.values()),
         operators=dict(operators.most_common()),
         weight_bytes=dict(weights.most_common()),
-        inputs=_described(graph.inputs, "past_key_values."),
-        outputs=_described(graph.outputs, "present."),
+        inputs=_describe(graph.inputs, "past_key_values."),
+        outputs=_describe(graph.outputs, "present."),
         cached=sum((value.name or "").startswith("past_key_values.") for value in graph.inputs),
-        placement=_placed(model, loaded) if directml else None,
+        placement=_place(model, loaded) if directml else None,
     )
 
 
-def _placed(model: Path, loaded: ir.Model) -> Placement:
+def _place(model: Path, loaded: ir.Model) -> Placement:
     try:
         return predict_placement(loaded)
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:  # readable, but no graph of ONNX's
-        raise ArtifactError(f"{model} has a node that makes no sense: {error}", remedy="Convert again.") from error
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:  # readable, but not a valid graph
+        raise ArtifactError(f"{model} has a malformed node: {error}", remedy="Convert again.") from error
 
 
-def _described(values: Any, cache: str) -> dict[str, str]:
+def _describe(values: Any, cache: str) -> dict[str, str]:
     return {
         value.name: f"{value.dtype.name.lower() if value.dtype else '?'} {value.shape}"
         for value in values

@@ -1,7 +1,7 @@
-"""Runs a target's Olive workflow from code, with errors, progress and an output that appears at once or not at all.
+"""Runs a target's Olive workflow from code, with typed errors, progress and an output that appears as a whole.
 
-Knows olive_configs/ and Olive's engine; nothing of graphs. What it makes is byte for byte what ``olive run`` makes of
-the same config, without the copies and reports that Olive leaves in its output folder.
+Knows olive_configs/ and Olive's engine; nothing of graphs. The artifact is byte for byte that of ``olive run`` with the
+same config, without the copies and reports that Olive leaves in its output folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,22 +36,22 @@ _PASS_KEYS = {
     "gptossartifact": {"name", "check"},
 }
 _OLIVE = 400 << 20  # bytes that Olive and onnxruntime take once they are imported
-_OLIVE_KEYS = {"type", "host", "evaluator", "disable_search"}  # of any pass
+_OLIVE_KEYS = {"type", "host", "evaluator", "disable_search"}  # settings of any pass
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may change of a workflow.
+    """The settings of a workflow that a caller may change.
 
     Attributes:
         preset: quantisation preset; None: the config's.
         quantisation: schemes by tensor group, in place of the preset's.
         name: of the model; None: the checkpoint's and the target's.
         logits: "last" or "all"; None: the config's.
-        overwrite: replace what is at the output path, once the new artifact is whole.
-        resume: go on with what an earlier run of the same conversion left, if it left anything.
-        max_memory: bytes that the process may take in all; ``None``: what two tensors at a time take, some 3 GB.
-        max_file_size: bytes that a file of weights may have; ``None``: the config's, or one file.
+        overwrite: replace an artifact at the output path, once the new one is complete.
+        resume: continue an interrupted run of the same conversion, if there is one.
+        max_memory: most bytes that the process may take; ``None``: room for two tensors at a time, some 3 GB.
+        max_file_size: most bytes of a file of weights; ``None``: the config's, or one file.
     """
 
     preset: str | None = None
@@ -64,7 +65,7 @@ class Options:
 
 
 def config_dir() -> Path:
-    """olive_configs/ of a checkout, else the copy inside the package."""
+    """Folder of the Olive configs: olive_configs/ of a checkout, else the copy inside the package."""
     return locate_resource("olive_configs", "olive_configs")
 
 
@@ -81,9 +82,9 @@ def convert(
 
     Args:
         checkpoint: folder in the Hugging Face layout.
-        out: where the artifact shall be; its parents are created.
+        out: folder of the artifact; its parents are created.
         target: one of ``targets.names()``, or the path of an Olive config that uses our passes.
-        options: what to change of the workflow.
+        options: changes to the workflow.
         progress: called with (bytes of weights written, bytes in all).
         check_progress: called in the first run with (parts done, parts in all).
 
@@ -93,21 +94,28 @@ def convert(
     Raises:
         CheckpointError: the checkpoint is damaged, incomplete or of another model.
         WorkflowError: the target, the config or an option is wrong, or Olive failed.
-        RangeError: a layer's activations leave the target's float type.
-        OutputExists: something is at ``out`` and overwriting was not asked for.
+        RangeError: a layer's activations exceed the target's float type.
+        OutputExists: ``out`` exists and overwriting was not asked for.
         OutputError: the output cannot be written, or the disk is too small.
     """
     options, out = options or Options(), Path(out)
     workflow = load(target)
-    _apply(workflow, options)
-    opened = Checkpoint.open(checkpoint)  # before Olive starts: quick, and with our own words
+    _apply_options(workflow, options)
+    opened = Checkpoint.open(checkpoint)  # before Olive starts: it fails sooner, and with our own message
     require_tokenizer(opened.path)
     output.require_free(out, overwrite=options.overwrite, marker="manifest.json")
     workflow["input_model"] = {"type": "HfModel", "model_path": str(opened.path.resolve())}
     with partial.open_partial(out, resume=options.resume) as place:
         workflow["cache_dir"], workflow["output_dir"] = str(place.scratch / "cache"), str(place.scratch / "out")
         digests = SourceDigests(opened)
-        run = Run(progress, check_progress, _left(options.max_memory), place, _request(opened, workflow), digests)
+        run = Run(
+            progress,
+            check_progress,
+            _memory_for_weights(options.max_memory),
+            place,
+            _request_digest(opened, workflow),
+            digests,
+        )
         try:
             made = _run(workflow, run)
         finally:
@@ -117,8 +125,8 @@ def convert(
     return manifest
 
 
-def _left(max_memory: int | None) -> int | None:
-    """What of the memory that is allowed is left for weights."""
+def _memory_for_weights(max_memory: int | None) -> int | None:
+    """The part of the allowed memory that is left for weights, in bytes."""
     if max_memory is None:
         return None
     taken = int(psutil.Process().memory_info().rss) + _OLIVE
@@ -130,8 +138,8 @@ def _left(max_memory: int | None) -> int | None:
     return max_memory - taken
 
 
-def _request(checkpoint: Checkpoint, workflow: Mapping[str, Any]) -> str:
-    """Digest of all that the weights depend on: a conversion is resumed only by the same one."""
+def _request_digest(checkpoint: Checkpoint, workflow: Mapping[str, Any]) -> str:
+    """Digest of everything that the weights depend on; a conversion is resumed only by one with the same digest."""
     asked = {
         "files": provenance.read_stamps(checkpoint),
         "config": (checkpoint.path / "config.json").read_text("utf-8"),
@@ -142,13 +150,13 @@ def _request(checkpoint: Checkpoint, workflow: Mapping[str, Any]) -> str:
 
 
 def load(target: str) -> dict[str, Any]:
-    """A workflow's JSON.
+    """Reads a workflow's JSON.
 
     Args:
         target: a target's name, or the path of a config.
 
     Raises:
-        WorkflowError: no such target or file, not JSON, or without our passes.
+        WorkflowError: there is no such target or file, or it is not JSON with our passes.
     """
     file = Path(target) if target.endswith(".json") else config_dir() / f"{target}.json"
     if not file.is_file():
@@ -166,12 +174,16 @@ def load(target: str) -> dict[str, Any]:
 
 
 def _check(workflow: Mapping[str, Any]) -> None:
-    """Whether the JSON has what is taken from it before Olive, with its own checks, gets it."""
+    """Checks what is read from the JSON before Olive gets it; Olive checks the rest.
+
+    Raises:
+        LookupError, TypeError: a pass or a setting is missing, unknown or of another type.
+    """
     artifact = _pass(workflow, "GptOssArtifact")
     export = _pass(workflow, "GptOssExport")
     for step in (export, artifact):
         unknown = set(step) - _PASS_KEYS[step["type"].lower()] - _OLIVE_KEYS
-        if unknown:  # Olive would say nothing
+        if unknown:  # Olive would ignore it silently
             raise LookupError(f"{step['type']} has no setting {', '.join(sorted(unknown))}")
     for name, kind in (("target", str), ("preset", str | None), ("quantisation", dict | None), ("logits", str | None)):
         if not isinstance(export.get(name), kind):
@@ -186,8 +198,8 @@ def _pass(workflow: Mapping[str, Any], name: str) -> dict[str, Any]:
     raise LookupError(f"no {name} among the passes")
 
 
-def _apply(workflow: dict[str, Any], options: Options) -> None:
-    """Puts a caller's options into the config, and checks what can be checked without Olive."""
+def _apply_options(workflow: dict[str, Any], options: Options) -> None:
+    """Writes the options into the config, and checks what can be checked without Olive."""
     export = _pass(workflow, "GptOssExport")
     for key in ("preset", "quantisation", "logits", "max_file_size"):
         value = getattr(options, key)
@@ -212,18 +224,19 @@ def _run(workflow: dict[str, Any], run: Run) -> Path:
     quiet = {logging.getLogger(name): logging.getLogger(name).level for name in ("olive", "transformers")}
     try:
         token = CURRENT.set(run)
-        for logger in quiet:  # a failed pass is reported by our own exception, a config by our own checks
+        for logger in quiet:  # our own exceptions report a failed pass or a wrong config
             logger.setLevel(logging.CRITICAL)
-        config = RunConfig.parse_file_or_obj(deepcopy(workflow))  # it takes apart what it is given
+        config = RunConfig.parse_file_or_obj(deepcopy(workflow))  # it changes its argument
         engine = config.engine.create_engine(
             OlivePackageConfig.parse_file_or_obj(config_dir() / PACKAGE_CONFIG), config.workflow_id
         )
         accelerator = create_accelerator(engine.target_config, skip_supported_eps_check=True, is_ep_required=False)
         engine.set_input_passes_configs(config.passes)
-        engine.initialize()
+        with _keep_settings(config.passes):
+            engine.initialize()
         reports.mkdir()
         with engine._create_system():
-            engine.run_accelerator(_identified(config.input_model, run.request), reports, False, accelerator)
+            engine.run_accelerator(_with_identifier(config.input_model, run.request), reports, False, accelerator)
         best = WorkflowOutput(accelerator, engine.footprint).get_best_candidate()
     except Exception as error:
         if run.error is not None:
@@ -241,8 +254,18 @@ def _run(workflow: dict[str, Any], run: Run) -> Path:
     return Path(best.model_config["model_path"])
 
 
-def _identified(model: Any, request: str) -> Any:
-    """Olive's input model, identified by what was asked for: Olive would first hash all of the checkpoint."""
+@contextmanager
+def _keep_settings(passes: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps our passes' settings: Olive makes paths of those that are also names of files in the working directory."""
+    ours = [step for steps in passes.values() for step in steps if step.type.lower() in _PASS_KEYS]
+    settings = [deepcopy(step.config) for step in ours]
+    yield
+    for step, setting in zip(ours, settings, strict=True):
+        step.config = setting
+
+
+def _with_identifier(model: Any, request: str) -> Any:
+    """Olive's input model, identified by the request's digest; otherwise Olive hashes the whole checkpoint first."""
 
     class Identified(type(model)):  # type: ignore[misc]
         def get_model_identifier(self) -> str:

@@ -219,7 +219,7 @@ def test_inspect_says_where_nodes_run(nano_artifact: Path) -> None:
 
 def test_a_node_that_makes_no_sense(tmp_path: Path) -> None:
     ir.save(model(node("Cast", "x", to="four"), x=X), tmp_path / "model.onnx")
-    with pytest.raises(ArtifactError, match="makes no sense"):
+    with pytest.raises(ArtifactError, match="malformed node"):
         summarise(tmp_path / "model.onnx", directml=True)
 
 

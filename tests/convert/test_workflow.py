@@ -22,6 +22,7 @@ from gptoss_convert.errors import (
     OutputExists,
     WorkflowError,
 )
+from gptoss_convert.export_info import ExportInfo
 from gptoss_convert.partial import locate_partial
 from gptoss_convert.workflow import Options, config_dir, convert
 from gptoss_runtime.artifact.folder import Artifact
@@ -108,25 +109,86 @@ def test_float_experts_convert(schemes: dict[str, str] | None, tmp_path: Path) -
     assert (manifest.groups["experts"].snr_db is None) == (schemes == {"experts": "float32"})
 
 
-@pytest.mark.integration
-def test_stock_olive_makes_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
-    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
-    workflow["input_model"]["model_path"] = str(tiny)
-    workflow["output_dir"] = str(tmp_path / "olive")
-    (tmp_path / "workflow.json").write_text(json.dumps(workflow), encoding="utf-8")
+def run_stock_olive(folder: Path) -> None:
+    """``olive run`` of the workflow.json in a folder, with that folder as the working directory."""
     olive = [sys.executable, "-m", "olive", "run", "--config", "workflow.json", "--package-config"]
     done = subprocess.run(
         [*olive, str(config_dir() / "package.json")],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OLIVE_DISABLE_TELEMETRY": "1"},
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.integration
+def test_stock_olive_makes_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
+    workflow["input_model"]["model_path"] = str(tiny)
+    workflow["output_dir"] = str(tmp_path / "olive")
+    (tmp_path / "workflow.json").write_text(json.dumps(workflow), encoding="utf-8")
+    run_stock_olive(tmp_path)
     convert(tiny, tmp_path / "ours")
     ours, theirs = files(tmp_path / "ours"), files(tmp_path / "olive")
     assert {name: theirs.get(name) for name in ours} == ours
+
+
+NAMES_HERE = ("cpu", "smallest", "last", "int8", "mine", "lm_head", "model.onnx", "model.onnx.data")
+
+
+def folder_of_names(tmp_path: Path) -> Path:
+    """A folder with files that have the names of settings and of an export's files."""
+    here = tmp_path / "here"
+    for name in NAMES_HERE:
+        if name.startswith("model"):
+            (here / name).write_text("not a model", encoding="utf-8")
+        else:
+            (here / name).mkdir(parents=True)
+    return here
+
+
+def test_settings_that_are_names_of_files_here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Olive makes a path of every string in a config that exists as a file or folder."""
+    options = Options("smallest", {"lm_head": {"type": "int8", "block_size": 64}}, "mine", "last")
+    convert(tiny, tmp_path / "elsewhere", options=options)
+    monkeypatch.chdir(folder_of_names(tmp_path))
+    assert convert(tiny, tmp_path / "out", options=options).name == "mine"
+    assert files(tmp_path / "out") == files(tmp_path / "elsewhere")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="creating a symbolic link takes a right that users lack")
+def test_a_setting_that_is_a_link_here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "cpu").symlink_to(tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "here")
+    assert convert(tiny, tmp_path / "out").target == "cpu"
+
+
+@pytest.mark.integration
+def test_stock_olive_in_a_folder_with_such_names(tiny: Path, tmp_path: Path) -> None:
+    here = folder_of_names(tmp_path)
+    workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
+    workflow["input_model"]["model_path"] = str(tiny)
+    workflow["output_dir"] = str(tmp_path / "olive")
+    workflow["passes"]["export"] |= {"preset": "smallest", "logits": "last", "quantisation": {"lm_head": "int8"}}
+    workflow["passes"]["artifact"]["name"] = "mine"
+    (here / "workflow.json").write_text(json.dumps(workflow), encoding="utf-8")
+    run_stock_olive(here)
+    options = Options("smallest", {"lm_head": "int8"}, "mine")
+    convert(tiny, tmp_path / "ours", options=options)
+    ours, theirs = files(tmp_path / "ours"), files(tmp_path / "olive")
+    assert {name: theirs.get(name) for name in ours} == ours
+
+
+def test_an_export_report_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "older.json").write_text('{"target": "cpu"}', encoding="utf-8")
+    for name in ("older.json", "missing.json"):
+        with pytest.raises(WorkflowError, match=f"{name}: not readable") as caught:
+            ExportInfo.load(tmp_path / name)
+        assert caught.value.remedy
 
 
 def test_a_config_of_ones_own(tiny: Path, tmp_path: Path) -> None:
@@ -427,14 +489,14 @@ def test_a_file_system_without_hard_links(tiny: Path, tmp_path: Path, monkeypatc
 
 
 def test_weights_that_another_program_changes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = smoke.loads
+    loads = smoke.require_loadable
 
     def flip(model: Path) -> None:
         loads(model)
         with model.with_name("model.onnx.data").open("r+b") as file:
             file.write(b"other")
 
-    monkeypatch.setattr(smoke, "loads", flip)
+    monkeypatch.setattr(smoke, "require_loadable", flip)
     refused(OutputError, tiny, tmp_path / "out", "no longer has the bytes that were written")
 
 

@@ -129,7 +129,7 @@ def test_nano_answers_the_same_in_float16(nano_checkpoint: Path, shifts: Shifts,
 @pytest.mark.parametrize("mxfp4", [True, False], ids=["mxfp4", "float"])
 def test_onnxruntime_takes_every_node_by_its_schema(preset: str, mxfp4: bool, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "checkpoint", SMALL | {"intermediate_size": 128}, mxfp4=mxfp4)
-    smoke.loads(graph(source, tmp_path / "graph", preset))
+    smoke.require_loadable(graph(source, tmp_path / "graph", preset))
 
 
 def test_the_node_is_the_one_that_genais_builder_writes(tmp_path: Path) -> None:

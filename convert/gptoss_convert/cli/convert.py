@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gptoss_convert import targets
 from gptoss_convert.cli.common import Cost, Overwrite, conversion_bars, folder_size
 from gptoss_runtime.cli.options import Json
 from gptoss_runtime.errors import InvalidRequest
@@ -19,7 +20,7 @@ def convert(
     target: Annotated[
         str,
         typer.Option(
-            "--target", "-t", help="cpu, cpu-int4, directml, cuda, or the path of an Olive config with our passes."
+            "--target", "-t", help=f"{', '.join(targets.names())}, or the path of an Olive config with our passes."
         ),
     ] = "cpu",
     preset: Annotated[

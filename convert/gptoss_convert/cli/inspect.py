@@ -33,7 +33,7 @@ def inspect(
     """
     from rich.console import Console
 
-    from gptoss_convert.elsewhere import remarks
+    from gptoss_convert.risky_files import find_risks
     from gptoss_convert.summary import summarise
     from gptoss_runtime.artifact.folder import Artifact, check_contents
     from gptoss_runtime.cli.render import print_json
@@ -44,7 +44,7 @@ def inspect(
     verified = verify and artifact.manifest is not None  # a folder without a manifest has nothing to check against
     if verified:
         artifact = Artifact.open(folder, verify=True)
-    elsewhere = remarks(artifact.path, artifact.manifest)
+    elsewhere = find_risks(artifact.path, artifact.manifest)
     graphs = {name: summarise(artifact.path / name, directml=directml) for name in _models(artifact)}
     console = Console(highlight=False, soft_wrap=True)
     if json_output:

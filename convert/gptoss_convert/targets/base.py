@@ -1,4 +1,4 @@
-"""What a target is made of."""
+"""The parts of a target."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gptoss_convert.schemes import Group, Quantisation, SchemeType
 
 _INT8 = {"type": "int8", "accuracy_level": 4}
 _INT4 = {"type": "int4", "accuracy_level": 4}
-# How dense weights are stored on the CPU, by preset; a target adds its experts.
+# Schemes of the dense weights on the CPU, by preset; a target adds its experts.
 CPU_DENSE: Mapping[str, Mapping[Group, Any]] = {
     "balanced": {"embedding": "bfloat16", "attention": _INT8, "router": "float32", "lm_head": _INT8},
     "smallest": {"embedding": "bfloat16", "attention": _INT4, "router": "float32", "lm_head": _INT4},
@@ -26,22 +26,22 @@ CPU_DENSE: Mapping[str, Mapping[Group, Any]] = {
 }
 
 
-def composed(
+def compose_from(
     attention: Callable[[GraphBuilder], Layer],
     experts: Mapping[SchemeType, Layer],
     embed: Callable[[GraphBuilder, ir.Value], ir.Value] = embedding,
     heads: Mapping[Logits, Head] = HEADS,
 ) -> Callable[[Quantisation, Logits], Composition]:
-    """A target's ``compose``, of the pieces it has.
+    """Makes a target's ``compose`` from the pieces it has.
 
     Args:
-        attention: the one kind of attention.
-        experts: the piece that emits them, by scheme.
-        embed: the one kind of embedding.
-        heads: the piece that emits the logits, by which are wanted.
+        attention: emits attention.
+        experts: the piece that emits the experts, by scheme.
+        embed: emits the embedding.
+        heads: the piece that emits the logits, by the wanted positions.
 
     Returns:
-        A function that picks among them; it raises WorkflowError for experts or logits there is no piece for.
+        A function that picks the pieces; it raises WorkflowError if there is no piece for the experts or logits.
     """
 
     def compose(quantisation: Quantisation, logits: Logits) -> Composition:
@@ -57,17 +57,22 @@ def composed(
 
 @dataclass(frozen=True)
 class Workspace:
-    """Bytes of activations while a piece of a prompt is computed: whatever the context, and for each position of it."""
+    """Bytes of activations while one piece of a prompt is computed.
+
+    Attributes:
+        fixed: bytes that do not depend on the context.
+        per_position: bytes for each position of the context.
+    """
 
     fixed: int
     per_position: int = 0
 
 
-_PIECE = 128  # positions of a prompt that are computed at a time
+_PIECE = 128  # tokens of a prompt that are computed at a time
 
 
 def plain_workspace(config: GptOssConfig, itemsize: float) -> Workspace:
-    """Of targets with fused kernels: hidden states of the chosen experts, and the logits."""
+    """Workspace of targets with fused kernels: hidden states of the chosen experts, and the logits."""
     widest = config.num_experts_per_tok * 2 * config.intermediate_size + 4 * config.hidden_size
     return Workspace(int((_PIECE * widest + config.vocab_size) * itemsize))
 
@@ -77,22 +82,24 @@ class Target:
     """An execution provider and the graph for it.
 
     Attributes:
-        name: as given to ``--target``.
-        summary: a line for ``gptoss convert --help`` and the docs.
+        name: as given to ``--target``; unless ``provider`` is set, it begins with the provider's: "cpu-int4".
+        summary: a line for error messages and the docs.
         dtype: float type of activations and caches.
         opset: ai.onnx opset of the model.
         ir_version: ONNX IR version of the model.
         presets: quantisation presets by name; the first is the default.
-        compose: which pieces, given the quantisation and which logits are wanted.
+        compose: picks the pieces, given the quantisation and the positions of the logits.
         requires: packages the artifact needs to run, with version specifiers.
-        provider_options: genai_config's ``provider_options``; empty is the CPU.
+        provider: the execution provider; empty: the one that the name begins with. ``gptoss_runtime.providers`` has
+            what depends on it: the kind of device, the order of preference, who else runs its artifacts.
+        provider_options: genai_config's ``provider_options``; empty for the CPU.
         session_options: further session options for genai_config.
         inputs: graph inputs beside those of every target, as genai_config names them.
         search: further search options for genai_config.
-        workspace: bytes of activations, by the dimensions and the bytes of a float.
+        workspace: bytes of activations, given the dimensions and the bytes of a float.
         runs_on_cpu: whether the CPU's kernels read its weights.
-        on_cpu: as ``compose``, of pieces that the CPU runs a prompt through quickly, for the first run of a conversion:
-            the same computation, and where ``runs_on_cpu`` the same weights. ``None``: ``compose`` itself.
+        on_cpu: as ``compose``, with pieces that run a prompt quickly on the CPU, for the first run of a conversion: the
+            same computation, and if ``runs_on_cpu`` with the same weights. ``None``: ``compose`` itself.
     """
 
     name: str
@@ -103,6 +110,7 @@ class Target:
     presets: Mapping[str, Mapping[Group, Any]]
     compose: Callable[[Quantisation, Logits], Composition]
     requires: Mapping[str, str]
+    provider: str = ""
     provider_options: Sequence[Mapping[str, Any]] = ()
     session_options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[str] = ()
@@ -113,5 +121,5 @@ class Target:
 
     @property
     def default_preset(self) -> str:
-        """The preset taken when none is named."""
+        """The preset that is used if none is named."""
         return next(iter(self.presets))

@@ -1,6 +1,6 @@
 """CUDA: NVIDIA's cards, experts in int4 for all of them, or in the checkpoint's own MXFP4 where its kernel runs.
 
-Which cards run what: docs/conversion.md. Nothing here has run on a card; what was checked instead is there as well.
+docs/conversion.md says which cards run which experts. Nothing here has run on a card; it also says what was checked.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from gptoss_convert.graph import attention_gqa, moe_qmoe, moe_qmoe_cuda
 from gptoss_convert.graph.decoder import Layer
 from gptoss_convert.graph.router import router_logits_float32
 from gptoss_convert.schemes import Group, SchemeType
-from gptoss_convert.targets.base import Target, Workspace, composed
+from gptoss_convert.targets.base import Target, Workspace, compose_from
 
 _EXPERTS: dict[SchemeType, Layer] = {
     "int4": moe_qmoe_cuda.moe_integer,
     "mxfp4": moe_qmoe_cuda.moe_mxfp4,
     "int8": moe_qmoe_cuda.moe_integer,
 }
-# The same computation, its router's as well, from codes as the CPU's kernels read them.
+# The same computation, router included, with codes in the order of the CPU's kernels.
 _INTEGER_ON_CPU = partial(moe_qmoe.moe_integer, router=router_logits_float32)
 _ON_CPU: dict[SchemeType, Layer] = {
     "int4": _INTEGER_ON_CPU,
@@ -39,11 +39,11 @@ PRESETS: Mapping[str, Mapping[Group, Any]] = {
     },
 }
 _PIECE = 1024  # tokens of a prompt that the runtime computes at a time
-_ROWS = 32768  # of a large weight that MatMulNBits dequantises at a time, for more tokens than its fast kernels take
+_ROWS = 32768  # rows of a large weight that MatMulNBits dequantises at a time, if its fast kernels do not apply
 
 
 def workspace(config: GptOssConfig, itemsize: float) -> Workspace:
-    """Activations of one piece of a prompt, read from onnxruntime's source and not measured."""
+    """Activations of one piece of a prompt, derived from onnxruntime's source, not measured."""
     expanded = config.num_experts_per_tok * (3 * config.intermediate_size + 2 * config.hidden_size)
     activations = _PIECE * (expanded + 4 * config.hidden_size)
     dequantised = min(_ROWS, config.vocab_size) * config.hidden_size
@@ -54,7 +54,7 @@ def target(dtype: ir.DataType = ir.DataType.FLOAT16) -> Target:
     """The CUDA target.
 
     Args:
-        dtype: float type of activations and caches; float32, which its QMoE does not take, is for measuring.
+        dtype: float type of activations and caches; float32 is for measuring, as CUDA's QMoE does not take it.
     """
     return Target(
         name="cuda",
@@ -63,13 +63,13 @@ def target(dtype: ir.DataType = ir.DataType.FLOAT16) -> Target:
         opset=21,
         ir_version=10,
         presets=PRESETS,
-        compose=composed(attention_gqa.prepare, _EXPERTS),
+        compose=compose_from(attention_gqa.prepare, _EXPERTS),
         requires={"onnxruntime-gpu": ">=1.31", "onnxruntime-genai-cuda": ">=0.18"},
-        # As genai's own builder writes it; it leaves graph capture to whoever has tried it on their card.
+        # As genai's own builder writes it, without graph capture, which has to be tried on each card.
         provider_options=({"cuda": {"enable_cuda_graph": "0"}},),
         workspace=workspace,
         runs_on_cpu=False,
-        on_cpu=composed(attention_gqa.prepare, _ON_CPU),
+        on_cpu=compose_from(attention_gqa.prepare, _ON_CPU),
     )
 
 

@@ -1,7 +1,7 @@
 """DirectML: gpt-oss from operators that DirectML registers, every node on the GPU.
 
-DirectML has no mixture-of-experts kernel and its fused attention knows neither sinks nor windows, so both are composed
-(graph/moe_composed.py, graph/attention_primitive.py). Why these designs: docs/directml.md.
+DirectML has no mixture-of-experts kernel, and its fused attention has neither sinks nor windows. Both are composed from
+plain operators (graph/moe_composed.py, graph/attention_primitive.py). docs/directml.md explains the designs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gptoss_convert.graph.embedding import embedding_by_rows
 from gptoss_convert.graph.head import heads_in_pieces
 from gptoss_convert.graph.pieces import Limit
 from gptoss_convert.schemes import Group, SchemeType
-from gptoss_convert.targets.base import Target, Workspace, composed
+from gptoss_convert.targets.base import Target, Workspace, compose_from
 
-# A dequantised weight of the 20b's experts would take 1 GB, its lm_head another.
+# Without it a dequantised weight of the 20b's experts takes 1 GB, and lm_head as much.
 LIMIT = Limit(128 << 20)
-# Tokens of a prompt computed at a time: scores take memory by it, and these are enough to keep the experts computing.
+# Tokens of a prompt computed at a time. Scores take memory in proportion; this many keep the experts busy.
 PIECE = 128
-# Every way of composing the experts; "split" is the target's, the others are there to be measured against it.
+# Designs of the experts; the target uses "split", the others are for comparison.
 DESIGNS: Mapping[str, Callable[[Limit], Layer]] = {
     "split": moe_composed.moe_split,
     "slots": lambda _: moe_composed.moe_slots,
@@ -34,7 +34,7 @@ DESIGNS: Mapping[str, Callable[[Limit], Layer]] = {
 PRESETS: Mapping[str, Mapping[Group, Any]] = {
     "balanced": {"embedding": "int8", "attention": "int8", "router": "float32", "experts": "int4", "lm_head": "int8"},
     "smallest": {"embedding": "int8", "attention": "int4", "router": "float32", "experts": "int4", "lm_head": "int4"},
-    # int8 holds MXFP4's values exactly: for cards of 24 GB, and to measure what int4 costs
+    # int8 holds MXFP4's values exactly: for cards of 24 GB, and to measure the cost of int4
     "best": {
         **{"embedding": "float16", "attention": "float16", "router": "float32"},
         **{"experts": "int8", "lm_head": "float16"},
@@ -43,9 +43,9 @@ PRESETS: Mapping[str, Mapping[Group, Any]] = {
 
 
 def workspace(config: GptOssConfig, itemsize: float, limit: Limit) -> Workspace:
-    """Activations of one piece of a prompt, none of them shared between the stages that could: an upper bound.
+    """Activations of one piece of a prompt: an upper bound, in which no stage reuses another's memory.
 
-    The factors were found by counting in the lab; tests/directml/test_memory.py holds the bound against it.
+    The factors were counted in the lab; tests/directml/test_memory.py compares the bound with it.
     """
     expert = 2 * config.intermediate_size * config.hidden_size * itemsize
     together = max(1, min(config.num_local_experts, int(limit.nbytes // expert)))
@@ -60,12 +60,12 @@ def workspace(config: GptOssConfig, itemsize: float, limit: Limit) -> Workspace:
 
 
 def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limit: Limit = LIMIT) -> Target:
-    """The DirectML target with its experts composed one way or another.
+    """The DirectML target with one of the designs of its experts.
 
     Args:
         design: one of ``DESIGNS``.
         dtype: float type of activations and caches; float32 is for measuring.
-        limit: of what one product may dequantise.
+        limit: the most bytes that one dequantised weight may take.
     """
     moe = DESIGNS[design](limit)
     experts: dict[SchemeType, Layer] = {"int4": moe, "int8": moe}
@@ -77,13 +77,13 @@ def target(design: str = "split", dtype: ir.DataType = ir.DataType.FLOAT16, limi
         opset=21,  # the last whose operators DirectML registers
         ir_version=10,
         presets=PRESETS,
-        compose=composed(attention_primitive.prepare, experts, embedding_by_rows, heads_in_pieces(limit)),
+        compose=compose_from(attention_primitive.prepare, experts, embedding_by_rows, heads_in_pieces(limit)),
         requires={"onnxruntime-directml": ">=1.24.4", "onnxruntime-genai-directml": ">=0.13.1"},
         provider_options=({"dml": {}},),
         inputs=("position_ids",),
         search={"chunk_size": PIECE},
         workspace=partial(workspace, limit=limit),
-        on_cpu=composed(attention_primitive.prepare, on_cpu, embedding_by_rows, heads_in_pieces(limit)),
+        on_cpu=compose_from(attention_primitive.prepare, on_cpu, embedding_by_rows, heads_in_pieces(limit)),
     )
 
 

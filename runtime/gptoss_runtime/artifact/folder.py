@@ -19,6 +19,7 @@ from gptoss_runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from gptoss_runtime.artifact.onnx_file import ExternalSpan, GraphError, find_external_data
 from gptoss_runtime.artifact.safe_names import is_safe_path
 from gptoss_runtime.errors import ArtifactError
+from gptoss_runtime.providers import default_provider
 
 CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
@@ -27,11 +28,6 @@ Stamp = tuple[int, int, int, int]  # identifies a file's content: device, inode,
 _RECONVERT = "Convert the checkpoint again, or copy the whole folder again."
 _REMOVE_KEY = "Remove it if the model does not need it, or convert the checkpoint again."
 _DISTRUST = "Do not use this artifact: onnxruntime-genai and Foundry Local would load it without these checks."
-
-
-def provider_of(target: str) -> str:
-    """Returns the execution provider of a target: "cpu" for "cpu-int4"."""
-    return target.partition("-")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +76,7 @@ class Artifact:
     @property
     def provider(self) -> str:
         """The execution provider it was converted for; "cpu" without a manifest."""
-        return "cpu" if self.manifest is None else provider_of(self.target)
+        return "cpu" if self.manifest is None else self.manifest.provider or default_provider(self.target)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Artifact:

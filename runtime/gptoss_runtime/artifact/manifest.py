@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from gptoss_runtime.artifact import strict_json
 from gptoss_runtime.errors import ArtifactError
@@ -165,6 +165,8 @@ class Manifest(_Part):
         schema_version: version of this schema.
         name: name of the model.
         target: the target it was converted for.
+        provider: the execution provider; None, and then left out of the file: the one that the target's name begins
+            with.
         preset: the quantisation preset.
         logits: which logits the graph returns: "last", of the last position, or "all", of every position.
         requires: version specifiers of the packages that run it.
@@ -180,6 +182,7 @@ class Manifest(_Part):
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str
     target: str
+    provider: str | None = None
     preset: str
     logits: Literal["last", "all"]
     requires: dict[str, str]
@@ -190,6 +193,13 @@ class Manifest(_Part):
     tools: dict[str, str]
     files: dict[str, FileEntry]
     parity: Parity | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_provider(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        if self.provider is None:
+            content.pop("provider", None)
+        return content
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

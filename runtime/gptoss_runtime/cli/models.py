@@ -122,7 +122,7 @@ def _plain(variant: Variant) -> dict[str, Any]:
         "memory": None if variant.memory is None else variant.memory.model_dump(),
         "published": None
         if variant.published is None
-        else variant.published.model_dump(exclude={"memory", "requires"}),
+        else variant.published.model_dump(exclude={"memory", "requires", "provider"}),
         "pulled": None if variant.pulled is None else asdict(variant.pulled),
         "problem": variant.problem,
     }

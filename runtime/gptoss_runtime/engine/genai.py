@@ -97,7 +97,7 @@ class GenaiEngine(LogitsEngine):
             device = adapter.index
             self.slots = preflight.count_slots(budget, adapter, context_length, slots)
         checks = "gptoss inspect checks the folder, gptoss doctor the machine."
-        self._remedy = f"{suggest_alternative(artifact.target, provider)} {checks}".lstrip()
+        self._remedy = f"{suggest_alternative(artifact.provider, provider)} {checks}".lstrip()
         self._genai = import_genai()
         self._model: Any = self._load(artifact, provider, device, threads)
         device_type = str(self._model.device_type).upper()
@@ -126,7 +126,7 @@ class GenaiEngine(LogitsEngine):
                 configure_provider(
                     self._genai,
                     config,
-                    target=artifact.target,
+                    made_for=artifact.provider,
                     provider=provider,
                     device=index,
                     threads=threads,

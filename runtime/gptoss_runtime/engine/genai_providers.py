@@ -1,4 +1,4 @@
-"""Execution providers in onnxruntime-genai: their names, which artifacts they run, how a Config selects one.
+"""Execution providers in onnxruntime-genai: which artifacts they run, and how a Config selects one.
 
 Gets genai as an argument; imports nothing of it.
 """
@@ -10,40 +10,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from gptoss_runtime.artifact.folder import Artifact
 from gptoss_runtime.errors import BackendUnavailable, InvalidRequest
 from gptoss_runtime.machine import hardware
+from gptoss_runtime.providers import find_provider
 
 
-class Provider(NamedTuple):
-    """An execution provider: genai's name for it, None for the CPU (its default), and its option for the device."""
-
-    name: str | None
-    device_option: str = "device_id"
-
-
-PROVIDERS = {
-    "cpu": Provider(None),
-    "directml": Provider("dml", "device_index"),  # read once: a process keeps the adapter of its first model
-    "cuda": Provider("cuda"),
-    "webgpu": Provider("webgpu"),
-}
-# Targets whose artifacts some providers cannot run: those providers (None: all but the target's own), and the reason.
-_UNSUPPORTED: dict[str, tuple[frozenset[str] | None, str]] = {
-    "cuda": (None, "its weights are laid out for cuda, which {provider} cannot read"),  # and would silently misread
-    "directml": (
-        frozenset({"cpu"}),
-        "its graph keeps a cache of fixed size, which onnxruntime-genai does not run on the CPU",
-    ),
-}
-
-
-def runs_on(target: str, provider: str) -> bool:
-    """Whether a provider can run the artifacts of a target."""
-    unsupported, _ = _UNSUPPORTED.get(target, (frozenset(), ""))
-    return provider.lower() == target or not (unsupported is None or provider.lower() in unsupported)
+def runs_on(made_for: str, provider: str) -> bool:
+    """Whether a provider can run artifacts made for another one."""
+    return find_provider(made_for).why_not(provider.lower()) is None
 
 
 def check_provider(artifact: Artifact, provider: str) -> None:
@@ -52,19 +29,19 @@ def check_provider(artifact: Artifact, provider: str) -> None:
     Raises:
         InvalidRequest: it cannot; genai would fail with a misleading message, or misread the weights.
     """
-    if not runs_on(artifact.target, provider):
-        _, reason = _UNSUPPORTED[artifact.target]
+    reason = find_provider(artifact.provider).why_not(provider.lower())
+    if reason is not None:
         raise InvalidRequest(
             f"{artifact.path}: {reason.format(provider=provider)}",
-            remedy=f"Use --provider {artifact.target}, or convert the checkpoint for {provider}.",
+            remedy=f"Use --provider {artifact.provider}, or convert the checkpoint for {provider}.",
         )
 
 
-def suggest_alternative(target: str, provider: str) -> str:
+def suggest_alternative(made_for: str, provider: str) -> str:
     """A sentence for remedies: what to use when this provider fails or is missing; empty for the CPU."""
     if provider.lower() == "cpu":
         return ""
-    if runs_on(target, "cpu"):
+    if runs_on(made_for, "cpu"):
         return "Try --provider cpu."
     return "This artifact does not run on the CPU; for that, use one converted with --target cpu."
 
@@ -86,7 +63,7 @@ def configure_provider(
     genai: ModuleType,
     config: Any,
     *,
-    target: str,
+    made_for: str,
     provider: str,
     device: int | None,
     threads: int | None,
@@ -97,8 +74,8 @@ def configure_provider(
     Args:
         genai: onnxruntime-genai.
         config: a genai Config.
-        target: what the artifact was converted for, for the error's remedy.
-        provider: a key of ``PROVIDERS``, or another name that genai knows.
+        made_for: the provider that the artifact was converted for, for the error's remedy.
+        provider: one of :data:`gptoss_runtime.providers.PROVIDERS`, or another name that genai knows.
         device: the device index.
         threads: intra-op threads; ``None`` means one per physical core on the CPU.
         vocab_size: number of logits per position.
@@ -106,8 +83,8 @@ def configure_provider(
     Raises:
         BackendUnavailable: this build of genai does not have the provider.
     """
-    known = PROVIDERS.get(provider.lower())
-    name, device_option = known or Provider(provider)
+    known = find_provider(provider)
+    name = known.genai_name
     config.clear_providers()
     if name is not None:
         is_available = getattr(genai, f"is_{name}_available", None)
@@ -115,11 +92,11 @@ def configure_provider(
             raise BackendUnavailable(
                 f"this onnxruntime-genai has no {provider} execution provider",
                 remedy=f'Install the build that has it: pip install "gptoss-windows[{provider.lower()}]". '
-                + suggest_alternative(target, provider),
+                + suggest_alternative(made_for, provider),
             )
         config.append_provider(name)
         if device is not None:
-            config.set_provider_option(name, device_option, str(device))
+            config.set_provider_option(name, known.device_option, str(device))
     model: dict[str, Any] = {}
     if name is None or threads is not None:
         model["decoder"] = {"session_options": {"intra_op_num_threads": threads or hardware.cpu().physical_cores}}

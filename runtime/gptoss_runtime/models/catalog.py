@@ -35,6 +35,7 @@ class Published(_Part):
         repository: id on the hub, "owner/name".
         revision: branch, tag or commit; a commit pins the content.
         subfolder: the artifact's folder in the repository; "" is the root.
+        provider: the execution provider; None: the one that the target's name begins with.
         published: whether it has been published. gptoss never requests an unpublished repository, so that somebody else
             who registers its name first is not trusted.
         requires: version specifiers of the packages that run it.
@@ -45,6 +46,7 @@ class Published(_Part):
     repository: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)
     revision: str = Field(default="main", pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=200)
     subfolder: str = ""
+    provider: str | None = None
     published: bool = True
     requires: dict[str, str] = {}
     download: int | None = Field(default=None, ge=0)

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from gptoss_runtime.artifact.folder import provider_of
 from gptoss_runtime.artifact.manifest import MemoryBudget
 from gptoss_runtime.errors import BackendUnavailable, GptOssError, InvalidRequest, ModelNotFound, ResourceError
 from gptoss_runtime.machine import adapters, hardware, installed, preflight
+from gptoss_runtime.providers import preference
 
-ORDER = ("directml", "cuda", "webgpu", "cpu", "cpu-int4")
 _MIN_CONTEXT = 1024  # tokens; a model with a shorter context is of no use
 
 
@@ -25,6 +24,10 @@ class Candidate(Protocol):
     @property
     def target(self) -> str:
         """The target it was converted for."""
+
+    @property
+    def provider(self) -> str:
+        """The execution provider it was converted for."""
 
     @property
     def requires(self) -> Mapping[str, str]:
@@ -93,7 +96,7 @@ def choose(
     if target is not None:
         return _choose_target(model, variants, target, device)
     rejected: dict[str, GptOssError] = {}
-    for variant in sorted(variants, key=lambda one: _rank(one.target)):
+    for variant in sorted(variants, key=lambda one: (preference(one.provider), one.target)):
         try:
             placement = find_placement(variant, device)
         except GptOssError as error:
@@ -111,7 +114,7 @@ def find_placement(variant: Candidate, device: int | str | None = None) -> Place
     Raises:
         GptOssError: it does not run here; the message says why.
     """
-    provider = provider_of(variant.target)
+    provider = variant.provider
     if provider == "directml":
         return _find_directml_placement(variant.memory, device)
     if provider != "cpu":
@@ -149,10 +152,6 @@ def _fit(memory: MemoryBudget | None, provider: str, device: int | None, text: s
     return Placement(provider, device, largest, f"{text} ({needed}, {available / 1e9:.1f} GB available)")
 
 
-def _rank(target: str) -> tuple[int, str]:
-    return (ORDER.index(target) if target in ORDER else len(ORDER), target)
-
-
 def _choose_target(model: str, variants: Sequence[V], target: str, device: int | str | None) -> Choice[V]:
     variant = next((one for one in variants if one.target == target), None)
     if variant is None:
@@ -161,7 +160,7 @@ def _choose_target(model: str, variants: Sequence[V], target: str, device: int |
     try:
         placement = find_placement(variant, device)
     except GptOssError as error:
-        placement = Placement(provider_of(target), device, None, "on the requested device")
+        placement = Placement(variant.provider, device, None, "on the requested device")
         return Choice(variant, placement, f"{target} was requested but does not run here: {error.message}", runs=False)
     return Choice(variant, placement, f"{target} was requested; it runs {placement.text}")
 

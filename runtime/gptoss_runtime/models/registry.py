@@ -26,6 +26,7 @@ from gptoss_runtime.models.catalog import Catalog, Published
 from gptoss_runtime.models.choosing import Choice, choose
 from gptoss_runtime.models.hub import Hub
 from gptoss_runtime.models.pulling import OnProgress, Progress, Record, in_use_error, lock_folder, pull, staging_folder
+from gptoss_runtime.providers import default_provider
 
 CACHE = "GPTOSS_CACHE"
 SEARCH = "GPTOSS_ARTIFACTS"
@@ -44,6 +45,7 @@ class Variant:
     Attributes:
         model: the model's name.
         target: the target it was converted for.
+        provider: the execution provider it was converted for.
         path: its folder on this machine; None: it is not on this machine.
         where: "cache" if it was pulled, "folder" if it is in a search folder.
         published: its location on the hub, or None.
@@ -56,6 +58,7 @@ class Variant:
 
     model: str
     target: str
+    provider: str
     path: Path | None
     where: Literal["cache", "folder"] | None
     published: Published | None
@@ -250,7 +253,10 @@ class Registry:
                     found[folder.name] = _read_variant(model, folder, where, published.get(folder.name))
         for target, one in published.items() if roots is None else ():
             if target not in found:
-                found[target] = Variant(model, target, None, None, one, one.requires, one.memory, one.download)
+                provider = one.provider or default_provider(target)
+                found[target] = Variant(
+                    model, target, provider, None, None, one, one.requires, one.memory, one.download
+                )
         return tuple(found[target] for target in sorted(found))
 
     def _find_variants(self, model: str) -> tuple[Variant, ...]:
@@ -296,6 +302,7 @@ def _read_variant(model: str, folder: Path, where: Literal["cache", "folder"], p
     return Variant(
         model,
         folder.name,
+        (manifest.provider if manifest else None) or default_provider(folder.name),
         folder,
         where,
         published,

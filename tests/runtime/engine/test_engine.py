@@ -253,7 +253,7 @@ def test_the_requested_provider_replaces_the_configured_one(provider: str, expec
     configure_provider(
         cast(ModuleType, SimpleNamespace()),
         Config(),
-        target="cpu",
+        made_for="cpu",
         provider=provider,
         device=1,
         threads=3,
@@ -333,7 +333,7 @@ def test_the_remedy_suggests_the_cpu_only_if_it_can_run_the_artifact(
         configure_provider(
             cast(ModuleType, missing),
             config,
-            target=target,
+            made_for=target,
             provider=provider,
             device=None,
             threads=None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from gptoss_runtime.providers import find_provider
 from gptoss_runtime.server.errors import Forbidden
 from gptoss_runtime.server.json_response import JsonResponse
 from gptoss_runtime.server.model_host import LoadedModel
@@ -97,7 +98,6 @@ def _refuse_other_sites(request: Request) -> None:
 
 
 def _describe(model: ServedModel) -> dict[str, Any]:
-    gpu = model.target not in ("cpu", "cpu-int4")
     return {
         "name": model.id,
         "displayName": model.id,
@@ -109,7 +109,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
         "promptTemplate": None,
         "publisher": "OpenAI",
         "task": "chat-completion",
-        "runtime": {"deviceType": "GPU" if gpu else "CPU", "executionProvider": model.target},
+        "runtime": {"deviceType": find_provider(model.provider).device, "executionProvider": model.target},
         "fileSizeMb": None if model.size is None else model.size >> 20,
         "modelSettings": {"parameters": []},
         "supportsToolCalling": True,

@@ -1,6 +1,6 @@
-"""What of an artifact folder other programs may run or act on, though gptoss does not: for ``gptoss inspect`` to name.
+"""Files of an artifact folder that other programs may run or act on, though gptoss does not; for ``gptoss inspect``.
 
-Looks at names, and at what JSON files say; judges nothing as safe. Knows the files that onnxruntime-genai, Foundry
+Looks at names and at the keys of JSON files; declares nothing safe. Knows the files that onnxruntime-genai, Foundry
 Local and transformers read.
 """
 
@@ -25,8 +25,8 @@ _TEMPLATES = frozenset({".jinja", ".jinja2"})
 _RENDERED = "a template: onnxruntime-genai's tokenizer, Foundry Local and transformers render it, gptoss does not"
 
 
-def remarks(folder: Path, manifest: Manifest | None) -> list[str]:
-    """What there is to say of a folder's files, a sentence each.
+def find_risks(folder: Path, manifest: Manifest | None) -> list[str]:
+    """Lists the files of a folder that other programs may act on, a sentence each.
 
     Args:
         folder: an artifact folder whose configuration and graphs were checked.
@@ -36,14 +36,14 @@ def remarks(folder: Path, manifest: Manifest | None) -> list[str]:
     listed = None if manifest is None else {MANIFEST, RECORD, *manifest.files}
     found: list[str] = []
     for name in names:
-        found += (f"{name}: {what}" for what in _of(folder / name))
+        found += (f"{name}: {what}" for what in _file_risks(folder / name))
         if listed is not None and name not in listed:
             found.append(f"{name}: not in the manifest, so not checked against it")
     return found
 
 
-def _of(path: Path) -> Iterator[str]:
-    suffixes = {suffix.lower() for suffix in path.suffixes}  # libx.so.1 is one too
+def _file_risks(path: Path) -> Iterator[str]:
+    suffixes = {suffix.lower() for suffix in path.suffixes}  # libx.so.1 is a library too
     if suffixes & _PROGRAMS:
         yield "a program or a library: other programs may run it, gptoss does not"
     if suffixes & _PICKLES:
@@ -59,5 +59,5 @@ def _of(path: Path) -> Iterator[str]:
 
 
 def _keys(value: Any) -> set[str]:
-    """The keys of the outermost object: those that programs look for."""
+    """Keys of the outermost object; programs look for them there."""
     return set(value) if isinstance(value, dict) else set()
