@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 from gptoss_convert import smoke, targets
 from gptoss_convert.activation_profile import Shifts
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.export import export
-from gptoss_convert.nano.skills import SKILLS, held_out
+from gptoss_convert.nano.skills import SKILLS, Sample, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
@@ -108,18 +109,26 @@ def test_as_shipped_they_stay_near(preset: str, most_kl: float, tmp_path: Path) 
     assert apart.kl.mean() < most_kl
 
 
+@pytest.fixture(scope="module")
+def answers(nano_checkpoint: Path) -> list[tuple[Sample, NDArray[np.float32]]]:
+    """An answer for each skill and transformers' logits along it."""
+    reference = load_transformers(nano_checkpoint)
+    samples = [held_out(skill, 1)[0] for skill in SKILLS]
+    return [(one, transformers_logits(reference, one.prompt_ids + one.answer_ids)) for one in samples]
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("shifts", SHIFTS.values(), ids=SHIFTS)
-def test_nano_answers_the_same_in_float16(nano_checkpoint: Path, shifts: Shifts, tmp_path: Path) -> None:
+def test_nano_answers_the_same_in_float16(
+    nano_checkpoint: Path, answers: list[tuple[Sample, NDArray[np.float32]]], shifts: Shifts, tmp_path: Path
+) -> None:
     """Along its answers, whatever the size of its activations."""
-    reference = load_transformers(nano_checkpoint)
     checkpoint = amplify(nano_checkpoint, tmp_path / "checkpoint", shifts)
     model, parts = on_the_cpu(graph(checkpoint, tmp_path / "graph", "lossless")), []
-    for skill in SKILLS:
-        sample = held_out(skill, 1)[0]
+    for sample, expected in answers:
         ids, judged = sample.prompt_ids + sample.answer_ids, slice(len(sample.prompt_ids) - 1, -1)
         pieces = [len(sample.prompt_ids), *[1] * len(sample.answer_ids)]
-        parts.append(compare(transformers_logits(reference, ids)[judged], logits(model, ids, pieces)[judged]))
+        parts.append(compare(expected[judged], logits(model, ids, pieces)[judged]))
     apart = Comparison.concatenate(parts)
     assert apart.kl.mean() < 1e-5
     assert apart.same_top.all()
