@@ -9,7 +9,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-pytest_plugins = ["pytester", "tests.tiers", "tests.workers"]
+pytest_plugins = ["pytester", "tests.tiers", "tests.workers", "tests.directml.verdict"]
 os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is allowed to reach a hub
 os.environ["GPTOSS_DATE"] = "0"  # what nano says is not to depend on the day

@@ -1,4 +1,4 @@
-"""The lab for every test here, and a last line of each run: which lab it was, or why DirectML was not tested."""
+"""The lab for every test here."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 
 from .lab.lab import Lab
 from .lab.sandbox import LabUnavailable
-
-VERDICT = pytest.StashKey[str]()
+from .verdict import VERDICT
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +22,3 @@ def lab(request: pytest.FixtureRequest) -> Lab:
     versions = ", ".join(f"{name} {found.packages[name]}" for name in inside)
     stash[VERDICT] = f"tested with {versions} under Wine {found.wine_version}, in {found.folder}"
     return found
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """A skip is a letter among hundreds; this is a line of its own."""
-    if verdict := config.stash.get(VERDICT, ""):
-        bad = verdict.startswith("NOT")
-        terminalreporter.write_line(f"DirectML: {verdict}", red=bad, bold=bad)
