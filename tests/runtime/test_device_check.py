@@ -1,4 +1,4 @@
-"""The check of a device, on devices that are wrong in every way that was thought of."""
+"""The device check, on simulated devices with various faults."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Perturb = Callable[[Logits, int, str, int], None]  # logits, position, phase, wh
 
 
 def logits_after(tokens: tuple[int, ...]) -> Logits:
-    """What the model is: logits by all tokens before, the likeliest well ahead of the second."""
+    """The simulated model: random logits that depend on all tokens, with a clear most likely token."""
     rng = np.random.default_rng(abs(hash(tokens)))
     logits = rng.standard_normal(VOCABULARY).astype(np.float32)
     best = rng.choice(VOCABULARY, 2, replace=False)
@@ -35,7 +35,7 @@ def logits_after(tokens: tuple[int, ...]) -> Logits:
 
 
 class Device(ScriptedEngine):
-    """Computes the model, and perturbs the result; ``read`` lists (tokens, steps) of the sequences."""
+    """Computes the model and perturbs the logits; ``read`` lists (tokens, steps) of each sequence fed."""
 
     def __init__(self, perturb: Perturb | None = None, **settings: Any) -> None:
         super().__init__([], vocab_size=VOCABULARY, **settings)
@@ -63,7 +63,7 @@ def noise(size: float, where: Callable[[int, str], bool] = lambda *_: True) -> P
     drawn: dict[int, Logits] = {}
 
     def perturb(logits: Logits, position: int, phase: str, _: int) -> None:
-        if where(position, phase):  # the same each time: a device that is wrong, but reliably so
+        if where(position, phase):  # the same each time: the device is wrong but deterministic
             drawn.setdefault(position, rng.standard_normal(VOCABULARY).astype(np.float32))
             logits += np.float32(size) * drawn[position]
 
@@ -79,7 +79,7 @@ def value(number: float, at: int) -> Perturb:
 
 
 def second_time(logits: Logits, _: int, __: str, sequence: int) -> None:
-    """One bit of one logit, in the repetition."""
+    """Flips one bit of one logit in the repeated prompt."""
     if sequence == 4:
         logits[3:4].view(np.uint32)[0] ^= 1
 
@@ -88,7 +88,7 @@ def by_phase(checks: Iterable[PositionCheck], phase: str) -> list[int]:
     return [one.position for one in checks if one.phase == phase]
 
 
-def test_a_right_device(reference: ReferenceLogits) -> None:
+def test_a_correct_device(reference: ReferenceLogits) -> None:
     device, seen = Device(), list[tuple[int, int]]()
     report = check_device(device, reference, progress=lambda done, total: seen.append((done, total)))
     assert (report.outcome, report.problems, report.repeats) == (Outcome.RIGHT, (), True)
@@ -104,7 +104,7 @@ def test_a_right_device(reference: ReferenceLogits) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-2, 0.1])
-def test_a_device_that_rounds_is_right(reference: ReferenceLogits, size: float) -> None:
+def test_a_device_that_rounds_is_correct(reference: ReferenceLogits, size: float) -> None:
     report = check_device(Device(noise(size)), reference)
     assert report.outcome is Outcome.RIGHT
     assert min(report.divergences) > 0
@@ -148,21 +148,21 @@ def test_a_wrong_device(reference: ReferenceLogits, fault: str) -> None:
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["outcome"] == "wrong"
 
 
-def test_what_is_wrong_is_told_apart(reference: ReferenceLogits) -> None:
-    """Steps that are wrong do not blame prompts, and the other way round; equal NaNs do repeat."""
+def test_problems_name_the_faulty_phase(reference: ReferenceLogits) -> None:
+    """Wrong steps are not reported for prompts, nor the reverse; equal NaNs count as repeatable."""
     for fault, blamed in (("steps", "tokens fed one by one"), ("prompts", "prompts"), ("all NaN", "logits are not")):
         [problem] = check_device(Device(FAULTS[fault][0]), reference).problems
         assert problem.startswith(blamed)
 
 
-def test_another_choice_of_experts_at_one_position_is_no_fault(reference: ReferenceLogits) -> None:
+def test_a_few_far_positions_are_tolerated(reference: ReferenceLogits) -> None:
     report = check_device(Device(noise(4.0, lambda at, _: at in (127, 506))), reference)
     assert report.outcome is Outcome.RIGHT
     assert [one.position for one in report.positions if one.far] == [127, 506]
 
 
-def test_bfloat16_rounds_more(reference: ReferenceLogits) -> None:
-    """What is a fault of float16 is rounding in bfloat16."""
+def test_bfloat16_tolerates_larger_shifts(reference: ReferenceLogits) -> None:
+    """A shift that is a fault in float16 is rounding in bfloat16."""
     between = noise(0.4)
     assert check_device(Device(between), reference).outcome is Outcome.WRONG
     assert check_device(Device(between), reference, dtype="bfloat16").outcome is Outcome.RIGHT
@@ -180,15 +180,15 @@ def test_without_a_reference() -> None:
 
 
 def test_a_short_reference() -> None:
-    """Of a model with a tiny context: one prompt of one token, then steps."""
+    """The reference of a model with a tiny context: a prompt of one token, then steps."""
     top = [TopLogits.from_logits(at, logits_after(tuple(PROMPT[: at + 1]))) for at in range(4)]
     device = Device(context_length=5)
     report = check_device(device, ReferenceLogits(source="cpu", token_ids=PROMPT[:4], positions=top))
     assert (report.outcome, device.read) == (Outcome.RIGHT, [(4, 3), (1, 0)])
 
 
-def test_an_engine_that_only_has_logits(reference: ReferenceLogits) -> None:
-    """``Engine.iter_logits`` of engines that have nothing better, such as one in another process."""
+def test_the_default_iter_logits(reference: ReferenceLogits) -> None:
+    """Engines that implement only ``logits``, such as ``ProcessEngine``, inherit ``Engine.iter_logits``."""
 
     class Plain(Device):
         iter_logits = Engine.iter_logits
@@ -244,7 +244,7 @@ BAD: dict[str, Callable[[ReferenceLogits], bytes]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file(reference: ReferenceLogits, kind: str, tmp_path: Path) -> None:
-    """Refused where it is read, and where a folder is judged as a whole."""
+    """It is rejected when it is read and when the whole folder is checked."""
     (tmp_path / REFERENCE_LOGITS).write_bytes(reference.to_bytes())
     assert ReferenceLogits.read(tmp_path) == reference
     check_contents(tmp_path)
@@ -255,7 +255,7 @@ def test_a_bad_file(reference: ReferenceLogits, kind: str, tmp_path: Path) -> No
 
 
 def test_divergence_of_extremes() -> None:
-    """No warning, and no number that JSON has no word for."""
+    """It causes no warning, and no number that JSON cannot represent."""
     sure = np.full(VOCABULARY, -1e4, np.float32)
     sure[5] = 1e4
     top = TopLogits.from_logits(0, sure)

@@ -1,4 +1,4 @@
-"""The real onnxruntime-genai, on the nano artifact."""
+"""The engine on the real onnxruntime-genai, with the nano artifact."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_cache_that_cannot_rewind_is_recomputed(
 
 
 def test_devices_without_append_give_the_same_tokens(engine: Engine, fresh: GenaiEngine) -> None:
-    fresh._can_append = False  # as on DirectML
+    fresh._can_append = False  # like DirectML
     sampled = GenerationOptions(seed=1, max_new_tokens=8, stop_token_ids=())
     for options in (GREEDY, sampled):
         assert run(fresh, PROMPT, options) == run(engine, PROMPT, options)
@@ -110,23 +110,23 @@ def test_a_sequence_outgrows_its_initial_capacity(fresh: GenaiEngine, monkeypatc
 
 
 def test_the_last_position_of_a_cache_stays_empty(fresh: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a static cache it is the sink's: a token there is not seen by itself, and its logits are off."""
+    """In a static cache it belongs to the sink: a token there is not attended to, and its logits are wrong."""
     monkeypatch.setattr("gptoss_runtime.engine.genai._INITIAL_CAPACITY", 16)
     monkeypatch.setattr("gptoss_runtime.engine.genai._ANSWER_CAPACITY", 4)
     append, filled = _Sequence.append, list[tuple[int, int]]()
 
-    def spying(self: _Sequence, tokens: list[int]) -> None:
+    def record(self: _Sequence, tokens: list[int]) -> None:
         append(self, tokens)
         filled.append((len(self.tokens), self.capacity))
 
-    monkeypatch.setattr(_Sequence, "append", spying)
+    monkeypatch.setattr(_Sequence, "append", record)
     run(fresh, PROMPT[:10], GenerationOptions(temperature=0, max_new_tokens=40, stop_token_ids=()))
     run(fresh, PROMPT[:31], GREEDY)
     for length in (15, 16, 17, 32):
         list(fresh.iter_logits(PROMPT[:length], steps=2))
-    assert {room for _, room in filled} >= {16, 32, 64}
-    assert all(length < room for length, room in filled)
-    fresh._can_append = False  # a device whose caches are static has one position less for logits as well
+    assert {capacity for _, capacity in filled} >= {16, 32, 64}
+    assert all(length < capacity for length, capacity in filled)
+    fresh._can_append = False  # with a static cache, logits have one position less, too
     with pytest.raises(ContextOverflow):
         fresh.logits(PROMPT[:1] * fresh.info.context_length)
 
@@ -154,7 +154,7 @@ def test_logits_of_prefill_and_of_steps_agree(engine: Engine) -> None:
 
 
 def test_iter_logits_yields_every_chunk_and_step(engine: GenaiEngine) -> None:
-    """As many tokens fed as said, and the last row that of a prefill; this artifact gives each piece's last."""
+    """This artifact returns only the last logits of each chunk."""
     whole, stepped = list(engine.iter_logits(PROMPT)), list(engine.iter_logits(PROMPT, steps=20))
     assert [end for end, _ in whole] == [128, 256, 300]
     assert [end for end, _ in stepped] == [128, 256, 280, *range(281, 301)]
@@ -176,7 +176,7 @@ def test_cancel_during_prefill_leaves_a_usable_engine(engine: Engine, fresh: Gen
         calls.append(1)
         return len(calls) > 3
 
-    generation._cancel.is_set = cancelled  # type: ignore[method-assign]  # cancels between two pieces of the prompt
+    generation._cancel.is_set = cancelled  # type: ignore[method-assign]  # cancels between two prompt chunks
     assert list(generation) == []
     assert generation.result.finish_reason is FinishReason.CANCELLED
     again = fresh.generate(PROMPT, GREEDY)
@@ -263,13 +263,13 @@ def test_the_requested_provider_replaces_the_configured_one(provider: str, expec
 
 
 def test_a_provider_that_cannot_run_the_artifact_is_rejected(nano_artifact: Path) -> None:
-    """And said so before anything is loaded: for DirectML on the CPU genai's own words name a missing kernel."""
+    """It is checked before loading: for DirectML on the CPU, genai would report a missing kernel."""
     artifact = Artifact.open(nano_artifact)
-    for target, provider, words in (
+    for target, provider, message in (
         ("directml", "CPU", "cache of fixed size"),
         ("cuda", "directml", "laid out for cuda, which directml cannot read"),
     ):
-        with pytest.raises(InvalidRequest, match=words) as caught:
+        with pytest.raises(InvalidRequest, match=message) as caught:
             GenaiEngine(replace(artifact, target=target), provider=provider)
         assert f"--provider {target}" in str(caught.value.remedy)
 

@@ -1,4 +1,4 @@
-"""Several KV caches over one model: which one is taken, what is kept, and that no token changes by it."""
+"""The KV cache pool: which sequence is taken, which are kept, and that tokens do not depend on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cached:
         self.owner: object = None
 
 
-def filled(slots: KVSlotPool[Cached], *sequences: Cached) -> KVSlotPool[Cached]:
+def fill(slots: KVSlotPool[Cached], *sequences: Cached) -> KVSlotPool[Cached]:
     for sequence in sequences:
         owner = object()
         slots.put(sequence, owner)
@@ -45,18 +45,18 @@ def test_an_owner_gets_its_own_sequence() -> None:
 
 def test_the_longest_prefix_is_preferred_to_the_least_recently_used() -> None:
     oldest, like, newest = Cached([9, 9]), Cached([1, 2, 3, 4]), Cached([1, 2])
-    slots = filled(KVSlotPool(3, 100), oldest, like, newest)
+    slots = fill(KVSlotPool(3, 100), oldest, like, newest)
     assert slots.take([1, 2, 3, 4, 5], object()) is like
-    assert slots.take([7, 7], object()) is None  # two are left: there is room for a new one
+    assert slots.take([7, 7], object()) is None  # two are left, so there is a slot for a new one
     slots.put(Cached([3]), object())
     assert slots.take([7, 7], object()) is oldest
 
 
 def test_a_short_prefix_does_not_evict_a_long_conversation() -> None:
     conversation = Cached([1, 2, *range(10, 60)])
-    slots = filled(KVSlotPool(2, 100), conversation)
+    slots = fill(KVSlotPool(2, 100), conversation)
     assert slots.take([1, 2, 5], object()) is None
-    assert filled(KVSlotPool(1, 100), conversation).take([1, 2, 5], object()) is conversation
+    assert fill(KVSlotPool(1, 100), conversation).take([1, 2, 5], object()) is conversation
 
 
 def test_running_generations_are_evicted_only_if_the_pool_is_full() -> None:
@@ -85,7 +85,7 @@ def test_trim_drops_the_least_recently_used_idle_sequences() -> None:
     slots: KVSlotPool[Cached] = KVSlotPool(4, 20)
     slots.put(Cached([5], capacity=50), running)
     old, middle, new = Cached([1]), Cached([2]), Cached([3])
-    filled(slots, old, middle, new)
+    fill(slots, old, middle, new)
     slots.trim()
     assert len(slots) == 3
     assert slots.take([2, 2], object()) is middle
@@ -109,10 +109,12 @@ def test_the_pool_stays_within_its_bounds(count: int, steps: list[tuple[int, lis
         if ends:
             slots.release(owners[number])
             slots.trim()
-        kept = slots._sequences
-        assert len(kept) <= count
-        assert len({id(sequence.owner) for sequence in kept if sequence.owner}) == sum(bool(s.owner) for s in kept)
-        assert sum(sequence.capacity for sequence in kept if sequence.owner is None) <= 25
+        sequences = slots._sequences
+        assert len(sequences) <= count
+        assert len({id(sequence.owner) for sequence in sequences if sequence.owner}) == sum(
+            bool(s.owner) for s in sequences
+        )
+        assert sum(sequence.capacity for sequence in sequences if sequence.owner is None) <= 25
 
 
 @given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
@@ -154,14 +156,14 @@ def test_interleaved_generations_compute_each_token_once(
 
 def test_idle_sequences_are_dropped_if_memory_is_short(several: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(several.generate(PROMPT[:80], GREEDY))
-    make = _Sequence.__init__
+    init = _Sequence.__init__
 
-    def full(self: _Sequence, engine: GenaiEngine, capacity: int) -> None:
+    def fail_if_not_empty(self: _Sequence, engine: GenaiEngine, capacity: int) -> None:
         if len(several._slots):
             raise RuntimeError("Could not allocate the key-value cache buffer")
-        make(self, engine, capacity)
+        init(self, engine, capacity)
 
-    monkeypatch.setattr(_Sequence, "__init__", full)
+    monkeypatch.setattr(_Sequence, "__init__", fail_if_not_empty)
     list(several.generate(PROMPT[100:], GREEDY))
     assert list(several.generate(PROMPT[:80], GREEDY)) == expected
     running = several.generate(PROMPT[:80], GREEDY)
@@ -180,7 +182,7 @@ def test_idle_memory_is_bounded(several: GenaiEngine, monkeypatch: pytest.Monkey
 
 
 def test_devices_that_cannot_append_have_one_slot(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss_runtime.engine.genai._APPENDING_DEVICES", frozenset())  # as on DirectML
+    monkeypatch.setattr("gptoss_runtime.engine.genai._APPENDING_DEVICES", frozenset())  # like DirectML
     engine = GenaiEngine(Artifact.open(nano_artifact), threads=1, slots=3)
     assert engine.slots == 1
     with engine.generate(PROMPT[:20], GREEDY) as generation:

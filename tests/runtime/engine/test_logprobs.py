@@ -44,7 +44,7 @@ def test_logprobs_are_those_of_the_models_own_distribution(
     rows = engine.logits(prompt + ids[:-1])[len(prompt) - 1 :]
     for entry, row in zip(generation.logprobs, rows, strict=True):
         expected = log_softmax(row)
-        # decoding and prefill round differently, the more the further from what nano was trained on
+        # decoding and prefill round differently, more so on text that nano was not trained on
         assert math.isclose(entry.logprob, expected[entry.token], abs_tol=0.02)
         assert len(entry.top) == 20
         assert len({token for token, _ in entry.top}) == 20
@@ -84,7 +84,7 @@ def test_an_impossible_token_has_a_finite_logprob() -> None:
 def test_logit_bias_forces_and_forbids_tokens() -> None:
     engine = ScriptedEngine([[7] * 50, [7] * 50, [7] * 50], vocab_size=100)
     forced = GenerationOptions(max_new_tokens=3, temperature=0, logit_bias={9: 100, 7: -100}, stop_token_ids=())
-    assert list(engine.generate([1], forced)) == [7, 7, 7]  # the script's logit is 1,000
+    assert list(engine.generate([1], forced)) == [7, 7, 7]  # the script's logit is 1,000, above any bias
     mild = Sampler(GenerationOptions(temperature=0, logit_bias={9: 3}), [1])
     logits = np.zeros(100, np.float32)
     logits[7] = 2
@@ -111,7 +111,7 @@ def test_a_mask_has_the_effect_of_impossible_logits(
     for _ in range(4):
         token = masked.sample(logits, allowed)
         assert allowed[token]
-        if options.keys().isdisjoint(("top_k", "top_p")):  # those put the tokens in an order of their own
+        if options.keys().isdisjoint(("top_k", "top_p")):  # these reorder the tokens, so that the draws differ
             assert token == plain.sample(impossible)
 
 

@@ -12,7 +12,7 @@ VOCAB = 2000
 
 
 def reference(logits: np.ndarray, options: GenerationOptions) -> np.ndarray:
-    """Probabilities the slow and plain way: one sort, one mask a filter."""
+    """Probabilities by a simple, slow implementation: one sort, one mask per filter."""
     scaled = logits.astype(np.float64) / options.temperature
     order = np.argsort(-scaled, kind="stable")
     kept = np.zeros(len(scaled), bool)
@@ -40,10 +40,10 @@ def test_frequencies_match_the_reference(settings_: dict[str, float]) -> None:
     logits = np.random.default_rng(1).normal(0, 3, VOCAB).astype(np.float32)
     options = GenerationOptions(seed=2, **settings_)  # type: ignore[arg-type]
     sampler = Sampler(options, [])
-    drawn = np.bincount([sampler.sample(logits) for _ in range(5000)], minlength=VOCAB) / 5000
+    sampled = np.bincount([sampler.sample(logits) for _ in range(5000)], minlength=VOCAB) / 5000
     expected = reference(logits, options)
-    assert not drawn[expected == 0].any()
-    assert abs(drawn - expected).max() < 0.03
+    assert not sampled[expected == 0].any()
+    assert abs(sampled - expected).max() < 0.03
 
 
 @settings(max_examples=50)
@@ -91,10 +91,10 @@ def test_a_seed_is_reproducible_and_no_seed_is_random() -> None:
 
 def test_masked_tokens_are_never_sampled() -> None:
     logits = np.zeros(VOCAB, np.float32)
-    for kept in ([3, 1500], [*range(0, VOCAB, 2)]):  # few are looked at alone, many with the others masked
+    for kept in ([3, 1500], [*range(0, VOCAB, 2)]):  # few allowed tokens are gathered, many are masked
         allowed = np.zeros(VOCAB, np.bool_)
         allowed[kept] = True
         sampler = Sampler(GenerationOptions(seed=0), [])
-        drawn = {sampler.sample(logits, allowed) for _ in range(50)}
-        assert drawn <= set(kept)
-        assert len(drawn) > 1
+        sampled = {sampler.sample(logits, allowed) for _ in range(50)}
+        assert sampled <= set(kept)
+        assert len(sampled) > 1

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: the same tokens, many at once, cancel, and queues."""
+"""The engine in a child process: its tokens, concurrent requests, cancellation and queueing."""
 
 from __future__ import annotations
 
@@ -73,25 +73,25 @@ def test_the_tokens_are_those_of_an_engine_in_this_process(process: ProcessEngin
     assert process.slots == SLOTS
     assert process.memory() > 2**20
     for options in (GREEDY, GenerationOptions(seed=4, max_new_tokens=20)):
-        theirs, ours = engine.generate(PROMPT[:50], options), process.generate(PROMPT[:50], options)
-        assert list(ours) == list(theirs)
-        assert ours.result.usage.new_tokens == theirs.result.usage.new_tokens
-        assert ours.result.finish_reason == theirs.result.finish_reason
-        assert ours.result.stop_token == theirs.result.stop_token
-        assert ours.result.timings.time_to_first_token >= ours.result.timings.prefill_seconds > 0
-        assert list(ours) == []
+        expected, actual = engine.generate(PROMPT[:50], options), process.generate(PROMPT[:50], options)
+        assert list(actual) == list(expected)
+        assert actual.result.usage.new_tokens == expected.result.usage.new_tokens
+        assert actual.result.finish_reason == expected.result.finish_reason
+        assert actual.result.stop_token == expected.result.stop_token
+        assert actual.result.timings.time_to_first_token >= actual.result.timings.prefill_seconds > 0
+        assert list(actual) == []
 
 
 def test_logprobs_are_transferred(process: ProcessEngine, engine: Engine) -> None:
     options = GenerationOptions(temperature=0, max_new_tokens=5, logprobs=2)
-    theirs, ours = engine.generate(PROMPT[:50], options), process.generate(PROMPT[:50], options)
-    for count, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
-        assert one == other == ours.logprobs[-1].token
-        assert len(ours.logprobs) == count
-    assert [entry.token for entry in ours.logprobs] == [entry.token for entry in theirs.logprobs]
-    assert all(len(entry.top) == 2 for entry in ours.logprobs)
+    expected, actual = engine.generate(PROMPT[:50], options), process.generate(PROMPT[:50], options)
+    for count, (one, other) in enumerate(zip(actual, expected, strict=True), start=1):
+        assert one == other == actual.logprobs[-1].token
+        assert len(actual.logprobs) == count
+    assert [entry.token for entry in actual.logprobs] == [entry.token for entry in expected.logprobs]
+    assert all(len(entry.top) == 2 for entry in actual.logprobs)
     np.testing.assert_allclose(
-        [entry.logprob for entry in ours.logprobs], [entry.logprob for entry in theirs.logprobs], atol=1e-3
+        [entry.logprob for entry in actual.logprobs], [entry.logprob for entry in expected.logprobs], atol=1e-3
     )
 
 
@@ -130,7 +130,7 @@ def test_generations_advance_concurrently(process: ProcessEngine) -> None:
     streams = [process.generate(PROMPT[at:20], ENDLESS) for at in range(SLOTS)]
     for stream in streams:
         next(stream)
-    assert process.running == SLOTS  # the first has not run to its end before the last began
+    assert process.running == SLOTS  # they run at the same time
     waiting = process.generate(PROMPT[:30], GREEDY)
     assert process.waiting == 1
     streams[0].close()
@@ -145,8 +145,8 @@ def test_a_long_prompt_does_not_stall_other_generations(process: ProcessEngine) 
         with process.generate(PROMPT, GREEDY) as long:
             before = stream._request.replies.qsize()
             next(long)
-            pieces = (len(PROMPT) - long._cached_tokens) // 128
-            assert stream._request.replies.qsize() - before >= pieces - 1
+            chunks = (len(PROMPT) - long._cached_tokens) // 128
+            assert stream._request.replies.qsize() - before >= chunks - 1
 
 
 def test_conversations_reuse_their_caches(process: ProcessEngine) -> None:
@@ -163,7 +163,7 @@ def test_cancel_during_prefill(process: ProcessEngine, engine: Engine) -> None:
         next(stream)
         generation = process.generate([7, *PROMPT[:3500]], GREEDY)
         before = stream._request.replies.qsize()
-        until(lambda: stream._request.replies.qsize() > before + 2)  # so a piece or more has been read
+        until(lambda: stream._request.replies.qsize() > before + 2)  # so at least one chunk has been computed
         generation.cancel()
         until(lambda: process.running == 1)
         assert list(generation) == []
@@ -296,11 +296,11 @@ def test_a_generation_keeps_its_engine_alive(nano_artifact: Path) -> None:
 
 @pytest.mark.integration
 def test_an_idle_child_preloads_the_grammar_vocabulary(nano_artifact: Path) -> None:
-    """Seen by its memory: before any grammar was asked for."""
+    """Observed by its memory, before any grammar is requested."""
     with ProcessEngine.load(nano_artifact, threads=1) as engine:
         list(engine.generate([1], GREEDY))
         before, end = engine.memory(), time.monotonic() + 60
         while engine.memory() < before + 20 * 2**20:
-            assert time.monotonic() < end, "nothing was read"
+            assert time.monotonic() < end, "nothing was loaded"
             time.sleep(0.02)
         assert list(engine.generate([1], GenerationOptions(stop_token_ids=(), grammar='start: "a"'))) == [64]

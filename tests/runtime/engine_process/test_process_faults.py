@@ -1,4 +1,4 @@
-"""What goes wrong with the engine's process: it is killed, it cannot load, its parent dies, it talks too much."""
+"""Failures of the child process: it is killed, cannot load, loses its device or its parent, or prints too much."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ sys.modules[__name__] = real
 """
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ends, or has; a container may have nobody to bury it."""
+def has_ended(pid: int) -> bool:
+    """Whether a process ends within 15 seconds; in a container without an init it stays as a zombie."""
     try:
         child = psutil.Process(pid)
         _, alive = psutil.wait_procs([child], timeout=15)
@@ -53,8 +53,8 @@ def gone(pid: int) -> bool:
         return True
 
 
-def instead_of_genai(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Makes the child run ``code`` when it imports onnxruntime-genai, and then import the real one."""
+def run_before_genai(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Makes the child run ``code`` when it imports onnxruntime-genai, before it imports the real one."""
     (folder / "onnxruntime_genai.py").write_text(f"{code}\n{SHIM}", encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
 
@@ -115,7 +115,7 @@ def test_queued_requests_fail_if_no_child_can_be_started(nano_artifact: Path, mo
 def test_killed_while_idle(nano_artifact: Path) -> None:
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         psutil.Process(process.pid).kill()
-        assert gone(process.pid)
+        assert has_ended(process.pid)
         process._child._events_thread.join()
         found: list[int] = []
         threads = [threading.Thread(target=lambda: found.extend(process.generate(PROMPT, GREEDY))) for _ in range(3)]
@@ -152,7 +152,7 @@ def test_close_ends_the_child_and_all_generations(nano_artifact: Path) -> None:
     next(stream)
     process.close()
     process.close()
-    assert gone(process.pid)
+    assert has_ended(process.pid)
     assert not process.alive
     for generation in (stream, waiting):
         with pytest.raises(BackendError, match="closed"):
@@ -188,13 +188,13 @@ def test_load_errors_are_raised_in_the_parent(
 ) -> None:
     paths = {"missing": lambda: tmp_path / "missing", "damaged": lambda: damaged(nano_artifact, tmp_path)}
     path = paths.get(str(options.pop("path", "")), lambda: nano_artifact)()
-    with pytest.raises(kind) as theirs:
+    with pytest.raises(kind) as expected:
         load_engine(path, **options)  # type: ignore[arg-type]
-    with pytest.raises(kind) as ours:
+    with pytest.raises(kind) as actual:
         ProcessEngine.load(path, **options)  # type: ignore[arg-type]
-    assert type(ours.value) is type(theirs.value)
-    assert str(ours.value) == str(theirs.value)
-    assert ours.value.remedy == theirs.value.remedy
+    assert type(actual.value) is type(expected.value)
+    assert str(actual.value) == str(expected.value)
+    assert actual.value.remedy == expected.value.remedy
 
 
 @pytest.mark.parametrize("queue", [-1, True, 1.5])
@@ -204,7 +204,7 @@ def test_bad_queue_lengths(nano_artifact: Path, queue: int) -> None:
 
 
 def test_a_crash_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    instead_of_genai(tmp_path, monkeypatch, "import os; os.write(2, b'out of luck\\n'); os._exit(41)")
+    run_before_genai(tmp_path, monkeypatch, "import os; os.write(2, b'out of luck\\n'); os._exit(41)")
     with pytest.raises(EngineDied, match=r"exit code 41; .*: out of luck"):
         ProcessEngine.load(nano_artifact)
 
@@ -212,7 +212,7 @@ def test_a_crash_while_loading(nano_artifact: Path, tmp_path: Path, monkeypatch:
 def test_an_unexpected_error_while_loading(
     nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    instead_of_genai(tmp_path, monkeypatch, "raise ZeroDivisionError('odd')")
+    run_before_genai(tmp_path, monkeypatch, "raise ZeroDivisionError('odd')")
     with pytest.raises(BackendError, match="ZeroDivisionError: odd") as caught:
         ProcessEngine.load(nano_artifact)
     assert "report" in str(caught.value.remedy)
@@ -230,7 +230,7 @@ def lose(self, tokens):
     append(self, tokens)
 genai._Sequence.append = lose
 """
-    instead_of_genai(tmp_path, monkeypatch, lost)
+    run_before_genai(tmp_path, monkeypatch, lost)
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         stream = process.generate(PROMPT, ENDLESS)
         next(stream)
@@ -248,19 +248,19 @@ def test_out_of_memory_while_generating(nano_artifact: Path, tmp_path: Path, mon
     limited = """
 import resource
 from gptoss_runtime.engine import genai
-make = genai._Sequence.__init__
+init = genai._Sequence.__init__
 def limit(self, engine, capacity):
     if capacity > 2048:
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20), resource.RLIM_INFINITY))
     try:
-        make(self, engine, capacity)
+        init(self, engine, capacity)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 genai._Sequence.__init__ = limit
 """
-    instead_of_genai(tmp_path, monkeypatch, limited)
+    run_before_genai(tmp_path, monkeypatch, limited)
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         expected = list(process.generate(PROMPT, GREEDY))
         with pytest.raises(ResourceError):
@@ -273,7 +273,7 @@ def test_output_of_native_code_does_not_reach_stdout(
     nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     noise = "import os; os.write(1, b'native noise\\n' * 50_000); print('noise')"
-    instead_of_genai(tmp_path, monkeypatch, noise)
+    run_before_genai(tmp_path, monkeypatch, noise)
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         assert len(list(process.generate(PROMPT, GREEDY))) == 8
     assert capfd.readouterr().out == ""
@@ -281,19 +281,19 @@ def test_output_of_native_code_does_not_reach_stdout(
 
 @pytest.mark.integration
 def test_the_child_ends_when_its_parent_dies(nano_artifact: Path) -> None:
-    code = (  # given with -c, so that there is no __main__ to import
+    code = (  # passed with -c, so there is no __main__ module to import
         "import time\nfrom gptoss_runtime import GenerationOptions, ProcessEngine\n"
         f"engine = ProcessEngine.load({str(nano_artifact)!r}, threads=1)\n"
         "busy = engine.generate([1, 2, 3], GenerationOptions(stop_token_ids=()))\n"
         "print(engine.pid, flush=True)\ntime.sleep(600)\n"
     )
-    for way in ("kill", "terminate"):
+    for method in ("kill", "terminate"):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
             assert parent.stdout is not None
             pid = int(parent.stdout.readline())
             assert psutil.pid_exists(pid)
-            getattr(parent, way)()
-        assert gone(pid)
+            getattr(parent, method)()
+        assert has_ended(pid)
 
 
 @pytest.mark.integration
@@ -306,10 +306,10 @@ def test_the_child_ends_when_the_program_ends(nano_artifact: Path) -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.returncode == 0
-    assert gone(int(done.stdout))
+    assert has_ended(int(done.stdout))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a console's Ctrl+C does not reach a process without a window there")
+@pytest.mark.skipif(os.name == "nt", reason="on Windows, Ctrl+C does not reach a process without a console window")
 def test_the_child_ignores_interrupts(nano_artifact: Path) -> None:
     with ProcessEngine.load(nano_artifact, threads=1) as process:
         os.kill(process.pid, signal.SIGINT)
