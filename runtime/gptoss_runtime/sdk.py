@@ -1,16 +1,16 @@
-"""An OpenAI client of a model on this machine: of the server that runs already, or of one started for the purpose.
+"""Provides an OpenAI client for a model on this machine; uses a running server or starts one.
 
     with serving("gptoss-nano") as client:
         answer = client.chat.completions.create(model="gptoss-nano", messages=[{"role": "user", "content": "hello"}])
 
-Knows where servers listen and how ``gptoss serve`` is started and ended; speaks to it over HTTP only.
+Knows where servers listen and how to start and stop ``gptoss serve``, whose ``--json`` report says when the server is
+ready or why it could not start. Everything else goes over HTTP.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -22,9 +22,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from gptoss_runtime import errors
 from gptoss_runtime.errors import (
     ArtifactError,
     BackendError,
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 
 URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 _PROBE_SECONDS = 2.0
-_GRACE_SECONDS = 15.0  # for a server to end its answers and give its memory back
+_GRACE_SECONDS = 15.0  # for a server to finish its answers and free its memory
 _POLL_SECONDS = 0.05
-_NO_KEY = "none"  # OpenAI's client wants one
+_NO_KEY = "none"  # OpenAI's client requires a key
 
 
 @contextmanager
@@ -61,52 +62,52 @@ def serving(
     context_length: int | None = None,
     timeout: float = 180.0,
 ) -> Iterator[openai.OpenAI]:
-    """A client of a server that has a model, for the length of a ``with`` block.
+    """Yields a client of a server that has a model, for the length of a ``with`` block.
 
     Args:
-        model: a model's name; or an artifact folder (with a separator in it), for which a server is always started and
-            whose name ``client.models.list()`` tells.
-        url: the server to use; ``None``: $GPTOSS_URL, or one at the usual port if it has the model, or else one that is
-            started here, on a free port, with a key of its own, and ended with the block.
-        api_key: what that server asks for; ``None``: $GPTOSS_API_KEY, or none.
-        artifacts: the folder with ``<name>/<target>/`` in which a server that is started looks for models, before the
-            cache; ``None``: those in $GPTOSS_ARTIFACTS, and not the working folder's.
-        provider: the execution provider of a server that is started.
-        device: its adapter.
-        context_length: its positions at most.
-        timeout: seconds for a server to start and load the model.
+        model: a model's name; or the path of an artifact folder (with a separator in it), for which a server is always
+            started and whose model name is in ``client.models.list()``.
+        url: the server to use; ``None``: $GPTOSS_URL, or the server at the default port if it has the model, or else a
+            new server on a free port with its own key, which is stopped at the end of the block.
+        api_key: the key of that server; ``None``: $GPTOSS_API_KEY, or none.
+        artifacts: for a new server: a folder with ``<name>/<target>/`` to search for models before the cache; ``None``:
+            the folders in $GPTOSS_ARTIFACTS. The working folder is not searched.
+        provider: for a new server: the execution provider.
+        device: for a new server: the adapter.
+        context_length: for a new server: the maximum context length, in tokens.
+        timeout: seconds for a new server to start and load the model.
 
     Raises:
-        ServerUnavailable: nothing answers at ``url``, or it does not have the model; or a server that was started did
-            not become ready in time.
+        ServerUnavailable: nothing answers at ``url``, or that server does not have the model; or a new server did not
+            become ready in time.
         ModelNotFound: there is no such model on this machine.
-        ArtifactError: its folder is damaged, or none.
-        BackendUnavailable: the package openai is missing, or one that the server needs.
-        GptOssError: why the server that was started ended, as ``gptoss serve`` said it.
+        ArtifactError: its folder is damaged or does not exist.
+        BackendUnavailable: the package openai, or a package that the server needs, is not installed.
+        GptOssError: a new server could not start, for the reason that it reported.
     """
     key = api_key or os.environ.get("GPTOSS_API_KEY")
     named = url or os.environ.get("GPTOSS_URL")
     if named is not None:
-        problem = _problem(named.rstrip("/"), model, key)
+        problem = _find_problem(named.rstrip("/"), model, key)
         if problem is not None:
             raise problem
-        with _client(named, key) as client:
+        with _make_client(named, key) as client:
             yield client
-    elif not is_path(model) and _problem(URL, model, key) is None:
-        with _client(URL, key) as client:
+    elif not is_path(model) and _find_problem(URL, model, key) is None:
+        with _make_client(URL, key) as client:
             yield client
     else:
         search = None if artifacts is None else [Path(artifacts)]
         registry = Registry(search=search, working_folder=False)
-        registry.resolve(model)  # says what is wrong with a name before anything is started
+        registry.resolve(model)  # reports an unknown name before a server is started
         own_key = secrets.token_urlsafe(24)
         options = {"--provider": provider, "--device": device, "--context-length": context_length}
         options["--artifacts"] = None if artifacts is None else str(artifacts)
-        with _started(model, own_key, options, timeout) as own, _client(own, own_key) as client:
+        with _start_server(model, own_key, options, timeout) as own, _make_client(own, own_key) as client:
             yield client
 
 
-def _client(url: str, key: str | None) -> openai.OpenAI:
+def _make_client(url: str, key: str | None) -> openai.OpenAI:
     try:
         import openai
     except ImportError as error:
@@ -117,15 +118,15 @@ def _client(url: str, key: str | None) -> openai.OpenAI:
 
 
 @contextmanager
-def _started(model: str, key: str, options: dict[str, str | int | None], timeout: float) -> Iterator[str]:
-    """A server of our own: its address."""
+def _start_server(model: str, key: str, options: dict[str, str | int | None], timeout: float) -> Iterator[str]:
+    """Starts a server, yields its URL, and stops it at the end of the block."""
     given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
-    # -P: Python would look for its modules in the working folder first
+    # -P: without it, Python searches the working folder for modules first
     command = [sys.executable, "-P", "-m", "gptoss_runtime.cli.main", "serve", model, "--port", "0", "--json", *given]
     environment = os.environ | {"GPTOSS_API_KEY": key, "PYTHONIOENCODING": "utf-8"}
-    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows only a group can be told to end
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows signals whole groups only
     with tempfile.TemporaryDirectory(prefix="gptoss-", ignore_cleanup_errors=True) as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
+        out, err = Path(folder) / "out", Path(folder) / "err"  # files, because a full pipe would block the server
         with out.open("wb") as to_out, err.open("wb") as to_err:
             process = subprocess.Popen(
                 command,
@@ -136,30 +137,32 @@ def _started(model: str, key: str, options: dict[str, str | int | None], timeout
                 creationflags=flags,
             )
         try:
-            yield _ready(process, out, err, key, time.monotonic() + timeout)
+            yield _wait_until_ready(process, out, err, key, time.monotonic() + timeout)
         finally:
-            _end(process)
+            _stop(process)
 
 
-def _ready(process: subprocess.Popen[bytes], out: Path, err: Path, key: str, until: float) -> str:
-    """Waits until a server answers and has its model in memory."""
+def _wait_until_ready(process: subprocess.Popen[bytes], out: Path, err: Path, key: str, until: float) -> str:
+    """Waits until a server answers and has its model in memory; returns its URL."""
     while time.monotonic() < until:
-        if process.poll() is not None:
-            raise _said(process.returncode, err.read_text(encoding="utf-8", errors="replace"))
-        announced = _announced(out)
-        if announced is not None and _call(f"{announced['url']}/health")[0] == 200:
-            _load(announced["url"], announced["model"], key, until)
-            return announced["url"]
+        ended = process.poll() is not None  # before reading, so that the report of an ended process is complete
+        report = _read_report(out)
+        if ended:
+            raise _startup_error(process.returncode, report, err.read_text(encoding="utf-8", errors="replace"))
+        if "url" in report and _call(f"{report['url']}/health")[0] == 200:
+            url: str = report["url"]
+            _load(url, report["model"], key, until)
+            return url
         time.sleep(_POLL_SECONDS)
     raise ServerUnavailable(
-        "the server did not become ready in time", remedy="Give it a longer timeout, or start it by hand: gptoss serve"
+        "the server did not become ready in time", remedy="Set a longer timeout, or start it yourself: gptoss serve"
     )
 
 
-def _announced(out: Path) -> dict[str, str] | None:
+def _read_report(out: Path) -> dict[str, Any]:
+    """Returns the JSON object that ``gptoss serve --json`` has printed, or {} if it is not complete."""
     line, newline, _ = out.read_text(encoding="utf-8", errors="replace").partition("\n")
-    found: dict[str, str] = json.loads(line) if newline else {}
-    return found or None
+    return _parse_object(line) if newline else {}
 
 
 def _load(url: str, model: str, key: str, until: float) -> None:
@@ -167,11 +170,13 @@ def _load(url: str, model: str, key: str, until: float) -> None:
     status, body = _call(f"{url}/openai/load/{quote(model, safe='')}", key, data=b"", timeout=left)
     if status != 200:
         kind = InvalidRequest if status == 400 else ServerUnavailable
-        raise kind(f"the server could not load {model}: {_message(body, status)}", remedy="gptoss doctor may say more.")
+        raise kind(
+            f"the server could not load {model}: {_read_message(body, status)}", remedy=f"Run: gptoss doctor {model}"
+        )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Gracefully, so that the engine's process ends with it; then not."""
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the server with a signal, so that it ends its engine processes; kills it if that takes too long."""
     if process.poll() is None:
         process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM) if hardware.WINDOWS else signal.SIGTERM)
     try:
@@ -181,20 +186,24 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _said(code: int, text: str) -> GptOssError:
-    """The error that ``gptoss serve`` ended with, by its exit code: "error: what", then what to do."""
+def _startup_error(code: int, report: dict[str, Any], stderr: str) -> GptOssError:
+    """Returns the error that ``gptoss serve --json`` reported; without a report, one from its exit code and stderr."""
     kinds = (InvalidRequest, ArtifactError, BackendError, ResourceError)
-    kind = next((kind for kind in kinds if kind.exit_code == code), ServerUnavailable)
-    found = re.search(r"^error: (.*)\n?((?s:.*))", text, re.MULTILINE)
-    if found is None:
+    kind: type[GptOssError] = next((kind for kind in kinds if kind.exit_code == code), ServerUnavailable)
+    reported = report.get("error")
+    if not isinstance(reported, dict):
         return kind(
-            f"the server ended with code {code}: {text[-500:].strip()}", remedy="Start it by hand: gptoss serve"
+            f"the server ended with exit code {code}: {stderr[-500:].strip()}",
+            remedy="Start it yourself to see more: gptoss serve",
         )
-    return kind(found[1], remedy=found[2].strip() or None)
+    named = getattr(errors, str(reported.get("type")), None)
+    if isinstance(named, type) and issubclass(named, GptOssError):
+        kind = named
+    return kind(str(reported.get("message")), remedy=reported.get("remedy"))
 
 
-def _problem(url: str, model: str, key: str | None) -> ServerUnavailable | None:
-    """Why a server cannot be used for a model; None if it can."""
+def _find_problem(url: str, model: str, key: str | None) -> ServerUnavailable | None:
+    """Returns why a server cannot be used for a model, or None if it can."""
     status, _ = _call(f"{url}/health")
     if status is None:
         return ServerUnavailable(f"nothing answers at {url}", remedy="Start it: gptoss serve")
@@ -202,35 +211,36 @@ def _problem(url: str, model: str, key: str | None) -> ServerUnavailable | None:
     if status == 200:
         return None
     if status == 401:
-        return ServerUnavailable(f"{url} asks for an API key", remedy="Pass api_key, or set GPTOSS_API_KEY.")
+        return ServerUnavailable(f"{url} requires an API key", remedy="Pass api_key, or set GPTOSS_API_KEY.")
     return ServerUnavailable(
-        f"{url} does not have {model[:100]}: {_message(body, status)}", remedy="See what it has: GET /v1/models"
+        f"{url} does not have {model[:100]}: {_read_message(body, status)}",
+        remedy=f"List its models: GET {url}/v1/models",
     )
 
 
-def _message(body: dict[str, object], status: int | None) -> str:
+def _read_message(body: dict[str, Any], status: int | None) -> str:
     error = body.get("error")
-    said = error.get("message") if isinstance(error, dict) else None
-    return str(said or f"status {status}")
+    message = error.get("message") if isinstance(error, dict) else None
+    return str(message or f"status {status}")
 
 
 def _call(
     url: str, key: str | None = None, *, data: bytes | None = None, timeout: float = _PROBE_SECONDS
-) -> tuple[int | None, dict[str, object]]:
-    """Status and JSON; None where nothing answers. No proxy: the server is here."""
+) -> tuple[int | None, dict[str, Any]]:
+    """Returns status and JSON body, or None and {} if nothing answers; uses no proxy, since the server is local."""
     request = urllib.request.Request(url, data, {"Authorization": f"Bearer {key}"} if key else {})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=timeout) as response:
-            return response.status, _object(response.read())
+            return response.status, _parse_object(response.read())
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, _object(error.read())
+            return error.code, _parse_object(error.read())
     except (OSError, ValueError):
         return None, {}
 
 
-def _object(data: bytes) -> dict[str, object]:
+def _parse_object(data: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except ValueError:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gptoss_convert.cli import inspect
 from gptoss_runtime.artifact.manifest import MANIFEST, LayerRange, Manifest, Range
 from gptoss_runtime.cli.main import app
-from gptoss_runtime.cli.render import range_lines
+from gptoss_runtime.cli.render import format_range
 from gptoss_runtime.errors import ArtifactError
 
 HEAD = LayerRange(layer=2, stream=900.0, headroom=12.0, tightest="head_input")
@@ -47,7 +47,7 @@ def show(artifact: Path, folder: Path, found: Range | None) -> tuple[str, dict[s
 
 def test_float16(nano_artifact: Path, tmp_path: Path) -> None:
     text, said = show(nano_artifact, tmp_path / "a", FLOAT16)
-    assert "range: the stream reaches 45,344 after layer 1 (512 tokens)" in text
+    assert "range: the residual stream reaches 45,344 after layer 1 (512 tokens)" in text
     assert "headroom: 2^2.0 to float16's limit at layer 1 (experts_product)" in text
     assert said["range"]["low"]
     assert said["range"]["tightest"] == LAYERS[1].model_dump()
@@ -57,7 +57,7 @@ def test_float16(nano_artifact: Path, tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_float32_has_no_headroom_to_speak_of(nano_artifact: Path, tmp_path: Path) -> None:
     text, said = show(nano_artifact, tmp_path / "a", FLOAT32)
-    assert "range: the stream reaches 10 after layer 0 (512 tokens)" in text
+    assert "range: the residual stream reaches 10 after layer 0 (512 tokens)" in text
     assert "headroom" not in text
     assert (said["range"]["tightest"], said["range"]["low"]) == (None, False)
 
@@ -90,8 +90,8 @@ def test_what_is_low(headroom: float, low: bool) -> None:
 
 def test_the_head_has_a_name() -> None:
     assert (
-        range_lines(FLOAT16.model_copy(update={"layers": LAYERS[:1], "head": HEAD.model_copy(update={"headroom": 1})}))[
-            -1
-        ]
+        format_range(
+            FLOAT16.model_copy(update={"layers": LAYERS[:1], "head": HEAD.model_copy(update={"headroom": 1})})
+        )[-1]
         == "headroom: 2^1.0 to float16's limit at the head (head_input)"
     )

@@ -83,7 +83,8 @@ def test_doctor(lab: Lab, tmp_path: Path) -> None:
     assert done.stdout.isascii()
     for words in ("Windows 10 (10.0.", "0 (chosen)", NAME, "8.6 GB", "12_2", "onnxruntime-directml 1.24.4"):
         assert words in done.stdout
-    last = f"gptoss would use directml on adapter 0, {NAME}: the only one that DirectML takes: --provider directml"
+    reason = "it is the only adapter that DirectML can use"
+    last = f"gptoss would use directml on adapter 0, {NAME}: {reason}: --provider directml"
     assert done.stdout.splitlines()[-1] == last
 
 
@@ -129,7 +130,7 @@ def test_doctor_where_nothing_runs(lab: Lab, tmp_path: Path) -> None:
     assert done.returncode == 6, done.stdout + done.stderr
     names = "onnxruntime onnxruntime-directml onnxruntime-genai onnxruntime-genai-directml"
     assert f"  pip uninstall -y {names}\n" in done.stdout
-    assert "gptoss has nothing to run on" in done.stdout
+    assert "gptoss cannot run here" in done.stdout
 
 
 def test_a_missing_artifact_ends_with_its_own_code(lab: Lab, tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_nano_is_right(lab: Lab, nano_checkpoint: Path, tmp_path: Path, record_p
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]
     record_property("verdict", last)
-    assert last.startswith("WineD3D DirectDraw Emulation computes gptoss-nano-directml right: 12 positions, median KL ")
+    assert last.startswith(
+        "WineD3D DirectDraw Emulation computes gptoss-nano-directml correctly: 12 positions, median KL "
+    )
     assert "Decoding: 8 tokens in" in done.stdout
 
 
@@ -108,4 +110,4 @@ def test_norms_in_float16_are_wrong(lab: Lab, nano_checkpoint: Path, tmp_path: P
     assert all(one["finite"] for one in found["positions"])
     assert found["median_shift"] > 3
     assert [problem.split(":")[0] for problem in found["problems"]] == ["prompts", "tokens fed one by one"]
-    assert found["files"] == "as the manifest lists them"
+    assert found["files"] == "as listed in the manifest"

@@ -17,9 +17,14 @@ import pytest
 from gptoss_runtime import sdk
 from gptoss_runtime.errors import (
     ArtifactError,
+    BackendError,
     BackendUnavailable,
+    GptOssError,
     InvalidRequest,
     ModelNotFound,
+    NoAdapter,
+    Overloaded,
+    ResourceError,
     ServerUnavailable,
 )
 from gptoss_runtime.sdk import serving
@@ -80,7 +85,7 @@ def test_server_is_started_reused_and_stopped(monkeypatch: pytest.MonkeyPatch) -
             assert at_the_default_port.base_url == client.base_url
         with pytest.raises(ServerUnavailable, match="does not have other"), serving("other", url=url):
             pass
-        with pytest.raises(ServerUnavailable, match="asks for an API key"), serving(MODEL, url=url, api_key="wrong"):
+        with pytest.raises(ServerUnavailable, match="requires an API key"), serving(MODEL, url=url, api_key="wrong"):
             pass
         assert is_listening(client)
     assert not is_listening(client)
@@ -120,6 +125,34 @@ def test_server_errors_are_raised() -> None:
     with pytest.raises(InvalidRequest) as raised, serving(MODEL, context_length=-5):
         pass
     assert "context_length" in raised.value.message.replace("-", "_")
+    assert "exit code" not in raised.value.message  # from the report, not from stderr
+    assert raised.value.remedy
+
+
+def test_a_server_that_ends_without_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer's own errors come before the command can report one: exit code and stderr are all there is."""
+    length: Any = "long"
+    with (
+        pytest.raises(InvalidRequest, match=r"(?s)exit code 2.*context-length") as raised,
+        serving(MODEL, context_length=length),
+    ):
+        pass
+    assert "gptoss serve" in (raised.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("code", "reported", "kind"),
+    [
+        (6, {"type": "NoAdapter", "message": "m", "remedy": "r"}, NoAdapter),
+        (6, {"type": "NotOurs", "message": "m", "remedy": "r"}, BackendError),
+        (7, {"type": "annotations", "message": "m", "remedy": None}, ResourceError),
+        (1, {"type": "Overloaded", "message": "m", "remedy": "r"}, Overloaded),
+    ],
+)
+def test_the_reported_type_decides_the_error(code: int, reported: dict[str, Any], kind: type[GptOssError]) -> None:
+    error = sdk._startup_error(code, {"error": reported}, "")
+    assert type(error) is kind
+    assert (error.message, error.remedy) == (reported["message"], reported["remedy"])
 
 
 @pytest.mark.integration

@@ -48,7 +48,7 @@ def demo(
 def _ask(console: Any, artifact: Path) -> list[dict[str, Any]]:
     from gptoss_convert.demo import open_chats
     from gptoss_runtime.chat.conversation import ContentDelta, Finish, ToolCall
-    from gptoss_runtime.cli.render import EventPrinter, timing_line
+    from gptoss_runtime.cli.render import EventPrinter, format_timings
 
     answers = []
     with open_chats(artifact) as asked:
@@ -65,7 +65,7 @@ def _ask(console: Any, artifact: Path) -> list[dict[str, Any]]:
                     case Finish():
                         finish = event
             assert finish.result is not None
-            console.print(timing_line(finish.result), style="dim")
+            console.print(format_timings(finish.result), style="dim")
             usage = finish.result.usage
             answers.append(
                 {

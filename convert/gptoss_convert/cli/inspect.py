@@ -85,7 +85,7 @@ def _provider(artifact: Artifact, asked: str | None) -> str:
 
 
 def _show(console: Console, artifact: Artifact, graphs: dict[str, GraphSummary]) -> None:
-    from gptoss_runtime.cli.render import range_lines
+    from gptoss_runtime.cli.render import format_range
 
     manifest = artifact.manifest
     console.print(f"{artifact.name}: target {artifact.target}, {artifact.context_length:,} positions", style="bold")
@@ -105,7 +105,7 @@ def _show(console: Console, artifact: Artifact, graphs: dict[str, GraphSummary])
     )
     console.print(f"source: {manifest.source.name} {manifest.source.revision or ''}".rstrip())
     low = _is_low(manifest.range)
-    for line in range_lines(manifest.range):
+    for line in format_range(manifest.range):
         console.print(line, style="yellow" if low and line.startswith("headroom") else None, markup=False)
     parity = manifest.parity
     console.print(

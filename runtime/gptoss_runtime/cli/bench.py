@@ -1,4 +1,4 @@
-"""``gptoss bench``: how fast an artifact is here."""
+"""``gptoss bench``: measures an artifact's speed and memory on this machine."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from typing import Annotated
 
 import typer
 
-from gptoss_runtime.cli.options import ContextLength, Device, Json, Model, Provider, Threads, located
+from gptoss_runtime.cli.options import ContextLength, Device, Json, Model, Provider, Threads, locate_model
 
 
 def bench(
     model: Model,
-    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.")] = 256,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
-    repeat: Annotated[int, typer.Option(help="Repetitions; medians are reported.")] = 3,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt in tokens.")] = 256,
+    new_tokens: Annotated[int, typer.Option(help="Number of tokens to generate.")] = 64,
+    repeat: Annotated[int, typer.Option(help="Number of runs; the medians are reported.")] = 3,
     provider: Provider = None,
     device: Device = None,
     threads: Threads = None,
     context_length: ContextLength = None,
     json_output: Json = False,
 ) -> None:
-    """Measure time to first token, prefill and decode rates, and memory."""
+    """Measure load time, time to first token, prefill and decode speed, and peak memory."""
     from rich.console import Console
     from rich.table import Table
 
     from gptoss_runtime.bench import bench as measure
     from gptoss_runtime.cli.render import print_json
 
-    folder, provider = located(model, provider)
+    folder, provider = locate_model(model, provider)
     report = measure(
         folder,
         prompt_tokens=prompt_tokens,

@@ -1,4 +1,4 @@
-"""``gptoss chat``: a conversation in the terminal, or with a pipe."""
+"""``gptoss chat``: a conversation in the terminal, or with input from a pipe."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gptoss_runtime.cli.options import (
     Threads,
     TopK,
     TopP,
-    effort_of,
-    located,
+    locate_model,
+    parse_effort,
 )
 from gptoss_runtime.errors import ContextOverflow, InvalidRequest
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
     from gptoss_runtime.chat.chat import Chat
 
-HELP = """/help            this list
-/effort LEVEL    reason low, medium or high
-/reset           forget the conversation
-/exit            leave (also Ctrl+D; Ctrl+C stops an answer)"""
+HELP = """/help            show this list
+/effort LEVEL    set the reasoning effort: low, medium or high
+/reset           start a new conversation
+/exit            quit (also Ctrl+D; Ctrl+C stops an answer)"""
 
 
 def chat(
     model: Model,
-    instructions: Annotated[str | None, typer.Option(help="Told to the model before everything else.")] = None,
+    instructions: Annotated[str | None, typer.Option(help="Instructions at the start of the prompt.")] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
@@ -51,9 +51,9 @@ def chat(
     threads: Threads = None,
     context_length: ContextLength = None,
     date: Date = True,
-    hide_reasoning: Annotated[bool, typer.Option("--hide-reasoning", help="Show answers only.")] = False,
+    hide_reasoning: Annotated[bool, typer.Option("--hide-reasoning", help="Do not show reasoning.")] = False,
 ) -> None:
-    """Talk with a model; /help lists the commands."""
+    """Chat with a model; /help lists the commands in the chat."""
     from rich.console import Console
 
     from gptoss_runtime.chat.chat import Chat
@@ -62,7 +62,7 @@ def chat(
     options = GenerationOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    folder, provider = located(model, provider)
+    folder, provider = locate_model(model, provider)
     conversation = Chat.load(
         folder,
         provider=provider,
@@ -70,7 +70,7 @@ def chat(
         threads=threads,
         context_length=context_length,
         instructions=instructions,
-        effort=effort_of(effort),
+        effort=parse_effort(effort),
         options=options,
         date=datetime.date.today() if date else None,
     )
@@ -79,7 +79,7 @@ def chat(
 
 
 class Session:
-    """Reads lines, runs commands, prints answers."""
+    """Reads lines, runs chat commands and prints answers."""
 
     def __init__(self, chat: Chat, console: Console, *, show_reasoning: bool = True) -> None:
         self._chat = chat
@@ -88,7 +88,7 @@ class Session:
         self._interactive = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Until /exit or the end of input."""
+        """Runs until /exit or the end of input."""
         if self._interactive:
             info = self._chat.engine.info
             self._console.print(f"{info.name} on {info.provider}. /help lists the commands.", style="bold")
@@ -97,7 +97,7 @@ class Session:
             if line is None or line.strip() in ("/exit", "/quit"):
                 return
             if line.strip().startswith("/"):
-                self._command(line.strip())
+                self._run_command(line.strip())
             elif line.strip():
                 self._answer(line)
 
@@ -110,25 +110,25 @@ class Session:
         except EOFError:
             return None
 
-    def _command(self, line: str) -> None:
+    def _run_command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
         match name:
             case "/help":
                 self._console.print(HELP, markup=False)
             case "/reset":
                 self._chat.reset()
-                self._console.print("Forgotten.")
+                self._console.print("Started a new conversation.")
             case "/effort":
                 try:
-                    self._chat.effort = effort_of(argument.strip())
+                    self._chat.effort = parse_effort(argument.strip())
                     self._console.print(f"Effort is {self._chat.effort}.")
                 except InvalidRequest as error:
                     self._console.print(str(error), markup=False)
             case _:
-                self._console.print(f"There is no {name}. /help lists the commands.", markup=False)
+                self._console.print(f"Unknown command {name}. /help lists the commands.", markup=False)
 
     def _answer(self, text: str) -> None:
-        from gptoss_runtime.cli.render import print_events, timing_line
+        from gptoss_runtime.cli.render import format_timings, print_events
 
         try:
             finish = print_events(self._chat.stream(text), self._console, show_reasoning=self._show_reasoning)
@@ -140,4 +140,4 @@ class Session:
             self._console.print(f"{error.message}\n/reset starts a new conversation.", markup=False)
             return
         if self._interactive and finish.result is not None:
-            self._console.print(timing_line(finish.result), style="dim")
+            self._console.print(format_timings(finish.result), style="dim")

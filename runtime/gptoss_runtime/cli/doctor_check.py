@@ -1,6 +1,6 @@
-"""``gptoss doctor MODEL --check``: runs the check on a device, and says what came of it, for people and for an issue.
+"""``gptoss doctor MODEL --check``: runs the device check and prints the result, as text, JSON or an issue report.
 
-Knows artifacts, the machine and the terminal; how logits are judged is ``device_check``'s.
+Knows artifacts, the machine and the terminal; ``device_check`` compares the logits.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gptoss_runtime.cli.doctor import examine
-from gptoss_runtime.cli.options import located
+from gptoss_runtime.cli.machine_report import build_report
+from gptoss_runtime.cli.options import locate_model
 from gptoss_runtime.errors import ArtifactError, GptOssError
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ RIGHT, WRONG, UNKNOWN = 0, 9, 10
 def check_model(
     console: Console, model: str, provider: str | None, *, verify: bool, json_output: bool, **options: Any
 ) -> int:
-    """Checks, and prints a verdict.
+    """Runs the device check and prints the result.
 
     Args:
-        console: where to.
-        model: a name or a folder.
-        provider: None: the artifact's own.
-        verify: compare the files with the manifest first, so that damage is not blamed on the device.
-        json_output: one JSON object instead of text, also where an error is raised.
-        options: of ``load_engine``.
+        console: the console to print to.
+        model: a model's name or an artifact folder.
+        provider: the execution provider; None: the one the artifact was converted for.
+        verify: compare the files with the manifest first, so that damaged files are not reported as a device error.
+        json_output: print one JSON object instead of text, also if an error is raised.
+        options: options of ``load_engine``.
 
     Returns:
         The exit code.
@@ -46,11 +46,11 @@ def check_model(
         GptOssError: the model could not be loaded or run, or its files are damaged.
     """
     from gptoss_runtime.artifact.folder import Artifact
-    from gptoss_runtime.cli.render import print_json
+    from gptoss_runtime.cli.render import describe_error, print_json
 
-    folder, provider = located(model, provider)
+    folder, provider = locate_model(model, provider)
     artifact = Artifact.open(folder)
-    machine = examine(artifact.manifest)
+    machine = build_report(artifact.manifest)
     about = {
         "model": artifact.name,
         "target": artifact.target,
@@ -60,21 +60,20 @@ def check_model(
     if not json_output:
         console.print(f"Checking {artifact.name} ({artifact.target}) on {provider}.", markup=False)
         for unmet in (machine["artifact"] or {"unmet": []})["unmet"]:
-            console.print(f"It asks for {unmet}.", style="yellow", markup=False)
+            console.print(f"It requires {unmet}.", style="yellow", markup=False)
     try:
-        with _bar(quiet=json_output) as (say, progress):
-            about["files"] = _verify(artifact, say) if verify else "not checked"
-            say("loading the model")
+        with _progress_bar(quiet=json_output) as (describe, progress):
+            about["files"] = _verify(artifact, describe) if verify else "not checked"
+            describe("loading the model")
             result, report = _measure(artifact, provider, progress, **options)
     except GptOssError as error:
         if json_output:
-            failure = {"type": type(error).__name__, "message": error.message, "remedy": error.remedy}
-            print_json(console, machine | {"check": about | {"outcome": None, "error": failure}})
+            print_json(console, machine | {"check": about | {"outcome": None, "error": describe_error(error)}})
         raise
     if json_output:
         print_json(console, machine | {"check": about | result})
     else:
-        _show(console, machine, about | result, report, artifact)
+        _print_result(console, machine, about | result, report, artifact)
     return {"right": RIGHT, "wrong": WRONG}.get(report.outcome, UNKNOWN)
 
 
@@ -84,7 +83,7 @@ def _measure(
     from gptoss_runtime.device_check import check_device
     from gptoss_runtime.engine.loading import load_engine
 
-    reference, found = _reference(artifact), artifact.manifest.range if artifact.manifest else None
+    reference, found = _read_reference(artifact), artifact.manifest.range if artifact.manifest else None
     started = time.perf_counter()
     with load_engine(artifact.path, provider=provider, **options) as engine:
         loaded = time.perf_counter() - started
@@ -95,16 +94,16 @@ def _measure(
         "context_length": info.context_length,
         "load_seconds": round(loaded, 3),
         **report.to_dict(),
-        "verdict": verdict(info, report),
+        "verdict": summarize(info, report),
     }
     return result, report
 
 
-def _reference(artifact: Artifact) -> ReferenceLogits | None:
-    """The artifact's reference; a file that isn't the manifest's would judge the device by something else.
+def _read_reference(artifact: Artifact) -> ReferenceLogits | None:
+    """Reads the artifact's reference logits, and checks that they are the ones the manifest lists.
 
     Raises:
-        ArtifactError: it is missing though listed, another file than listed, or malformed.
+        ArtifactError: the file is listed but missing, differs from the manifest, or is malformed.
     """
     from gptoss_runtime.artifact.folder import locate_file
     from gptoss_runtime.artifact.manifest import FileEntry
@@ -121,8 +120,8 @@ def _reference(artifact: Artifact) -> ReferenceLogits | None:
     return ReferenceLogits.read(artifact.path)
 
 
-def _verify(artifact: Artifact, say: Callable[[str], None]) -> str:
-    """Compares all files with the manifest.
+def _verify(artifact: Artifact, describe: Callable[[str], None]) -> str:
+    """Compares all files with the manifest and returns the result in words.
 
     Raises:
         ArtifactError: one is missing or different.
@@ -130,34 +129,34 @@ def _verify(artifact: Artifact, say: Callable[[str], None]) -> str:
     from gptoss_runtime.artifact.folder import verify_checksums
 
     if artifact.manifest is None:
-        return "no manifest to compare them with"
-    say("comparing the files with the manifest")
+        return "not checked, there is no manifest"
+    describe("comparing the files with the manifest")
     verify_checksums(artifact.path, artifact.manifest)
-    return "as the manifest lists them"
+    return "as listed in the manifest"
 
 
-def verdict(info: ModelInfo, report: DeviceReport) -> str:
-    """One sentence."""
+def summarize(info: ModelInfo, report: DeviceReport) -> str:
+    """Returns the result in one sentence."""
     device = info.device or f"this machine's {'CPU' if info.provider.lower() == 'cpu' else info.provider}"
     subject = device[0].upper() + device[1:]
     if report.outcome == "wrong":
         return f"{subject} computes {info.name} WRONG: {report.problems[0]}"
     if report.outcome == "unknown":
         return (
-            f"Cannot tell whether {device} computes {info.name} right: the artifact has no reference logits. "
-            "What it gives is finite, and the same in two runs"
+            f"Unknown whether {device} computes {info.name} correctly: the artifact has no reference logits. "
+            "The logits are finite and the same in two runs"
         )
     count = len(report.positions)
     top = "same top token at all" if report.same_top == count else f"same top token at {report.same_top}"
     seconds = report.prefill_seconds + report.decode_seconds
     return (
-        f"{subject} computes {info.name} right: {count} positions, median KL "
+        f"{subject} computes {info.name} correctly: {count} positions, median KL "
         f"{statistics.median(report.divergences):.1g} nats, {top}, "
         f"{report.prompt_tokens + report.steps:,} tokens in {seconds:.1f} s"
     )
 
 
-def _show(
+def _print_result(
     console: Console, machine: dict[str, Any], check: dict[str, Any], report: DeviceReport, artifact: Artifact
 ) -> None:
     rate, steps = report.prompt_tokens / report.prefill_seconds, report.steps / max(report.decode_seconds, 1e-9)
@@ -169,23 +168,23 @@ def _show(
     style = {"right": "green", "wrong": "red"}.get(report.outcome, "yellow")
     console.print(check["verdict"] + ".", style=style, markup=False)
     if report.outcome == "unknown":
-        console.print("gptoss convert stores reference logits with what it makes: convert the checkpoint with it.")
+        console.print("gptoss convert stores reference logits in an artifact: convert the checkpoint again with it.")
     far = sum(one.far for one in report.positions)
     if report.outcome == "right" and far:
-        console.print(f"{far} of them far off, which rounding does where a router's choice of experts is near a tie.")
+        console.print(f"{far} of them differ by more; rounding causes this where the router's scores are nearly equal.")
     if report.outcome == "wrong":
         if check["provider"].lower() != "cpu":
-            console.print("Update the graphics driver, take back overclocking, and check again.")
-        console.print("Do not trust this model's answers here. If it stays wrong, report it with all of this:\n")
-        for line in report_lines(machine, check, report, artifact):
+            console.print("Update the graphics driver, undo overclocking, and check again.")
+        console.print("Do not trust this model's answers here. If it stays wrong, report it with the text below:\n")
+        for line in format_issue(machine, check, report, artifact):
             console.print(line, markup=False)
 
 
-def report_lines(
+def format_issue(
     machine: dict[str, Any], check: dict[str, Any], report: DeviceReport, artifact: Artifact
 ) -> Iterator[str]:
-    """What to paste into an issue: no path, user name or LUID is in it."""
-    from gptoss_runtime.cli.render import range_lines
+    """Yields the lines of a report to paste into an issue; it contains no path, user name or LUID."""
+    from gptoss_runtime.cli.render import format_range
 
     manifest = artifact.manifest
     yield "```text"
@@ -194,9 +193,9 @@ def report_lines(
     preset = f", preset {check['preset']}" if check["preset"] else ""
     yield f"model: {check['model']}, target {check['target']}{preset}; files: {check['files']}"
     if manifest is not None:
-        yield f"made from: {manifest.source.name} {manifest.source.revision or ''}".rstrip()
-        yield "made by: " + ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
-        yield from range_lines(manifest.range)
+        yield f"converted from: {manifest.source.name} {manifest.source.revision or ''}".rstrip()
+        yield "converted with: " + ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
+        yield from format_range(manifest.range)
     yield f"ran on: {check['provider']}, {check['device'] or 'default device'}, {check['context_length']:,} positions"
     for one in machine["adapters"]:
         yield (
@@ -206,8 +205,8 @@ def report_lines(
     yield f"system: {machine['system']}, Python {machine['python']}, gptoss-windows {machine['gptoss'] or 'unknown'}"
     yield "packages: " + (", ".join(f"{name} {version}" for name, version in machine["packages"].items()) or "none")
     for unmet in (machine["artifact"] or {"unmet": []})["unmet"]:
-        yield f"asks for {unmet}"
-    yield "position  phase    logits off  KL (nats)  top token  expected  its lead"
+        yield f"requires {unmet}"
+    yield "position  phase    logits off  KL (nats)  top token  expected    margin"
     for at in report.positions:
         shift = "not finite" if not at.finite else "unknown" if at.shift is None else f"{at.shift:.3f}"
         kl = "" if at.divergence is None else f"{at.divergence:.2e}"
@@ -219,8 +218,8 @@ def report_lines(
 
 
 @contextmanager
-def _bar(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Progress]]:
-    """A bar on stderr, where that is a terminal: as functions of what is being done, and of tokens."""
+def _progress_bar(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Progress]]:
+    """Shows a progress bar if stderr is a terminal; yields functions to set its description and its token count."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -229,10 +228,10 @@ def _bar(*, quiet: bool) -> Iterator[tuple[Callable[[str], None], Progress]]:
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         task = bars.add_task("", total=None, count="")
 
-        def say(doing: str) -> None:
-            bars.update(task, description=doing)
+        def describe(step: str) -> None:
+            bars.update(task, description=step)
 
         def show(done: int, total: int) -> None:
             bars.update(task, description="checking", completed=done, total=total, count=f"{done}/{total} tokens")
 
-        yield say, show
+        yield describe, show

@@ -1,4 +1,4 @@
-"""``gptoss generate``: one prompt, one answer."""
+"""``gptoss generate``: answers one prompt, or continues text or token ids."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gptoss_runtime.cli.options import (
     Threads,
     TopK,
     TopP,
-    effort_of,
-    located,
+    locate_model,
+    parse_effort,
 )
 from gptoss_runtime.errors import GptOssError, InvalidRequest
 from gptoss_runtime.harmony_tokens import STOP_TOKENS
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
 def generate(
     model: Model,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to say to the model.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, without harmony.")] = False,
-    ids: Annotated[str | None, typer.Option("--ids", help="Continue these token ids: 1,2,3.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The user's message.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as plain text, without the chat format (harmony).")
+    ] = False,
+    ids: Annotated[str | None, typer.Option("--ids", help="Continue these token ids, such as 1,2,3.")] = None,
     max_new_tokens: MaxNewTokens = 1024,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
@@ -58,13 +60,13 @@ def generate(
     from gptoss_runtime.engine.options import GenerationOptions
 
     if (prompt is None) == (ids is None):
-        raise InvalidRequest("there is no prompt, or two", remedy="Pass either --prompt TEXT or --ids 1,2,3.")
+        raise InvalidRequest("exactly one prompt is needed", remedy="Pass either --prompt TEXT or --ids 1,2,3.")
     token_ids = None if ids is None else parse_ids(ids)
     options = GenerationOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    level = effort_of(effort)
-    folder, provider = located(model, provider)
+    level = parse_effort(effort)
+    folder, provider = locate_model(model, provider)
     with load_engine(
         folder, provider=provider, device=device, threads=threads, context_length=context_length
     ) as engine:
@@ -77,10 +79,10 @@ def generate(
 
 
 def parse_ids(text: str) -> list[int]:
-    """Token ids from "1,2,3".
+    """Parses token ids such as "1,2,3".
 
     Raises:
-        InvalidRequest: something else than integers between commas.
+        InvalidRequest: the text is not a list of integers separated by commas.
     """
     try:
         return [int(part) for part in text.split(",")]
@@ -91,13 +93,13 @@ def parse_ids(text: str) -> list[int]:
 def _continue_ids(engine: Engine, ids: list[int], options: GenerationOptions, json_output: bool) -> None:
     new: list[int] = []
 
-    def conclude() -> None:
+    def finish() -> None:
         if json_output:
-            _report({"prompt_ids": ids, "ids": new}, generation.result)
+            _print_report({"prompt_ids": ids, "ids": new}, generation.result)
         else:
             typer.echo()
 
-    with engine.generate(ids, options) as generation, _concluded(conclude):
+    with engine.generate(ids, options) as generation, _finishing(finish):
         for token in generation:
             new.append(token)
             if not json_output:
@@ -107,26 +109,26 @@ def _continue_ids(engine: Engine, ids: list[int], options: GenerationOptions, js
 def _continue_text(engine: Engine, folder: Path, prompt: str, options: GenerationOptions, json_output: bool) -> None:
     from gptoss_runtime.artifact.folder import TOKENIZER
     from gptoss_runtime.chat.harmony import Harmony
-    from gptoss_runtime.cli.render import visible
+    from gptoss_runtime.cli.render import replace_controls
 
     harmony = Harmony.load(folder / TOKENIZER)
     ids = harmony.encode(prompt)
     new: list[int] = []
     pending: list[int] = []
 
-    def conclude() -> None:
+    def finish() -> None:
         if json_output:
-            _report({"prompt_ids": ids, "ids": new, "text": harmony.decode(new)}, generation.result)
+            _print_report({"prompt_ids": ids, "ids": new, "text": harmony.decode(new)}, generation.result)
         else:
-            typer.echo(visible(harmony.decode(pending)))
+            typer.echo(replace_controls(harmony.decode(pending)))
 
-    with engine.generate(ids, options) as generation, _concluded(conclude):
+    with engine.generate(ids, options) as generation, _finishing(finish):
         for token in generation:
             new.append(token)
             pending.append(token)
             text = harmony.decode(pending)
-            if not json_output and not text.endswith("\ufffd"):  # half a character: wait for the rest
-                typer.echo(visible(text), nl=False)
+            if not json_output and not text.endswith("\ufffd"):  # an incomplete character: wait for the next token
+                typer.echo(replace_controls(text), nl=False)
                 pending.clear()
 
 
@@ -145,7 +147,7 @@ def _answer(
     parser = harmony.parser()
     events: list[ChatEvent] = []
 
-    def conclude() -> None:
+    def finish() -> None:
         content = {
             "prompt_ids": ids,
             "ids": parser.tokens,
@@ -153,29 +155,29 @@ def _answer(
             "reasoning": "".join(event.text for event in events if isinstance(event, ReasoningDelta)),
             "malformed": any(event.malformed for event in events if isinstance(event, Finish)),
         }
-        _report(content, generation.result)
+        _print_report(content, generation.result)
 
     with engine.generate(ids, replace(options, stop_token_ids=STOP_TOKENS)) as generation:
         if not json_output:
             print_events(parser.stream(generation), Console(highlight=False))
             return
-        with _concluded(conclude):
+        with _finishing(finish):
             for event in parser.stream(generation):
                 events.append(event)
 
 
 @contextmanager
-def _concluded(conclude: Callable[[], None]) -> Iterator[None]:
-    """Concludes the output when a generation has ended, also by an error: what came before it is reported, too."""
+def _finishing(finish: Callable[[], None]) -> Iterator[None]:
+    """Finishes the output when the generation has ended, also after an error, so that a partial answer is printed."""
     try:
         yield
     except GptOssError:
-        conclude()
+        finish()
         raise
-    conclude()
+    finish()
 
 
-def _report(content: dict[str, Any], result: GenerationResult) -> None:
+def _print_report(content: dict[str, Any], result: GenerationResult) -> None:
     from rich.console import Console
 
     from gptoss_runtime.cli.render import print_json

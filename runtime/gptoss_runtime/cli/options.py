@@ -1,4 +1,4 @@
-"""Arguments that several commands share, so that they read the same everywhere."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from gptoss_runtime.chat.conversation import EFFORTS, Effort
 from gptoss_runtime.errors import InvalidRequest
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model's name, as gptoss models lists it, or an artifact folder.")
+    str, typer.Argument(metavar="MODEL", help="Name of a model (see gptoss models list), or an artifact folder.")
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The artifact folder.")]
 Provider = Annotated[
     str | None,
-    typer.Option(help="cpu, directml, cuda or webgpu; by default the execution provider that MODEL was converted for."),
+    typer.Option(
+        help="Execution provider: cpu, directml, cuda or webgpu; by default the one that MODEL was converted for."
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="Which adapter: its index, and for directml its LUID or name as well.")
+    str | None, typer.Option(help="Adapter to use, by index; for directml also by LUID or part of its name.")
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; one a physical core by default.")]
-ContextLength = Annotated[int | None, typer.Option(help="Use at most so many positions, to spend less memory.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Stop after so many tokens.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")]
-TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is all.")]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
-EffortOption = Annotated[str, typer.Option(help="How long to reason: low, medium or high.")]
-Date = Annotated[bool, typer.Option(envvar="GPTOSS_DATE", show_envvar=True, help="Tell the model today's date.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default one per physical core.")]
+ContextLength = Annotated[
+    int | None, typer.Option(help="Maximum context length in tokens; a smaller one uses less memory.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Sample from the most likely tokens that reach this total probability.")]
+TopK = Annotated[int, typer.Option(help="Sample from this many of the most likely tokens; 0 means all.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed, for reproducible sampling.")]
+EffortOption = Annotated[str, typer.Option(help="Reasoning effort: low, medium or high.")]
+Date = Annotated[bool, typer.Option(envvar="GPTOSS_DATE", show_envvar=True, help="Put today's date into the prompt.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-def effort_of(text: str) -> Effort:
-    """The effort that a user typed.
+def parse_effort(text: str) -> Effort:
+    """Parses a reasoning effort, ignoring case.
 
     Raises:
         InvalidRequest: there is no such effort.
@@ -45,12 +49,12 @@ def effort_of(text: str) -> Effort:
     raise InvalidRequest(f"unknown effort {text!r}", remedy=f"Use one of: {', '.join(EFFORTS)}.")
 
 
-def located(model: str, provider: str | None) -> tuple[Path, str]:
-    """A model's artifact folder, and the execution provider to run it on.
+def locate_model(model: str, provider: str | None) -> tuple[Path, str]:
+    """Returns a model's artifact folder and the execution provider to run it on.
 
     Raises:
-        ModelNotFound: there is none of that name, or it is not on this machine.
-        ArtifactError: its folder is damaged, or does not exist.
+        ModelNotFound: there is no such model, or it is not on this machine.
+        ArtifactError: its folder is damaged or does not exist.
     """
     from gptoss_runtime.artifact.folder import Artifact
     from gptoss_runtime.models import Registry

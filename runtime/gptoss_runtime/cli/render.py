@@ -1,4 +1,4 @@
-"""Prints an answer's events as they stream (``chat``, ``generate``, ``demo``), and JSON and tables for all commands."""
+"""Terminal output: answers as they stream (``chat``, ``generate``, ``demo``), and JSON and tables for all commands."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from gptoss_runtime.chat.conversation import (
     ToolResult,
 )
 from gptoss_runtime.engine.results import GenerationResult
+from gptoss_runtime.errors import GptOssError
 
 if TYPE_CHECKING:
     from gptoss_runtime.artifact.manifest import Range
@@ -29,7 +30,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 
 
 def plain_table(*headings: str) -> Table:
-    """A table of letters and spaces: what draws boxes elsewhere is garbage in a console of code page 437 or 1252."""
+    """Returns a table without box-drawing characters, which a console with code page 437 or 1252 cannot display."""
     table = Table(box=None, pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
@@ -37,17 +38,17 @@ def plain_table(*headings: str) -> Table:
 
 
 class EventPrinter:
-    """Prints events to a console, reasoning dimmed, tool calls and results on lines of their own.
+    """Prints events to a console: reasoning dimmed, tool calls and results on separate lines.
 
     Args:
-        console: where to.
-        show_reasoning: whether reasoning is printed at all.
+        console: the console to print to.
+        show_reasoning: whether to print reasoning.
     """
 
     def __init__(self, console: Console, *, show_reasoning: bool = True) -> None:
         self._console = console
         self._show_reasoning = show_reasoning
-        self._open = False  # whether the cursor is inside a line
+        self._open = False  # whether the last line has not been ended
 
     def print(self, event: ChatEvent) -> None:
         """Prints one event."""
@@ -69,21 +70,21 @@ class EventPrinter:
 
     def _note(self, finish: Finish) -> None:
         if finish.reason == "length":
-            self._line("[cut: no room for more tokens]", "yellow")
+            self._line("[stopped: token limit reached]", "yellow")
         elif finish.reason == "cancelled":
             self._line("[cancelled]", "yellow")
         elif finish.reason == "error":
-            self._line("[not finished: the engine failed]", "red")
+            self._line("[incomplete: the engine failed]", "red")
         elif finish.malformed:
-            self._line("[the model left its format; some text may be missing]", "yellow")
+            self._line("[the model's output is malformed; some text may be missing]", "yellow")
 
     def _write(self, text: str, style: str) -> None:
-        self._console.print(Text(visible(text), style=style), end="", soft_wrap=True)
+        self._console.print(Text(replace_controls(text), style=style), end="", soft_wrap=True)
         self._open = not text.endswith("\n") if text else self._open
 
     def _line(self, text: str, style: str) -> None:
         self._end_line()
-        self._console.print(Text(visible(text), style=style), soft_wrap=True)
+        self._console.print(Text(replace_controls(text), style=style), soft_wrap=True)
 
     def _end_line(self) -> None:
         if self._open:
@@ -92,7 +93,7 @@ class EventPrinter:
 
 
 def print_events(events: Iterable[ChatEvent], console: Console, *, show_reasoning: bool = True) -> Finish:
-    """Prints a whole answer as it streams and returns how it ended; raises what the events' iterator does."""
+    """Prints an answer as it streams and returns its ``Finish``; exceptions of the iterator pass through."""
     printer = EventPrinter(console, show_reasoning=show_reasoning)
     finish = Finish("cancelled")
     for event in events:
@@ -102,27 +103,28 @@ def print_events(events: Iterable[ChatEvent], console: Console, *, show_reasonin
     return finish
 
 
-def visible(text: str) -> str:
-    """Text without control characters: a model's answer must not drive the terminal (ESC sequences)."""
+def replace_controls(text: str) -> str:
+    """Replaces control characters, so that a model's answer cannot send escape sequences to the terminal."""
     return text.translate(_CONTROLS)
 
 
-def timing_line(result: GenerationResult) -> str:
-    """One line on a generation's speed."""
+def format_timings(result: GenerationResult) -> str:
+    """Formats the speed of a generation as one line."""
     usage, timings = result.usage, result.timings
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     return (
         f"{usage.prompt_tokens} prompt tokens{cached}, {usage.new_tokens} new; first token after "
-        f"{timings.time_to_first_token:.2f} s, then {timings.decode_rate:.1f} tokens a second"
+        f"{timings.time_to_first_token:.2f} s, then {timings.decode_rate:.1f} tokens per second"
     )
 
 
-def range_lines(found: Range | None) -> list[str]:
-    """How large a conversion's first run got, a line each: the stream, and what is closest to float16's limit."""
+def format_range(found: Range | None) -> list[str]:
+    """Formats the range of activations: the largest residual stream, and the least headroom to float16's limit."""
     if found is None:
         return ["range: not measured"]
     widest, count = found.widest, len(found.layers)
-    lines = [f"range: the stream reaches {widest.stream:,.0f} after layer {widest.layer} ({found.tokens} tokens)"]
+    where = f"after layer {widest.layer} ({found.tokens} tokens)"
+    lines = [f"range: the residual stream reaches {widest.stream:,.0f} {where}"]
     tightest = found.tightest
     if tightest is not None:
         where = "the head" if tightest.layer >= count else f"layer {tightest.layer}"
@@ -131,5 +133,15 @@ def range_lines(found: Range | None) -> list[str]:
 
 
 def print_json(console: Console, value: object) -> None:
-    """One JSON object on one line, unwrapped and unstyled."""
+    """Prints a value as JSON on one line, without wrapping or styles."""
     console.file.write(json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def describe_error(error: GptOssError) -> dict[str, str | int | None]:
+    """Returns an error as a JSON object: type, message, remedy and exit code."""
+    return {
+        "type": type(error).__name__,
+        "message": error.message,
+        "remedy": error.remedy,
+        "exit_code": error.exit_code,
+    }

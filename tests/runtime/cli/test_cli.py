@@ -84,7 +84,7 @@ def test_generate_text(nano_artifact: Path) -> None:
     ("arguments", "code", "words"),
     [
         (("generate", "{}/missing", "-p", "x"), 4, "does not exist"),
-        (("generate", "{}"), 2, "no prompt"),
+        (("generate", "{}"), 2, "exactly one prompt"),
         (("generate", "{}", "--ids", "1,x"), 2, "Write them as 1,2,3"),
         (("generate", "{}", "--ids", "999999"), 2, "vocabulary"),
         (("generate", "{}", "-p", "x", "--temperature", "nan"), 2, "temperature"),
@@ -104,7 +104,7 @@ def test_chat_with_a_pipe(nano_artifact: Path) -> None:
     text = "hello\n\n/effort low\n/effort huge\n/help\n/what\n/reset\nhello\n/exit\nnever\n"
     result = run("chat", nano_artifact, "--max-new-tokens", 3, "--seed", 1, text=text)
     assert result.exit_code == 0
-    for words in ("Effort is low.", "unknown effort", "/reset", "There is no /what", "Forgotten."):
+    for words in ("Effort is low.", "unknown effort", "/reset", "Unknown command /what", "Started a new conversation."):
         assert words in result.output
 
 
@@ -116,7 +116,7 @@ def test_a_model_by_name(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -
     assert run("generate", "gptoss-nano", *asked).output == by_folder.output
     unknown = run("chat", "gptoss-micro", text="hello\n")
     assert unknown.exit_code == ModelNotFound.exit_code
-    assert "Those there are" in unknown.stderr
+    assert "Available models" in unknown.stderr
 
 
 def test_chat_survives_a_full_context(nano_artifact: Path) -> None:
@@ -161,14 +161,14 @@ def test_events_on_a_console() -> None:
         '→ add({"a": 1})',
         "← add: 3",
         "It is [bold]3�[31m.",
-        "[the model left its format; some text may be missing]",
+        "[the model's output is malformed; some text may be missing]",
     ]
     out = StringIO()
     print_events(iter([*events[:2], Finish("length")]), Console(file=out), show_reasoning=False)
-    assert out.getvalue() == "[cut: no room for more tokens]\n"
+    assert out.getvalue() == "[stopped: token limit reached]\n"
     out = StringIO()
     print_events(iter([ContentDelta("It"), Finish("error")]), Console(file=out))
-    assert out.getvalue() == "It\n[not finished: the engine failed]\n"
+    assert out.getvalue() == "It\n[incomplete: the engine failed]\n"
 
 
 def test_a_real_process_with_a_legacy_code_page(nano_artifact: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_cpu_that_is_right(nano_artifact: Path) -> None:
     shown = check(nano_artifact)
     assert shown.exit_code == 0, shown.output
     last = shown.output.strip().splitlines()[-1]
-    assert last.startswith("This machine's CPU computes gptoss-nano-cpu right: 12 positions, median KL ")
+    assert last.startswith("This machine's CPU computes gptoss-nano-cpu correctly: 12 positions, median KL ")
     assert "same top token at all, 960 tokens in" in last
     assert "Decoding: 8 tokens in" in shown.output
     said = report(nano_artifact)
@@ -85,7 +85,7 @@ def test_a_cpu_that_is_right(nano_artifact: Path) -> None:
     assert (found["outcome"], found["repeats"], found["same_top"]) == ("right", True, 12)
     assert (found["provider"], found["target"], found["device"]) == ("cpu", "cpu", None)
     assert found["median_kl"] < 1e-6
-    assert found["verdict"].startswith("This machine's CPU computes gptoss-nano-cpu right")
+    assert found["verdict"].startswith("This machine's CPU computes gptoss-nano-cpu correctly")
 
 
 def test_wrong_numbers(damaged: Path) -> None:
@@ -96,8 +96,8 @@ def test_wrong_numbers(damaged: Path) -> None:
     block = shown.output.split("```text\n")[1].split("```")[0]
     for words in (
         "tokens fed one by one: the median logit shift is",
-        "target cpu, preset balanced; files: as the manifest lists them",
-        "range: the stream reaches",
+        "target cpu, preset balanced; files: as listed in the manifest",
+        "range: the residual stream reaches",
         "olive-ai ",
         "onnxruntime-genai ",
         "Python ",
@@ -107,7 +107,7 @@ def test_wrong_numbers(damaged: Path) -> None:
         assert words in block
     assert str(damaged.parent) not in shown.output
     found = report(damaged)["check"]
-    assert (found["outcome"], found["files"]) == ("wrong", "as the manifest lists them")
+    assert (found["outcome"], found["files"]) == ("wrong", "as listed in the manifest")
     assert found["median_kl"] > 0.01
 
 
@@ -158,7 +158,7 @@ def test_nothing_to_compare_with(folder: Path) -> None:
     change_manifest(folder, lambda manifest: (manifest["files"].pop(REFERENCE_LOGITS), manifest.pop("range")))
     shown = check(folder)
     assert shown.exit_code == 10, shown.output
-    assert "Cannot tell whether this machine's CPU computes gptoss-nano-cpu right" in shown.output
+    assert "Unknown whether this machine's CPU computes gptoss-nano-cpu correctly" in shown.output
     assert "gptoss convert stores reference logits" in shown.output
     (folder / MANIFEST).unlink()
     assert check(folder).exit_code == 10

@@ -278,7 +278,7 @@ SAMPLERS = [(), ("--temperature", 0), ("--top-k", 5, "--seed", 1), ("--top-p", 0
 @pytest.mark.parametrize("asked", [("--prompt", "hello"), ("--prompt", "x", "--raw"), ("--ids", "1,2")], ids=str)
 def test_generate_exits_with_code_6(infinite: Path, asked: tuple[str, ...], more: tuple[object, ...]) -> None:
     plain = run("generate", infinite, *asked, *more)
-    assert plain.stdout.strip() in ("", "[not finished: the engine failed]")
+    assert plain.stdout.strip() in ("", "[incomplete: the engine failed]")
     report = json.loads(run("generate", infinite, *asked, *more, "--json").stdout)
     assert (report["finish_reason"], report["ids"], report["usage"]["new_tokens"]) == ("error", [], 0)
 
@@ -287,7 +287,7 @@ def test_generate_exits_with_code_6(infinite: Path, asked: tuple[str, ...], more
 def test_generate_prints_what_was_generated_before(poisoned: Path) -> None:
     asked = ("--prompt", HELLO, "--temperature", 0)
     lines = run("generate", poisoned, *asked).stdout.splitlines()
-    assert lines[-2:] == [REPLY, "[not finished: the engine failed]"]
+    assert lines[-2:] == [REPLY, "[incomplete: the engine failed]"]
     report = json.loads(run("generate", poisoned, *asked, "--json").stdout)
     assert (report["finish_reason"], report["text"], report["malformed"]) == ("error", REPLY, False)
     assert len(report["ids"]) == report["usage"]["new_tokens"] > 0
