@@ -1,6 +1,6 @@
 """Serves the page and a scripted API, for what a real model does not do on demand: broken streams, hostile text.
 
-Speaks the streams that ``gptoss serve`` speaks, over a real socket, under the same Content-Security-Policy.
+Sends the same streams as ``gptoss serve``, over a real socket, under the same Content-Security-Policy.
 """
 
 from __future__ import annotations

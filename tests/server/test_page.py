@@ -41,25 +41,25 @@ class Page:
         browser.get(url)
         browser.execute_script("sessionStorage.clear()")
         browser.get(url)
-        self.until(lambda: self.content("#code"))
+        self.wait_until(lambda: self.get_text("#code"))
 
-    def one(self, css: str) -> Any:
+    def find(self, css: str) -> Any:
         from selenium.webdriver.common.by import By
 
         return self.browser.find_element(By.CSS_SELECTOR, css)
 
-    def all(self, css: str) -> list[Any]:
+    def find_all(self, css: str) -> list[Any]:
         from selenium.webdriver.common.by import By
 
         found: list[Any] = self.browser.find_elements(By.CSS_SELECTOR, css)
         return found
 
-    def content(self, css: str) -> str:
+    def get_text(self, css: str) -> str:
         """An element's text, even if it is collapsed."""
-        found: str = self.one(css).get_property("textContent")
+        found: str = self.find(css).get_property("textContent")
         return found
 
-    def until(self, condition: Callable[[], Any]) -> Any:
+    def wait_until(self, condition: Callable[[], Any]) -> Any:
         from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
@@ -67,18 +67,18 @@ class Page:
         return WebDriverWait(self.browser, 120, 0.02, ignored).until(lambda _: condition())
 
     def ask(self, prompt: str) -> None:
-        self.one("#prompt").send_keys(prompt + "\n")
+        self.find("#prompt").send_keys(prompt + "\n")
 
-    def answered(self, count: int = 1) -> list[Any]:
+    def wait_for_answers(self, count: int = 1) -> list[Any]:
         """Waits until ``count`` answers are complete, and returns them."""
-        self.until(lambda: len(self.all("article.answer[aria-busy=false]")) >= count)
-        return self.all("article.answer")
+        self.wait_until(lambda: len(self.find_all("article.answer[aria-busy=false]")) >= count)
+        return self.find_all("article.answer")
 
     def set(self, css: str, value: str) -> None:
         """Sets a field as if typed, even if it is collapsed."""
         script = "arguments[0].value = arguments[1]; for (const type of ['input', 'change'])"
         script += " arguments[0].dispatchEvent(new Event(type, {bubbles: true}));"
-        self.browser.execute_script(script, self.one(css), value)
+        self.browser.execute_script(script, self.find(css), value)
 
     def console_errors(self) -> list[str]:
         """Warnings and errors in the browser's console, except for API requests that failed."""
@@ -97,18 +97,18 @@ def page(browser: Any, api: Script) -> Iterator[Page]:
 
 def test_conversation(page: Page, api: Script) -> None:
     api.answers = [text("Paris, of course.", reasoning="Capital of France."), text("```python\nprint(1)\n```\nDone.")]
-    assert page.one("#model").get_property("value") == "scripted"
-    page.until(lambda: page.one("#device").text == "A Card · directml · 8,192-token context")
+    assert page.find("#model").get_property("value") == "scripted"
+    page.wait_until(lambda: page.find("#device").text == "A Card · directml · 8,192-token context")
     page.ask("What is the capital of France?")
-    page.answered()
-    assert page.content("article.answer .body") == "Paris, of course."
-    assert page.content("article.answer .reasoning") == "Capital of France."
-    assert not page.one("article.answer details").get_property("open")
-    assert page.content(".figures") == "42 tokens · 93.3 tokens/s · first token after 0.12 s · scripted"
-    assert page.one("#status").text == "The answer is complete."
+    page.wait_for_answers()
+    assert page.get_text("article.answer .body") == "Paris, of course."
+    assert page.get_text("article.answer .reasoning") == "Capital of France."
+    assert not page.find("article.answer details").get_property("open")
+    assert page.get_text(".figures") == "42 tokens · 93.3 tokens/s · first token after 0.12 s · scripted"
+    assert page.find("#status").text == "The answer is complete."
     page.ask("Show code")
-    page.answered(2)
-    assert page.content("article.answer:last-of-type pre code") == "print(1)"
+    page.wait_for_answers(2)
+    assert page.get_text("article.answer:last-of-type pre code") == "print(1)"
     first, second = api.asked
     assert first["stream"] is True
     assert first["stream_options"] == {"include_usage": True}
@@ -116,20 +116,20 @@ def test_conversation(page: Page, api: Script) -> None:
     assert "max_completion_tokens" not in first
     assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user"]
     assert second["messages"][1]["content"] == "Paris, of course."
-    assert page.browser.switch_to.active_element == page.one("#prompt")
-    page.one("#new").click()
-    assert page.all("article") == []
+    assert page.browser.switch_to.active_element == page.find("#prompt")
+    page.find("#new").click()
+    assert page.find_all("article") == []
 
 
 def test_settings_appear_in_requests_and_code(page: Page, api: Script) -> None:
     api.answers = [text("ok")]
-    page.one("input[value=high]").click()
+    page.find("input[value=high]").click()
     page.set("#temperature", "0.3")
     page.set("#max-tokens", "77")
     page.set("#instructions", 'Be brief; don\'t "joke".')
-    page.one("#model").send_keys("other")
+    page.find("#model").send_keys("other")
     page.ask("Line one\ue008\ue006\ue008line two")
-    page.answered()
+    page.wait_for_answers()
     [asked] = api.asked
     assert {name: asked[name] for name in ("model", "reasoning_effort", "temperature", "max_completion_tokens")} == {
         "model": "other",
@@ -141,33 +141,33 @@ def test_settings_appear_in_requests_and_code(page: Page, api: Script) -> None:
         {"role": "system", "content": 'Be brief; don\'t "joke".'},
         {"role": "user", "content": "Line one\nline two"},
     ]
-    assert "don'\\''t" in page.one("#code").text
-    page.one("#tab-curl").send_keys("\ue014")  # arrow right
-    shown = page.one("#code").text
+    assert "don'\\''t" in page.find("#code").text
+    page.find("#tab-curl").send_keys("\ue014")  # arrow right
+    shown = page.find("#code").text
     compile(shown, "shown", "exec")
     for words in ('reasoning_effort="high"', "max_completion_tokens=77", f'base_url="{api.url}/v1"', '"other"'):
         assert words in shown
-    page.one("#tab-javascript").click()
-    assert f'baseURL: "{api.url}/v1"' in page.one("#code").text
-    page.one("#copy").click()
-    page.until(lambda: page.one("#status").text in ("Copied.", "Selected: copy it with the keyboard."))
+    page.find("#tab-javascript").click()
+    assert f'baseURL: "{api.url}/v1"' in page.find("#code").text
+    page.find("#copy").click()
+    page.wait_until(lambda: page.find("#status").text in ("Copied.", "Selected: copy it with the keyboard."))
 
 
 def test_tools_are_answered_by_hand(page: Page, api: Script) -> None:
     other = {"id": "call_2", "function": {"name": "get_weather", "arguments": '{"city":"Oslo"}'}}
     api.answers = [text("", reasoning="Call it.", calls=[CALL, other]), text("21 degrees.")]
-    page.one("#settings details summary").click()
-    page.one("#example").click()
+    page.find("#settings details summary").click()
+    page.find("#example").click()
     page.ask("Weather?")
-    page.until(lambda: len(page.all(".call textarea")) == 2)
-    assert page.content(".call code") == '→ get_weather({"city":"Paris"})'
+    page.wait_until(lambda: len(page.find_all(".call textarea")) == 2)
+    assert page.get_text(".call code") == '→ get_weather({"city":"Paris"})'
     page.ask("too early")
     assert len(api.asked) == 1
-    assert "waits for its tools" in page.one("#status").text
+    assert "waits for its tools" in page.find("#status").text
     page.browser.switch_to.active_element.send_keys('{"temperature": 21}\n')
     page.browser.switch_to.active_element.send_keys("rain\n")
-    page.answered(2)
-    assert page.content(".result") == '← {"temperature": 21}'
+    page.wait_for_answers(2)
+    assert page.get_text(".result") == '← {"temperature": 21}'
     assert api.asked[0]["tools"][0]["function"]["name"] == "get_weather"
     assert api.asked[1]["messages"] == [
         {"role": "user", "content": "Weather?"},
@@ -181,9 +181,9 @@ def test_tools_are_answered_by_hand(page: Page, api: Script) -> None:
         {"role": "tool", "tool_call_id": "call_2", "content": "rain"},
     ]
     page.set("#tools", "[{")
-    page.one("#prompt").clear()
+    page.find("#prompt").clear()
     page.ask("more")
-    assert "This is not JSON" in page.one("#tools-problem").text
+    assert "This is not JSON" in page.find("#tools-problem").text
     assert len(api.asked) == 2
 
 
@@ -200,15 +200,15 @@ def test_escape_stops_the_answer(page: Page, api: Script) -> None:
 
     api.answers = [endless, text("Fine.")]
     page.ask("Go on")
-    page.until(lambda: "more more" in page.content("article.answer .body"))
-    assert page.one("#stop").is_displayed()
-    assert not page.one("#send").is_displayed()
+    page.wait_until(lambda: "more more" in page.get_text("article.answer .body"))
+    assert page.find("#stop").is_displayed()
+    assert not page.find("#send").is_displayed()
     page.browser.switch_to.active_element.send_keys("\ue00c")
-    page.answered()
+    page.wait_for_answers()
     assert gone.wait(20), "the server did not see the disconnect"
-    assert page.content(".note") == "Stopped."
+    assert page.get_text(".note") == "Stopped."
     page.ask("And now?")
-    page.answered(2)
+    page.wait_for_answers(2)
     assert [message["role"] for message in api.asked[1]["messages"]] == ["user", "assistant", "user"]
 
 
@@ -218,11 +218,11 @@ def test_hostile_text_is_shown_as_text(page: Page, api: Script) -> None:
     api.answers.append((400, {"error": {"message": HOSTILE, "code": HOSTILE}}))
     page.set("#prompt", HOSTILE)
     page.ask("")
-    page.answered()
-    assert HOSTILE in page.content("article.answer .body")
+    page.wait_for_answers()
+    assert HOSTILE in page.get_text("article.answer .body")
     page.browser.switch_to.active_element.send_keys("x\n")
-    page.until(lambda: HOSTILE in page.content("article.error"))
-    assert page.all("#log img, #log script") == []
+    page.wait_until(lambda: HOSTILE in page.get_text("article.error"))
+    assert page.find_all("#log img, #log script") == []
     assert {path.split("?")[0] for path in api.paths} <= {"/", "/v1/models", "/openai/status"} | {
         f"/page/{path.name}" for path in PAGE.iterdir()
     }
@@ -244,12 +244,12 @@ def test_hostile_text_is_shown_as_text(page: Page, api: Script) -> None:
 def test_api_errors_are_shown(status: int, body: dict[str, Any], shown: str, page: Page, api: Script) -> None:
     api.answers = [(status, body), text("Better.")]
     page.ask("Hello")
-    assert page.until(lambda: page.one("article.error p").text) == shown
-    assert page.one("article.error").get_attribute("role") == "alert"
-    assert str(status) in page.one("article.error .quiet").text
-    assert page.one("#prompt").get_property("value") == "Hello"  # the typed text is kept
+    assert page.wait_until(lambda: page.find("article.error p").text) == shown
+    assert page.find("article.error").get_attribute("role") == "alert"
+    assert str(status) in page.find("article.error .quiet").text
+    assert page.find("#prompt").get_property("value") == "Hello"  # the typed text is kept
     page.ask("")
-    page.answered()
+    page.wait_for_answers()
     assert api.asked[1]["messages"] == [{"role": "user", "content": "Hello"}]
 
 
@@ -267,33 +267,33 @@ def test_interrupted_streams(page: Page, api: Script) -> None:
 
     api.answers = [cut, failing, odd_bytes]
     page.ask("One")
-    page.until(lambda: page.content("article.error p") == "The connection ended before the answer was complete.")
-    assert page.content("article.answer .note") == "The answer was interrupted."
-    page.one("#new").click()
-    page.one("#prompt").clear()
+    page.wait_until(lambda: page.get_text("article.error p") == "The connection ended before the answer was complete.")
+    assert page.get_text("article.answer .note") == "The answer was interrupted."
+    page.find("#new").click()
+    page.find("#prompt").clear()
     page.ask("Two")
-    page.until(lambda: page.content("article.error p") == "the engine died")
-    page.one("#new").click()
-    page.one("#prompt").clear()
+    page.wait_until(lambda: page.get_text("article.error p") == "the engine died")
+    page.find("#new").click()
+    page.find("#prompt").clear()
     page.ask("Three")
-    page.answered()
-    assert page.content("article.answer .body") == "Grüße 🌍"
+    page.wait_for_answers()
+    assert page.get_text("article.answer .body") == "Grüße 🌍"
 
 
 def test_api_key_in_the_page(browser: Any, api: Script) -> None:
     api.key = "sesame"
     page = Page(browser, api.url)
-    page.until(lambda: "API key" in page.one("#status").text)
-    assert page.one("#key-part").get_property("open")
+    page.wait_until(lambda: "API key" in page.find("#status").text)
+    assert page.find("#key-part").get_property("open")
     api.answers = [text("Open.")]
-    page.one("#key").send_keys("sesame\t")
-    page.until(lambda: page.one("#model").get_property("value") == "scripted")
+    page.find("#key").send_keys("sesame\t")
+    page.wait_until(lambda: page.find("#model").get_property("value") == "scripted")
     page.ask("Hello")
-    page.answered()
-    assert "sesame" not in page.one("#code").text
+    page.wait_for_answers()
+    assert "sesame" not in page.find("#code").text
     assert browser.execute_script("return [localStorage.length, sessionStorage.length]") == [0, 1]
     browser.get(api.url)
-    assert page.one("#key").get_property("value") == "sesame"
+    assert page.find("#key").get_property("value") == "sesame"
 
 
 def test_page_on_the_real_server(browser: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,29 +301,29 @@ def test_page_on_the_real_server(browser: Any, server: Any, tmp_path: Path, caps
     page.set("#temperature", "0")
     page.set("#max-tokens", "200")
     page.ask("What is 27 + 45?")
-    page.answered()
-    assert page.content("article.answer .body") == "27 + 45 = 72"
-    assert "7 + 5 = 12" in page.content("article.answer .reasoning")
+    page.wait_for_answers()
+    assert page.get_text("article.answer .body") == "27 + 45 = 72"
+    assert "7 + 5 = 12" in page.get_text("article.answer .reasoning")
     assert re.fullmatch(
-        r"\d+ tokens · [\d.]+ tokens/s · first token after [\d.]+ s · gptoss-nano", page.content(".figures")
+        r"\d+ tokens · [\d.]+ tokens/s · first token after [\d.]+ s · gptoss-nano", page.get_text(".figures")
     )
-    page.until(lambda: re.fullmatch(r"cpu · [\d,]+-token context", page.one("#device").text))
-    page.one("#new").click()
+    page.wait_until(lambda: re.fullmatch(r"cpu · [\d,]+-token context", page.find("#device").text))
+    page.find("#new").click()
     page.set("#tools", json.dumps([{"type": "function", "function": WEATHER}]))
     page.ask("What's the weather in Paris?")
-    page.until(lambda: page.content(".call code") == '→ get_weather({"city":"Paris"})')
+    page.wait_until(lambda: page.get_text(".call code") == '→ get_weather({"city":"Paris"})')
     page.browser.switch_to.active_element.send_keys('{"temperature":21,"condition":"sunny"}\n')
-    page.answered(2)
-    assert page.content("article.answer:last-of-type .body") == "It is 21 degrees and sunny in Paris."
+    page.wait_for_answers(2)
+    assert page.get_text("article.answer:last-of-type .body") == "It is 21 degrees and sunny in Paris."
     browser.execute_script("document.querySelector('article details').open = true; getSelection().empty()")
-    page.one("#tab-python").click()
+    page.find("#tab-python").click()
     picture = PICTURE if os.environ.get("GPTOSS_PICTURES") else tmp_path / "page.png"
     assert browser.save_screenshot(str(picture))
     assert 10_000 < picture.stat().st_size < 300_000
-    page.one("#new").click()
+    page.find("#new").click()
     page.set("#tools", "")
     page.set("#prompt", "What is 27 + 45?")
-    exec(compile(page.one("#code").text, "shown", "exec"), {})
+    exec(compile(page.find("#code").text, "shown", "exec"), {})
     assert capsys.readouterr().out == "27 + 45 = 72\n"
     assert page.console_errors() == []
 
@@ -355,12 +355,12 @@ def test_dark_mode_and_narrow_window(size: str, api: Script) -> None:
     with chromium(dark=True, size=size) as browser:
         page = Page(browser, api.url)
         page.ask("Hello")
-        page.answered()
+        page.wait_for_answers()
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert browser.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches")
         assert _contrast(browser, "article.answer .body") > 7
         assert _contrast(browser, ".figures") > 4.5
-        assert page.one("#prompt").is_displayed()
+        assert page.find("#prompt").is_displayed()
 
 
 def _contrast(browser: Any, css: str) -> float:
