@@ -26,7 +26,7 @@ from gptoss_convert.nano.skills import SKILLS, Sample, held_out
 from gptoss_convert.parity.metrics import Comparison, compare
 from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
-from gptoss_convert.smoke import first_inputs
+from gptoss_convert.smoke import feed
 from gptoss_runtime import load_engine
 from tools.nano_training.evaluate import answers_exactly
 from tools.transformers_reference import load_transformers, transformers_logits
@@ -41,7 +41,8 @@ def runner(model: Path) -> Logits:
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
     def logits(ids: Sequence[int]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = session.run(["logits"], first_inputs(session, ids))[0][0]
+        inputs = feed(session, len(ids), {"input_ids": np.array([ids])})
+        result: NDArray[np.float32] = session.run(["logits"], inputs)[0][0]
         return result
 
     return logits
