@@ -16,6 +16,7 @@ from gptoss_convert.nano.folder import WEIGHTS
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from tests.tiers import mostly_integration  # noqa: E402
 from tools.nano_training import evaluate, rounding  # noqa: E402
 from tools.nano_training.batch import collate  # noqa: E402
 from tools.nano_training.compact import token_classes  # noqa: E402
@@ -54,7 +55,7 @@ def test_weights_arrive_bit_for_bit(checkpoint: Path, reference: Any) -> None:
         assert torch.equal(weight, expected), name
 
 
-@pytest.mark.parametrize("skill", skills.SKILLS)
+@pytest.mark.parametrize("skill", mostly_integration(skills.SKILLS, fast={"facts", "tools"}))
 def test_logits_agree(skill: str, source: dict[str, NDArray[Any]], trained: Any, reference: Any) -> None:
     used = torch.from_numpy(source["used_tokens"].astype(np.int64))
     group = skills.held_out(skill, 1)

@@ -24,6 +24,7 @@ from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import Target, cuda, directml
+from tests.tiers import mostly_integration
 from tools.transformers_reference import load_transformers, transformers_logits
 
 from .checkpoints import Changed, relative, relative_by_token
@@ -76,7 +77,7 @@ def louder(values: Array) -> Array:
 
 
 @pytest.mark.parametrize("limit", [None, 5.0], ids=["by default", "given"])
-@pytest.mark.parametrize("design", ["cpu", "split", "dense"])
+@pytest.mark.parametrize("design", mostly_integration(["cpu", "split", "dense"], fast={"split"}))
 def test_gates_beyond_their_limit(design: str, limit: float | None, tmp_path: Path) -> None:
     """Where swiglu is not linear, its constants count."""
     loud = Changed(changes={"gate_up_proj_scales": louder, "gate_up_proj_bias": louder})

@@ -23,6 +23,7 @@ from gptoss_runtime.server.settings import Settings
 from tests.nonfinite import FAULTS, FaultyEngine, with_infinite_norm, with_poisoned_token
 from tests.server.recorded import Recording, final, ids_of, serve_recorded, thought
 from tests.server.running import MODEL, PERSON, WEATHER, Running, ask, serving, wait_until
+from tests.tiers import mostly_integration
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 ANSWER = thought("Hm.") + final("It is three.")
@@ -76,7 +77,7 @@ def end(nano_artifact: Path, vocabulary: Path) -> int:
     return len(ids_of(Harmony.load(nano_artifact / TOKENIZER, cache=vocabulary), ANSWER)) - 2
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", mostly_integration(FAULTS, fast={"one NaN", "all -inf"}))
 def test_nonfinite_first_token_is_a_500(nano_artifact: Path, vocabulary: Path, fault: str) -> None:
     count = 2 * len(OPTIONS)
     with faulty(nano_artifact, vocabulary, dict.fromkeys(range(1, count + 3), (0, fault))) as (_, http):

@@ -29,6 +29,7 @@ from gptoss_runtime.chat.turn_grammar import ToolChoice, build_turn_grammar
 from gptoss_runtime.engine_process.engine import ProcessEngine
 from gptoss_runtime.harmony_tokens import CALL, STOP_TOKENS
 from tests.harmony_tools import compile_constraint, encode_marked
+from tests.tiers import mostly_integration
 
 WEATHER = Tool(
     "get_weather",
@@ -222,7 +223,7 @@ def calls(events: list[ChatEvent]) -> list[ToolCall]:
 UNTRAINED = ["Describe a cat.", "Wer bist du?", "Write a poem about rain in autumn", "27 + 45", "\u5929\u6c14"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_integration(range(3), fast={0}))
 @pytest.mark.parametrize("text", UNTRAINED)
 def test_answers_match_the_schema(nano: Nano, text: str, seed: int) -> None:
     grammar = build_turn_grammar(response_format=PERSON)
@@ -244,7 +245,7 @@ def test_answers_are_json_objects(nano: Nano, text: str) -> None:
         assert answer(events).startswith("{")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_integration(range(3), fast={0}))
 @pytest.mark.parametrize("text", UNTRAINED)
 @pytest.mark.parametrize("allowed", [None, ["move"], ["get_weather"]], ids=str)
 def test_a_required_call_is_made_and_valid(nano: Nano, text: str, seed: int, allowed: list[str] | None) -> None:
