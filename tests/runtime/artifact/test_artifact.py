@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {
 
 
 def write_model(path: Path, location: str, offset: int = 0, length: int = 64) -> None:
-    """A graph with one external tensor at its top and one inside an If."""
+    """Writes a graph with one external tensor at the top level and one inside an If."""
 
     def tensor(name: str) -> onnx.TensorProto:
         value = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=[4, 4])
@@ -57,39 +57,39 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def refused(folder: Path, words: str, **options: bool) -> None:
+def expect_error(folder: Path, words: str, **options: bool) -> None:
     with pytest.raises(ArtifactError, match=words) as caught:
         Artifact.open(folder, **options)
     assert caught.value.remedy
 
 
-def test_a_whole_folder(folder: Path) -> None:
+def test_a_complete_folder(folder: Path) -> None:
     artifact = Artifact.open(folder)
     assert (artifact.name, artifact.target, artifact.context_length) == ("artifact", "unknown", 64)
     assert artifact.eos_token_ids == (98, 99)
     assert find_external_data((folder / "model.onnx").read_bytes()) == {ExternalSpan("model.onnx.data", 0, 64)}
 
 
-def test_the_real_one(nano_artifact: Path) -> None:
+def test_a_converted_artifact(nano_artifact: Path) -> None:
     artifact = Artifact.open(nano_artifact)
     assert artifact.vocab_size == 201088
     assert 200002 in artifact.eos_token_ids
 
 
-def test_what_is_not_an_artifact(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "does not exist")
-    refused(tmp_path, "not an artifact")
+def test_folders_that_are_not_artifacts(tmp_path: Path) -> None:
+    expect_error(tmp_path / "nowhere", "does not exist")
+    expect_error(tmp_path, "not an artifact")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ArtifactError) as caught:
         Artifact.open(tmp_path)
     assert "gptoss convert" in str(caught.value.remedy)
-    refused(tmp_path / "config.json", "not an artifact")
+    expect_error(tmp_path / "config.json", "not an artifact")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.onnx", "model.onnx.data"])
 def test_missing_files(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    refused(folder, f"{name} is missing")
+    expect_error(folder, f"{name} is missing")
 
 
 @pytest.mark.parametrize(
@@ -108,45 +108,45 @@ def test_missing_files(folder: Path, name: str) -> None:
         *("sub/../../outside.data", "//server/share/x", "NUL", "con.data", "COM1", "model.onnx.data:stream", "model. "),
     ],
 )
-def test_names_that_leave_the_folder(folder: Path, name: str) -> None:
+def test_paths_outside_the_folder(folder: Path, name: str) -> None:
     (folder.parent / "outside.data").write_bytes(bytes(64))
     write_model(folder / "model.onnx", name)
-    refused(folder, "outside itself")
+    expect_error(folder, "outside itself")
     config = json.loads(json.dumps(CONFIG))
     config["model"]["decoder"]["filename"] = name
     (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
-    refused(folder, "outside itself")
+    expect_error(folder, "outside itself")
 
 
 def link(path: Path, to: Path) -> None:
     try:
         path.symlink_to(to, target_is_directory=to.is_dir())
     except OSError:
-        pytest.skip("links need a privilege here")
+        pytest.skip("creating links needs a privilege here")
 
 
 @pytest.mark.parametrize(
     "name", ["model.onnx.data", "model.onnx", "genai_config.json", "tokenizer.json", "manifest.json"]
 )
-def test_a_link_that_leaves_the_folder(folder: Path, name: str) -> None:
+def test_a_link_to_a_file_outside_the_folder(folder: Path, name: str) -> None:
     (folder / "manifest.json").write_bytes(tiny_manifest("0" * 64).to_bytes())
     outside = folder.parent / name
     (folder / name).rename(outside)
     link(folder / name, outside)
-    refused(folder, f"{name} is a link to a file outside")
+    expect_error(folder, f"{name} is a link to a file outside")
 
 
-def test_a_folder_that_is_a_link(folder: Path) -> None:
+def test_a_linked_subfolder(folder: Path) -> None:
     outside = folder.parent / "outside"
     outside.mkdir()
     (folder / "model.onnx.data").rename(outside / "w.data")
     write_model(folder / "model.onnx", "sub/w.data")
     link(folder / "sub", outside)
-    refused(folder, "outside the folder")
+    expect_error(folder, "outside the folder")
 
 
-def test_links_that_stay_and_hard_links_are_files(folder: Path) -> None:
-    """A hard link leads nowhere: it is the file, as a copy would be. What it holds is for the checksums to judge."""
+def test_inner_links_and_hard_links_are_allowed(folder: Path) -> None:
+    """A hard link is an ordinary file; checksums verify its content."""
     outside = folder.parent / "outside.data"
     (folder / "model.onnx.data").rename(outside)
     (folder / "w.data").hardlink_to(outside)
@@ -155,29 +155,29 @@ def test_links_that_stay_and_hard_links_are_files(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(tiny_manifest(digest).to_bytes())
     Artifact.open(folder, verify=True)
     outside.write_bytes(b"x" * 64)
-    refused(folder, "differs from the manifest", verify=True)
+    expect_error(folder, "differs from the manifest", verify=True)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, 64), (100, 0), (0, 65), (-1, 4)])
 def test_truncated_weights(folder: Path, offset: int, length: int) -> None:
     write_model(folder / "model.onnx", "model.onnx.data", offset, length)
-    refused(folder, "truncated")
+    expect_error(folder, "truncated")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "nul", '{"model": 1}', '{"model": {}}', "[" * 100_000])
 def test_malformed_config(folder: Path, text: str) -> None:
     (folder / "genai_config.json").write_text(text, encoding="utf-8")
-    refused(folder, "genai_config")
+    expect_error(folder, "genai_config")
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("context_length", 0), ("vocab_size", "x"), ("vocab_size", True), ("eos_token_id", 100), ("eos_token_id", ["a"])],
 )
-def test_impossible_numbers(folder: Path, key: str, value: object) -> None:
+def test_invalid_numbers(folder: Path, key: str, value: object) -> None:
     config = {"model": CONFIG["model"] | {key: value}}
     (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
-    refused(folder, key)
+    expect_error(folder, key)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
@@ -207,17 +207,17 @@ def tiny_manifest(digest: str) -> Manifest:
 
 
 def test_another_models_weights(folder: Path, tmp_path: Path) -> None:
-    """Swapped weights of the same size: the graph cannot tell, the manifest does."""
+    """Weights of the same size from another model: only the manifest shows the difference."""
     digest = hashlib.sha256((folder / "model.onnx.data").read_bytes()).hexdigest()
     (folder / "manifest.json").write_bytes(tiny_manifest(digest).to_bytes())
     other = tmp_path / "other.data"
     other.write_bytes(b"y" * 64)
     other.replace(folder / "model.onnx.data")
-    refused(folder, "differs from the manifest", verify=True)
+    expect_error(folder, "differs from the manifest", verify=True)
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 300_000])
-def test_a_vocabulary_that_is_not_the_graphs(vocab_size: int, nano_artifact: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_size_that_differs_from_the_graph(vocab_size: int, nano_artifact: Path, tmp_path: Path) -> None:
     for path in nano_artifact.iterdir():
         if path.name != "genai_config.json":
             os.link(path, tmp_path / path.name)
@@ -225,24 +225,24 @@ def test_a_vocabulary_that_is_not_the_graphs(vocab_size: int, nano_artifact: Pat
     config["model"] |= {"vocab_size": vocab_size, "eos_token_id": [1]}
     (tmp_path / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
     with load_engine(tmp_path, threads=1) as engine:
-        for _ in range(2):  # neither a crash, nor an answer
+        for _ in range(2):  # neither a crash nor an answer
             with pytest.raises(BackendError, match="logits"):
                 list(engine.generate([5, 6, 7], GenerationOptions(max_new_tokens=2)))
 
 
-def test_a_manifest_of_a_newer_schema_is_refused(folder: Path) -> None:
+def test_a_manifest_of_a_newer_schema_is_rejected(folder: Path) -> None:
     newer = {**json.loads(tiny_manifest("0" * 64).to_bytes()), "schema_version": 2}
     (folder / "manifest.json").write_text(json.dumps(newer), encoding="utf-8")
-    refused(folder, "schema_version")
+    expect_error(folder, "schema_version")
     (folder / "manifest.json").write_text("{", encoding="utf-8")
-    refused(folder, "manifest")
+    expect_error(folder, "manifest")
 
 
 def test_checksums(folder: Path) -> None:
-    refused(folder, "manifest", verify=True)
+    expect_error(folder, "manifest", verify=True)
     digest = hashlib.sha256((folder / "model.onnx.data").read_bytes()).hexdigest()
     (folder / "manifest.json").write_bytes(tiny_manifest(digest).to_bytes())
     assert Artifact.open(folder, verify=True).name == "tiny"
     (folder / "model.onnx.data").write_bytes(b"x" * 64)
     Artifact.open(folder)
-    refused(folder, "differs from the manifest", verify=True)
+    expect_error(folder, "differs from the manifest", verify=True)

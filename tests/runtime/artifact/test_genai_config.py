@@ -1,4 +1,4 @@
-"""The list of what reaches onnxruntime-genai, against any change to a configuration."""
+"""The allowed keys of genai_config.json, tested with arbitrary changes to a configuration."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=600, deadline=None)
 @given(st.data())
-def test_whatever_is_let_through_only_what_is_listed_arrives(data: st.DataObject) -> None:
+def test_an_accepted_configuration_has_only_allowed_keys(data: st.DataObject) -> None:
     config = copy.deepcopy(BASE)
     for _ in range(data.draw(st.integers(0, 4))):
         at = data.draw(st.sampled_from(list(objects(config))))
@@ -134,8 +134,8 @@ def test_whatever_is_let_through_only_what_is_listed_arrives(data: st.DataObject
     check(config)
 
 
-def test_no_listed_name_arrives_anywhere_else() -> None:
-    """Every name in every object, and every value in every place: what chance above rarely puts together."""
+def test_an_allowed_name_is_not_accepted_elsewhere() -> None:
+    """Tries every name in every object and every value of every key, which random tests rarely combine."""
     for place, found in enumerate(objects(BASE)):
         for name, value in itertools.product({*NAMES, *found}, [*TEXTS, 1, 0.5, True, None, [], {}, [{}]]):
             config = copy.deepcopy(BASE)
@@ -144,7 +144,7 @@ def test_no_listed_name_arrives_anywhere_else() -> None:
 
 
 def check(config: dict[str, Any]) -> None:
-    """If nothing in it is refused, what arrives is what may."""
+    """If a configuration is accepted, the new one has only allowed keys."""
     if find_problems(config) or not isinstance(config.get("model", {}).get("decoder"), dict):
         return
     composed = compose(config, "weights")
@@ -161,12 +161,12 @@ def check(config: dict[str, Any]) -> None:
 
 
 @given(VALUES)
-def test_anything_in_the_place_of_a_configuration_is_judged(value: Any) -> None:
+def test_any_value_is_handled(value: Any) -> None:
     for config in ({"model": value}, {"search": value}, {"model": {"decoder": value}}):
         assert isinstance(find_problems(config), list)
 
 
-def test_the_base_is_let_through() -> None:
+def test_the_base_configuration_is_accepted() -> None:
     assert find_problems(BASE) == []
     composed = compose(BASE, "w")
     assert composed["search"] == {"past_present_share_buffer": True, "chunk_size": 64}
@@ -184,7 +184,7 @@ def test_the_base_is_let_through() -> None:
         ("harmless", ""),
     ],
 )
-def test_what_others_would_do_is_said(key: str, does: str) -> None:
+def test_the_effect_in_other_programs_is_described(key: str, does: str) -> None:
     config = copy.deepcopy(BASE)
     config["model"]["decoder"]["session_options"][key] = "x"
     [problem] = find_problems(config)

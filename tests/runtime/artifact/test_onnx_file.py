@@ -1,4 +1,4 @@
-"""The reader of ONNX files: what another reader might find in a file, this one finds or refuses."""
+"""The reader of ONNX files finds or rejects everything that another parser could find in a file."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("built", REFUSED)
-def test_what_is_more_than_arithmetic_is_refused(built: str) -> None:
+def test_graphs_that_do_more_than_compute_are_rejected(built: str) -> None:
     found, words = REFUSED[built]
     with pytest.raises(GraphError, match=words):
         find_external_data(found.SerializeToString())
 
 
 def everywhere() -> onnx.ModelProto:
-    """A tensor of its own file in every place that can hold one."""
+    """A model with an external tensor, each in a different file, wherever ONNX allows a tensor."""
     sparse = onnx.SparseTensorProto(values=external("v", "sparse-values"), indices=external("i", "sparse-indices"))
     built = with_default(external("d", "default"))
     nodes = [
@@ -128,14 +128,14 @@ def everywhere() -> onnx.ModelProto:
     return built
 
 
-def test_external_data_is_found_wherever_it_is() -> None:
+def test_external_data_is_found_everywhere() -> None:
     assert {span.location for span in find_external_data(everywhere().SerializeToString())} == {
         *("default", "attribute", "sparse-values", "sparse-indices", "attributes", "branch-attribute", "branch"),
         *("initializer", "graph-values", "graph-indices", "function"),
     }
 
 
-def test_the_tables_are_those_of_onnx() -> None:
+def test_the_tables_match_onnx() -> None:
     names = {"Opset": "OperatorSetIdProto", "Annotation": "TensorAnnotation"}
     assert FIELDS.keys() == REPEATED.keys()
     for kind, fields in FIELDS.items():
@@ -143,7 +143,7 @@ def test_the_tables_are_those_of_onnx() -> None:
         assert {field.number: field.name for field in described} == {at: name for at, (name, _) in fields.items()}
         assert {field.name for field in described if field.is_repeated} == REPEATED[kind]
         inner = {"StringStringEntryProto": "Entry"} | {known: kind for kind, known in names.items()}
-        for field in described:  # every message that is known is gone into
+        for field in described:  # every known message is read
             if field.message_type is not None:
                 name = field.message_type.name
                 expected = inner.get(name, name.removesuffix("Proto"))
@@ -194,13 +194,13 @@ PARTED = field(13, field(1, b"location") + field(2, b"/etc/passwd"))
         (b"\xff" * 20, "not ONNX"),
     ],
 )
-def test_a_file_that_readers_could_disagree_on_is_refused(data: bytes, words: str) -> None:
+def test_ambiguous_files_are_rejected(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         find_external_data(data)
 
 
 @pytest.mark.parametrize("offset", ["\uff11", "1_0", " 1", "0x10", "1e3", "", "9" * 20])
-def test_numbers_are_digits(offset: str) -> None:
+def test_offsets_must_be_decimal_digits(offset: str) -> None:
     built = model(initializers=[external("w", offset=offset)])
     with pytest.raises(ValueError, match="offset or a length"):
         find_external_data(built.SerializeToString())
@@ -225,7 +225,7 @@ def test_work_is_bounded(graph: bytes) -> None:
     start = time.process_time()
     with pytest.raises(ValueError, match="more than 500,000 fields"):
         find_external_data(data)
-    assert time.process_time() - start < 3  # half a second on an idle machine; all of it would take ten times as long
+    assert time.process_time() - start < 3  # half a second on an idle machine; without a limit, ten times as long
 
 
 def test_depth_is_bounded() -> None:
@@ -239,7 +239,7 @@ def test_depth_is_bounded() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_damaged_file_hides_nothing(data: st.DataObject) -> None:
-    """What passes is found by protobuf's reader as well: the same files, and no other domain."""
+    """Protobuf's parser finds the same external files and domains in every file that is accepted."""
     content = bytearray(everywhere().SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
@@ -250,7 +250,7 @@ def test_a_damaged_file_hides_nothing(data: st.DataObject) -> None:
         return
     try:
         parsed = onnx.ModelProto.FromString(bytes(content))
-    except Exception:  # protobuf's own kind: it refuses more
+    except Exception:  # protobuf's own exception: it rejects more
         return
     tensors = list(_tensors(parsed))
     assert {span.location for span in found} == {

@@ -11,7 +11,7 @@ from gptoss_runtime import ArtifactError, ResourceError
 from gptoss_runtime.artifact.vocabulary import FILE_NAME, SHA256, build_vocabulary_folder, set_environment
 
 
-def test_the_vocabulary_is_rebuilt_bit_for_bit_and_reused(nano_artifact: Path, tmp_path: Path) -> None:
+def test_the_vocabulary_is_rebuilt_exactly_and_reused(nano_artifact: Path, tmp_path: Path) -> None:
     tokenizer = nano_artifact / "tokenizer.json"
     folder = build_vocabulary_folder(tokenizer, cache=tmp_path)
     path = folder / FILE_NAME
@@ -35,7 +35,7 @@ def test_the_vocabulary_is_rebuilt_bit_for_bit_and_reused(nano_artifact: Path, t
         {"model": {"vocab": []}, "added_tokens": []},
     ],
 )
-def test_another_tokenizer_is_refused(tmp_path: Path, content: object) -> None:
+def test_another_tokenizer_is_rejected(tmp_path: Path, content: object) -> None:
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
@@ -51,7 +51,7 @@ def test_a_cache_that_cannot_be_written(nano_artifact: Path, tmp_path: Path) -> 
         build_vocabulary_folder(nano_artifact / "tokenizer.json", cache=blocked)
 
 
-def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTOSS_TEST", "old")
     with set_environment("GPTOSS_TEST", "new"):
         assert os.environ["GPTOSS_TEST"] == "new"

@@ -93,7 +93,7 @@ def test_generate_text(nano_artifact: Path) -> None:
         (("bench", "{}", "--repeat", "0"), 2, "repeat"),
     ],
 )
-def test_errors_have_words_and_codes(nano_artifact: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_error_messages_and_exit_codes(nano_artifact: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
     result = run(*(argument.format(nano_artifact) for argument in arguments))
     assert result.exit_code == code
     assert words in result.stderr
@@ -119,7 +119,7 @@ def test_a_model_by_name(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "Available models" in unknown.stderr
 
 
-def test_chat_survives_a_full_context(nano_artifact: Path) -> None:
+def test_chat_continues_after_a_full_context(nano_artifact: Path) -> None:
     result = run("chat", nano_artifact, "--context-length", 80, text="word " * 200 + "\nhello\n")
     assert result.exit_code == 0
     assert "/reset starts a new conversation" in result.output
@@ -134,7 +134,7 @@ def test_bench(nano_artifact: Path) -> None:
     assert "decode (3 tokens)" in run("bench", nano_artifact, *options).output
 
 
-def test_interrupt_is_130(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_exits_with_130(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -142,7 +142,7 @@ def test_interrupt_is_130(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run("bench", nano_artifact).exit_code == 130
 
 
-def test_events_on_a_console() -> None:
+def test_events_are_printed() -> None:
     out = StringIO()
     events = [
         ReasoningDelta("Let me "),

@@ -1,4 +1,4 @@
-"""``gptoss doctor`` on made-up machines; on the lab's it is in tests/directml."""
+"""``gptoss doctor`` on made-up machines; tests/directml has the tests on the lab's DirectML."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_this_machine() -> None:
         assert len(report()["problems"]) == 1
 
 
-def test_a_good_machine(machine: Any) -> None:
+def test_a_machine_with_two_adapters(machine: Any) -> None:
     machine(BASIC, CARD, CHIP)
     said = report()
     assert (said["runs_on"], said["chosen_adapter"], said["problems"]) == (["directml", "cpu"], 0, [])
@@ -66,7 +66,7 @@ def test_a_good_machine(machine: Any) -> None:
     assert "on adapter 0, A [red]Card[/] (TM): it has the most dedicated memory" in shown.output
 
 
-def test_what_fits(machine: Any, nano_artifact: Path) -> None:
+def test_context_lengths_that_fit(machine: Any, nano_artifact: Path) -> None:
     machine(CARD, replace(CHIP, shared_memory=GB // 4))
     said = report(nano_artifact)
     assert said["artifact"]["unmet"] == [
@@ -83,7 +83,7 @@ def test_what_fits(machine: Any, nano_artifact: Path) -> None:
         assert words in shown
 
 
-def test_every_problem_has_its_remedy(machine: Any) -> None:
+def test_every_problem_has_a_remedy(machine: Any) -> None:
     machine(replace(CARD, feature_level=None, driver=None), builds=BUILDS | {"onnxruntime": "1.32.0"})
     shown = doctor()
     assert shown.exit_code == 6
@@ -121,7 +121,7 @@ def test_a_failing_dxgi(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "80004005" in said["problems"][0]["problem"]
 
 
-def test_no_artifact(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
     shown = doctor(tmp_path)
     assert shown.exit_code == 4
     assert "manifest.json cannot be read" in shown.output

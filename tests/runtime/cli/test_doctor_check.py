@@ -1,4 +1,4 @@
-"""``gptoss doctor MODEL --check`` on nano and the CPU; on DirectML it is in tests/directml."""
+"""``gptoss doctor MODEL --check`` with nano on the CPU; tests/directml has the tests on DirectML."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def no_constant(text: str) -> None:
 
 @pytest.fixture
 def folder(nano_artifact: Path, tmp_path: Path) -> Path:
-    """nano; every file may be replaced, none may be written to."""
+    """A copy of nano made of hard links: tests may replace files but must not write to them."""
     folder = tmp_path / "nano"
     folder.mkdir()
     for path in nano_artifact.iterdir():
@@ -57,7 +57,7 @@ def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) ->
 
 
 def list_as_it_is(folder: Path, name: str = WEIGHTS) -> Path:
-    """The manifest agrees: then it is the device that is to blame."""
+    """Updates the manifest, so that the check reports a wrong device instead of a damaged file."""
     entry = FileEntry.from_file(folder / name).model_dump()
     change_manifest(folder, lambda manifest: manifest["files"].update({name: entry}))
     return folder
@@ -72,7 +72,7 @@ def damaged(nano_artifact: Path, tmp_path: Path) -> Path:
     return damage_weights(nano_artifact, tmp_path, "model.layers.1.post_attention_layernorm.weight", scale_norm)
 
 
-def test_a_cpu_that_is_right(nano_artifact: Path) -> None:
+def test_a_correct_cpu(nano_artifact: Path) -> None:
     shown = check(nano_artifact)
     assert shown.exit_code == 0, shown.output
     last = shown.output.strip().splitlines()[-1]
@@ -88,7 +88,7 @@ def test_a_cpu_that_is_right(nano_artifact: Path) -> None:
     assert found["verdict"].startswith("This machine's CPU computes gptoss-nano-cpu correctly")
 
 
-def test_wrong_numbers(damaged: Path) -> None:
+def test_a_wrong_device(damaged: Path) -> None:
     list_as_it_is(damaged)
     shown = check(damaged)
     assert shown.exit_code == 9, shown.output
@@ -111,7 +111,7 @@ def test_wrong_numbers(damaged: Path) -> None:
     assert found["median_kl"] > 0.01
 
 
-def test_numbers_that_are_not_finite(nano_artifact: Path, tmp_path: Path) -> None:
+def test_logits_that_are_not_finite(nano_artifact: Path, tmp_path: Path) -> None:
     broken = list_as_it_is(with_infinite_norm(nano_artifact, tmp_path))
     shown = check(broken)
     assert shown.exit_code == 9, shown.output
@@ -122,7 +122,7 @@ def test_numbers_that_are_not_finite(nano_artifact: Path, tmp_path: Path) -> Non
     assert (found["median_kl"], found["positions"][0]["divergence"]) == (None, None)
 
 
-def test_damaged_files_are_not_the_devices_fault(damaged: Path) -> None:
+def test_damaged_files_are_not_reported_as_a_wrong_device(damaged: Path) -> None:
     shown = check(damaged)
     assert shown.exit_code == 4, shown.output
     assert "differs from the manifest (sha256)" in shown.output
@@ -136,7 +136,7 @@ def test_damaged_files_are_not_the_devices_fault(damaged: Path) -> None:
     assert (found["outcome"], found["error"]["type"]) == (None, "ArtifactError")
 
 
-def test_a_device_that_does_not_repeat_itself(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_deterministic(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, calls = GenaiEngine.iter_logits, []
 
     def flipping(self: GenaiEngine, token_ids: Any, *, steps: int = 0) -> Any:
@@ -152,8 +152,8 @@ def test_a_device_that_does_not_repeat_itself(nano_artifact: Path, monkeypatch: 
     assert "WRONG: the same prompt gave different logits the second time" in shown.output
 
 
-def test_nothing_to_compare_with(folder: Path) -> None:
-    """A conversion of before, and a stock one: no reference, and no manifest either."""
+def test_an_artifact_without_reference_logits(folder: Path) -> None:
+    """An older conversion without reference logits, and one by another tool without a manifest."""
     (folder / REFERENCE_LOGITS).unlink()
     change_manifest(folder, lambda manifest: (manifest["files"].pop(REFERENCE_LOGITS), manifest.pop("range")))
     shown = check(folder)
@@ -166,7 +166,7 @@ def test_nothing_to_compare_with(folder: Path) -> None:
     assert (found["outcome"], found["preset"], found["median_kl"]) == ("unknown", None, None)
 
 
-def test_the_reference_is_the_manifests(folder: Path) -> None:
+def test_the_reference_logits_must_match_the_manifest(folder: Path) -> None:
     whole = (folder / REFERENCE_LOGITS).read_bytes()
     (folder / REFERENCE_LOGITS).unlink()
     (folder / REFERENCE_LOGITS).write_bytes(whole.replace(b'"position":31,', b'"position":32,'))
@@ -180,7 +180,7 @@ def test_the_reference_is_the_manifests(folder: Path) -> None:
 
 
 @pytest.mark.skipif(hardware.WINDOWS, reason="there may be a GPU")
-def test_an_error_is_json_too(nano_artifact: Path) -> None:
+def test_errors_are_printed_as_json(nano_artifact: Path) -> None:
     said = check(nano_artifact, "--provider", "directml", "--json")
     assert said.exit_code == 6
     error = json.loads(said.stdout)["check"]["error"]
@@ -188,7 +188,7 @@ def test_an_error_is_json_too(nano_artifact: Path) -> None:
     assert error["remedy"]
 
 
-def test_bad_usage(nano_artifact: Path) -> None:
+def test_invalid_options(nano_artifact: Path) -> None:
     shown = check(nano_artifact, "--context-length", "512")
     assert shown.exit_code == 2
     assert "the check needs a context of 513 tokens" in shown.output
@@ -197,7 +197,7 @@ def test_bad_usage(nano_artifact: Path) -> None:
         assert CliRunner().invoke(app, ["doctor", *arguments]).exit_code == 2
 
 
-def test_ctrl_c(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_exits_with_130(nano_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
 
     def interrupted(*_: object, **__: object) -> None:

@@ -1,7 +1,7 @@
-"""A hub on loopback: what huggingface_hub asks of Hugging Face, answered from memory or from a folder.
+"""A fake hub on loopback that answers huggingface_hub's requests from memory or from a folder.
 
-Speaks over a real socket: the revision with its files, ``resolve`` with ETag and X-Repo-Commit, large files by way of a
-second address as a content network has them, ranges. Can be told to misbehave.
+It uses real sockets and implements: the files of a revision, ``resolve`` with ETag and X-Repo-Commit, a redirect of
+large files to a second server that stands for the CDN, and range requests. Tests can make it fail.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "a" * 40
 SECRET = "hf_" + "thisistheusersownsecrettoken"
 SIGNATURE = "X-Amz-Signature=deadbeef"
-_LARGE = 1 << 20  # from here on a file is served by the other address
+_LARGE = 1 << 20  # bytes; larger files are redirected to the CDN
 
 
 @dataclass
 class HubServer:
-    """What it has, what it was asked, and how it misbehaves.
+    """The hub's files, the requests it received, and its failures.
 
     Attributes:
-        files: content by path, bytes or a file.
+        files: content by path, as bytes or a file.
         revisions: commit by name of a revision.
-        cuts: by path: after how many bytes each answer in turn is cut off.
-        listed: what the listing says instead of the sizes of ``files``.
-        status: by path or "api": answer with this status.
+        cuts: by path, the number of bytes after which each response in turn is cut off.
+        listed: sizes to list instead of the sizes of ``files``.
+        status: by path or "api", the status to answer with.
         asked: method, path and range of every request for content.
-        leaked: paths at the other address that were asked for with the user's token.
+        authorized: whether each request to the hub had the user's token.
+        leaked: paths that were requested from the CDN with the user's token.
+        endpoint: URL of the hub.
+        other: URL of the CDN.
+        pause: if set, responses wait for this event.
     """
 
     files: dict[str, bytes | Path] = field(default_factory=dict)
@@ -61,13 +65,13 @@ class HubServer:
         return found.read_bytes() if isinstance(found, Path) else found
 
     def gets(self, path: str) -> list[str | None]:
-        """The ranges of every GET of a file's content."""
+        """Returns the range of every GET request for a file's content."""
         return [range_ for method, asked, range_ in self.asked if method == "GET" and asked == path]
 
 
 @contextmanager
 def hub_server() -> Iterator[HubServer]:
-    """A running one, on two ports of this machine."""
+    """Runs a hub and its CDN on two ports of this machine."""
     state = HubServer()
     servers = [_server(state, cdn=False), _server(state, cdn=True)]
     state.endpoint, state.other = (f"http://127.0.0.1:{server.server_port}" for server in servers)
@@ -93,7 +97,7 @@ def _server(state: HubServer, *, cdn: bool) -> ThreadingHTTPServer:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        """A client that went away is what some tests are about."""
+        """Ignores clients that disconnect, which some tests do."""
 
 
 class _Handler(BaseHTTPRequestHandler):
