@@ -165,8 +165,8 @@ class Manifest(_Part):
         schema_version: version of this schema.
         name: name of the model.
         target: the target it was converted for.
-        provider: the execution provider; None, and then left out of the file: the one that the target's name begins
-            with.
+        provider: the execution provider; None (and then omitted from the file): the prefix of the target's name, as
+            "cpu" of "cpu-int4".
         preset: the quantisation preset.
         logits: which logits the graph returns: "last", of the last position, or "all", of every position.
         requires: version specifiers of the packages that run it.
@@ -195,7 +195,7 @@ class Manifest(_Part):
     parity: Parity | None = None
 
     @model_serializer(mode="wrap")
-    def _leave_out_provider(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_provider(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = serialize(self)
         if self.provider is None:
             content.pop("provider", None)

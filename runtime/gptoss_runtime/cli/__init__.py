@@ -1,1 +1,1 @@
-"""The command line: one file a command, none of which imports a model before it runs."""
+"""The command line: one module per command; no command imports a model library before it runs."""
