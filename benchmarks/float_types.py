@@ -97,7 +97,7 @@ def checkpoints(folder: Path) -> dict[str, tuple[Path, list[Judged]]]:
     for name, profile in {
         "random, 3e1": None,
         "random, 9e4": Profile(),
-        "random, 1e6": Profile().reaching(1e6),
+        "random, 1e6": Profile().scale_to(1e6),
     }.items():
         found[name] = (write_checkpoint(folder / name, DIMENSIONS, seed=3, profile=profile), ids)
     return found

@@ -1,15 +1,15 @@
-"""How large activations get in real gpt-oss checkpoints, and checkpoints that behave like them.
+"""Gives test checkpoints the activations of real gpt-oss checkpoints.
 
-Trained checkpoints carry a few massive channels in the residual stream, grown layer by layer, and weights so small that
-their block scales are float16 denormals; nano and plain random weights stay in a comfortable range. There are two ways
-to the same:
+Trained checkpoints have a few massive channels in the residual stream, which grow with every layer, and weights so
+small that their block scales are float16 denormals. nano and plain random weights have neither. There are two ways to
+get them:
 
-    Profile    random weights that are drawn so (synthetic.write_checkpoint); right answers are a reference's
-    Shifts     any checkpoint, nano included, rewritten without changing one right answer (synthetic.amplify)
+    Profile    random weights with such activations (synthetic.write_checkpoint); a reference gives the correct logits
+    Shifts     any checkpoint, nano included, rewritten with mathematically the same logits (synthetic.amplify)
 
-RMSNorm divides by the stream's length, so what leaves answers alone is what scales that length by a constant: a factor
-on the whole stream, and further copies of it that nobody reads. Beside these, attention does not see a factor that
-v_proj gains and o_proj loses, or q_proj gains and k_proj loses. All are powers of two: exact in bfloat16 and MXFP4.
+RMSNorm divides by the stream's root mean square, so anything that scales it by a constant leaves the logits unchanged:
+a factor on the whole stream, or additional copies of it that no weight reads. A factor moved from o_proj to v_proj, or
+from k_proj to q_proj, cancels as well. All factors are powers of two, which are exact in bfloat16 and MXFP4.
 
 Sources: microsoft/onnxruntime-genai pull request 2444 and ROCm/hip-ep 168 and 672 (gpt-oss-120b's residual stream by
 layer), kekzl/imp 808 (gpt-oss-20b's o_proj).
@@ -28,23 +28,22 @@ from gptoss_convert.config import GptOssConfig
 from gptoss_convert.errors import CheckpointError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# Largest value of the residual stream of gpt-oss-120b, by the share of its 36 layers behind: after layer 0, at layer
-# 6, at layer 34, and after the last addition.
+# Largest value of gpt-oss-120b's residual stream by the share of its 36 layers: after layer 0, layer 6, layer 34, and
+# the last addition.
 GPT_OSS_120B: tuple[tuple[float, float], ...] = ((0.0, 35.0), (0.17, 10_500.0), (0.97, 45_344.0), (1.0, 92_580.0))
-_UPDATE = 0.6  # by how much the other channels grow with each update, in units of what they begin with
+_UPDATE = 0.6  # growth of the other channels with each update, relative to their initial size
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What random weights make of the residual stream.
+    """The residual stream that random weights produce.
 
     Attributes:
-        maxima: (share of the layers, largest value of the stream there), ascending; between them it grows
-            geometrically.
-        channels: how many channels are massive.
-        value_shift: v_proj is multiplied by 2^n and o_proj divided by it: 8-bit block scales of o_proj become float16
+        maxima: (share of the layers, largest value of the stream there), ascending; interpolated geometrically.
+        channels: number of massive channels.
+        value_shift: v_proj is multiplied and o_proj divided by 2^n, so that o_proj's 8-bit block scales become float16
             denormals.
-        query_gain: q_proj is multiplied by it, and so are attention's scores.
+        query_gain: factor of q_proj, and so of attention scores.
     """
 
     maxima: tuple[tuple[float, float], ...] = GPT_OSS_120B
@@ -58,20 +57,20 @@ class Profile:
         shares, values = zip(*self.maxima, strict=True)
         return float(np.exp(np.interp(share, shares, np.log(values))))
 
-    def reaching(self, largest: float) -> Profile:
-        """The same growth, to another largest value."""
+    def scale_to(self, largest: float) -> Profile:
+        """The same profile, scaled to another largest value."""
         factor = largest / self.maxima[-1][1]
         return replace(self, maxima=tuple((share, value * factor) for share, value in self.maxima))
 
     def adjustment(self, name: str, layers: int) -> Callable[[Array], Array] | None:
-        """What becomes of a tensor of random weights; None: it stays as it is drawn.
+        """The function to apply to a tensor of random weights, or None to keep them as drawn.
 
         Args:
             name: of the tensor in the checkpoint.
-            layers: of the model.
+            layers: number of layers of the model.
 
         Returns:
-            A function of its values as :mod:`gptoss_convert.synthetic` draws them, float32; MXFP4's scales as bytes.
+            A function of the values that :mod:`gptoss_convert.synthetic` draws, float32; MXFP4 scales are uint8.
         """
         if name == "model.norm.weight":
             return partial(self._norm, maximum=self.maximum(layers - 1, layers), updates=layers // 2)
@@ -90,7 +89,7 @@ class Profile:
             return lambda values: np.ldexp(values, self.value_shift)
         if part == "self_attn.o_proj.weight":
             return partial(self._attention_output, gain=added / 64)
-        if part == "mlp.experts.down_proj_scales":  # about unit gain as drawn: the rest of the growth, by the token
+        if part == "mlp.experts.down_proj_scales":  # drawn with about unit gain; adds the rest of the growth, by token
             return partial(self._down_scales, gain=added / 128)
         if part in ("self_attn.o_proj.bias", "mlp.experts.down_proj_bias"):
             return partial(self._bias, size=added / 4 if "o_proj" in part else added * 3 / 4)
@@ -112,25 +111,28 @@ class Profile:
         return values
 
     def _norm(self, values: Array, maximum: float, updates: int) -> Array:
-        """A norm's weight that reads the other channels at about unit size beside channels as large as ``maximum``."""
+        """Scales a norm's weight so that ordinary channels have about unit size beside massive ones of ``maximum``."""
         share = self.channels / len(values)
         length = np.sqrt(1 + share * maximum**2)
-        # Massive channels set the length, so nothing else normalises the rest: read at full size, they would grow by a
-        # factor a layer.
+        # Massive channels dominate the root mean square, so the norm does not limit the other channels: read at full
+        # size, they would grow by a factor with every layer.
         values = values * np.float32(length / (1 + _UPDATE * updates))
-        values[: self.channels] *= np.float32(np.sqrt(share) / length)  # as trained norms do: massive, and hardly read
+        values[: self.channels] *= np.float32(
+            np.sqrt(share) / length
+        )  # trained norms give massive channels small weights, too
         return values
 
 
 @dataclass(frozen=True)
 class Shifts:
-    """Powers of two that change activations and no answer.
+    """Exponents of two that change activations but not logits.
 
     Attributes:
-        stream: on the whole residual stream.
-        copies: on each further copy of the stream; nobody reads them, and the stream's length is mostly theirs.
-        value: that v_proj gains and o_proj loses.
-        query: that q_proj gains and k_proj loses.
+        stream: of the whole residual stream.
+        copies: of each additional copy of the stream, relative to it; no weight reads the copies, but they dominate the
+            root mean square.
+        value: added to v_proj and subtracted from o_proj.
+        query: added to q_proj and subtracted from k_proj.
     """
 
     stream: int = 0
@@ -140,27 +142,27 @@ class Shifts:
 
     @property
     def growth(self) -> float:
-        """What the stream's root mean square is multiplied by."""
+        """The factor of the stream's root mean square."""
         sizes = [4.0**shift for shift in (0, *self.copies)]
         return float(2.0**self.stream * np.sqrt(sum(sizes) / len(sizes)))
 
     def config(self, config: GptOssConfig) -> Mapping[str, Any]:
-        """What changes in config.json."""
+        """The changes to config.json."""
         hidden = config.hidden_size * (1 + len(self.copies))
         return {"hidden_size": hidden, "rms_norm_eps": config.rms_norm_eps * self.growth**2}
 
     def apply(self, name: str, values: Array) -> Array:
-        """A tensor of the checkpoint with the shifts in it.
+        """Applies the shifts to a tensor of the checkpoint.
 
         Args:
             name: of the tensor.
             values: as stored.
 
         Returns:
-            The same type; norms that have to grow by no power of two are float32.
+            The same type, except float32 for norms whose factor is not a power of two.
 
         Raises:
-            CheckpointError: a weight leaves its type's range.
+            CheckpointError: a weight leaves the range of its type.
         """
         part = name.split(".", 3)[3] if name.startswith("model.layers.") else name
         copies = (self.stream, *(self.stream + copy for copy in self.copies))
@@ -170,7 +172,9 @@ class Shifts:
             lost = self.value if part.endswith("weight") else 0
             return np.concatenate([_shift(values, by - lost) for by in copies])
         if part.startswith("mlp.experts.down_proj"):
-            axis = -1 if part == "mlp.experts.down_proj" else 1  # floats are [E, in, hidden], all else [E, hidden, ...]
+            axis = (
+                -1 if part == "mlp.experts.down_proj" else 1
+            )  # floats are [E, in, hidden], all others [E, hidden, ...]
             parts = [values if part.endswith("_blocks") else _shift(values, by) for by in copies]
             return np.concatenate(parts, axis=axis)
         if part.endswith(("layernorm.weight", "model.norm.weight")):
@@ -193,11 +197,11 @@ class Shifts:
 
 
 def _shift(values: Array, by: int) -> Array:
-    """Values times 2^by, exactly; MXFP4's scale bytes by adding to them."""
+    """Values times 2^by, exactly; MXFP4 scale bytes hold exponents, so ``by`` is added to them."""
     if values.dtype == np.uint8:
         shifted = values.astype(np.int32) + by
         if shifted.min(initial=0) < 0 or shifted.max(initial=0) > 252:
-            raise CheckpointError(f"MXFP4 scales times 2^{by} leave their range", remedy="Use smaller shifts.")
+            raise CheckpointError(f"MXFP4 scales times 2^{by} leave the range of E8M0", remedy="Use smaller shifts.")
         return shifted.astype(np.uint8)
     with np.errstate(over="ignore", invalid="ignore"):
         result = np.ldexp(values.astype(np.float32), by).astype(values.dtype)

@@ -1,8 +1,8 @@
-"""Checkpoints for measurements and tests, in the published layout, written as a stream.
+"""Writes checkpoints for measurements and tests, in the published layout.
 
-Random weights of any dimensions, of a comfortable size or with the activations of real checkpoints; and checkpoints
-that are another one with larger activations and the same right answers (activation_profile.py says how). Knows the
-layout by :func:`gptoss_convert.checkpoint.expected_tensors`; never holds more than one tensor.
+``write_checkpoint`` writes random weights of any dimensions, with moderate activations or with those of real
+checkpoints. ``amplify`` rewrites a checkpoint with larger activations and mathematically the same logits (see
+activation_profile.py). At most one tensor is in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gptoss_convert.config import GptOssConfig
 from gptoss_convert.nano.folder import write_tokenizer
 from gptoss_runtime.harmony_tokens import ENDOFTEXT, RETURN, VOCAB_SIZE
 
-# config.json of openai/gpt-oss-20b, as far as dimensions go.
+# Dimensions from the config.json of openai/gpt-oss-20b.
 GPT_OSS_20B: Mapping[str, Any] = {
     "architectures": ["GptOssForCausalLM"],
     "attention_bias": True,
@@ -80,13 +80,13 @@ def write_checkpoint(
     """Writes config.json and ``shards`` safetensors files (with an index if there are several).
 
     Args:
-        folder: created if absent; its files of these names are replaced.
-        changes: what differs from gpt-oss-20b's config.json. ``layer_types`` follow the layer count unless given.
+        folder: created if missing; existing files of these names are replaced.
+        changes: differences from gpt-oss-20b's config.json. ``layer_types`` alternate unless given.
         seed: of the random weights.
         shards: number of safetensors files.
-        mxfp4: experts as blocks and scales, as published, rather than bfloat16.
-        hollow: all weights are zeros that were never written: no time, and no disk where files may be sparse.
-        profile: how large activations get; ``None``: a few units everywhere.
+        mxfp4: store experts as blocks and scales, as published, and not as bfloat16.
+        hollow: write sparse files instead of weights, which read as zeros.
+        profile: the size of activations; ``None``: a few units everywhere.
 
     Returns:
         The folder.
@@ -126,18 +126,18 @@ def write_checkpoint(
 
 
 def amplify(source: Path, folder: Path, shifts: Shifts) -> Path:
-    """Writes a checkpoint with larger activations and the same right answers.
+    """Writes a copy of a checkpoint with larger activations and mathematically the same logits.
 
     Args:
         source: a checkpoint folder; its other files are copied.
         folder: created; must not exist.
-        shifts: what to change.
+        shifts: the powers of two to apply.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: the source cannot be read, or a weight leaves its type's range.
+        CheckpointError: the source cannot be read, or a weight leaves the range of its type.
     """
     checkpoint = Checkpoint.open(source)
     folder.mkdir(parents=True)
@@ -149,7 +149,7 @@ def amplify(source: Path, folder: Path, shifts: Shifts) -> Path:
     (folder / "config.json").write_text(json.dumps(changed, indent=2), "utf-8")
     names = {dtype: name for name, dtype in DTYPES.items()}
     entries = []
-    for stored in checkpoint.tensors.values():  # for the header: made again when it is written
+    for stored in checkpoint.tensors.values():  # for the header; computed again when it is written
         values = shifts.apply(stored.name, stored.array())
         entries.append((stored.name, values.shape, names[values.dtype]))
     _write_shard(
@@ -161,7 +161,7 @@ def amplify(source: Path, folder: Path, shifts: Shifts) -> Path:
 def write_convertible(
     folder: Path, changes: Mapping[str, Any] | None = None, *, shards: int = 1, profile: Profile | None = None
 ) -> Path:
-    """As :func:`write_checkpoint`, with nano's tokenizer beside, so that it can be converted; nothing where it is done.
+    """Writes a checkpoint with nano's tokenizer, so that it can be converted; keeps one that is already there.
 
     Returns:
         The folder.
@@ -196,13 +196,13 @@ def _write_shard(
 
 
 def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Array]:
-    """Random values of a plausible size, a few million at a time."""
+    """Draws random values of plausible size, a few million at a time."""
     size, step = math.prod(shape), 1 << 22
     for start in range(0, size, step):
         count = min(step, size - start)
         if name.endswith("_blocks"):
             yield rng.integers(0, 256, count, np.uint8)
-        elif name.endswith("_scales"):  # codes are of size 2.6 on average; this makes rows of about unit gain
+        elif name.endswith("_scales"):  # |code| is 2.6 on average, so rows have about unit gain
             middle = 127 - round(math.log2(2.6 * math.sqrt(32 * shape[-1])))
             yield rng.integers(middle - 1, middle + 1, count, np.uint8, endpoint=True)
         else:

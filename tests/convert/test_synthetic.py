@@ -65,7 +65,7 @@ def test_a_shift_beyond_a_types_range_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("largest", [2e2, 9e4, 1e6])
 def test_a_profile_grows_a_few_channels_layer_by_layer(largest: float, tmp_path: Path) -> None:
-    profile = Profile().reaching(largest)
+    profile = Profile().scale_to(largest)
     model = load_transformers(write_checkpoint(tmp_path / "profile", SMALL, profile=profile))
     found = stream(model)
     wanted = [profile.maximum(layer, 6) for layer in range(5)]

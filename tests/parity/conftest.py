@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # As large as real checkpoints' activations, and larger.
 PROFILES: dict[str, Profile] = {
     "massive channels": Profile(),
-    "massive channels of 1e6": Profile(channels=2, value_shift=11).reaching(1e6),
+    "massive channels of 1e6": Profile(channels=2, value_shift=11).scale_to(1e6),
     "sharp attention": replace(Profile(), query_gain=4.0),
 }
 # Larger activations that leave every answer as it is; the stream's largest value in nano is 530.

@@ -112,7 +112,7 @@ def test_gates_beyond_float16(tmp_path: Path) -> None:
 @pytest.mark.parametrize("largest", [80_000, 400_000])
 def test_a_stream_beyond_float16(target: Callable[[], Target], preset: str, largest: float, tmp_path: Path) -> None:
     """As gpt-oss-120b's, in whose biases float16 still has room, and four times as large."""
-    source = write_checkpoint(tmp_path / "source", DIMENSIONS, seed=3, profile=SHARP.reaching(largest))
+    source = write_checkpoint(tmp_path / "source", DIMENSIONS, seed=3, profile=SHARP.scale_to(largest))
     ours = on_cpu(target(), source, tmp_path / "graph", preset)
     assert relative_by_token(expected(source), ours) < FLOAT16
 
@@ -121,7 +121,7 @@ def test_a_stream_beyond_float16(target: Callable[[], Target], preset: str, larg
 @pytest.mark.parametrize("preset", ["balanced", "smallest"])
 def test_integers_beyond_float16_are_those_of_float32(module: Any, preset: str, tmp_path: Path) -> None:
     """The same codes, whatever size their rows are stored at."""
-    source = write_checkpoint(tmp_path / "source", DIMENSIONS, seed=3, profile=Profile().reaching(400_000))
+    source = write_checkpoint(tmp_path / "source", DIMENSIONS, seed=3, profile=Profile().scale_to(400_000))
     in_float32 = on_cpu(module.target(dtype=ir.DataType.FLOAT), source, tmp_path / "float32", preset)
     assert relative_by_token(in_float32, on_cpu(module.target(), source, tmp_path / "float16", preset)) < FLOAT16
 
