@@ -1,6 +1,6 @@
-"""onnxruntime-genai's own model builder, the rival of the conversion: how to run it, and what it made of the weights.
+"""Runs onnxruntime-genai's model builder, the rival of our conversion, and measures its weights' errors.
 
-Knows the names it gives to a gpt-oss model's initializers (onnxruntime-genai 0.18). For benchmarks only.
+Depends on the names of its initializers in onnxruntime-genai 0.18.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,30 +23,30 @@ from gptoss_convert.quantise import dequantise
 Float32 = NDArray[np.float32]
 
 
-def command(checkpoint: Path, out: Path, cache: Path, *, precision: str = "int4") -> list[str]:
-    """The builder's command line, for the CPU."""
+def make_command(checkpoint: Path, out: Path, cache: Path, *, precision: str = "int4") -> list[str]:
+    """The builder's command line for the CPU."""
     line = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", precision, "-e", "cpu"]
     return [*line, "-i", str(checkpoint), "-o", str(out), "-c", str(cache)]
 
 
 def build(checkpoint: Path, out: Path) -> Path:
-    """Runs it; the model's file."""
+    """Runs the builder; returns the model's file."""
     out.mkdir()
-    subprocess.run(command(checkpoint, out, out / "cache"), check=True, capture_output=True)
+    subprocess.run(make_command(checkpoint, out, out / "cache"), check=True, capture_output=True)
     return out / "model.onnx"
 
 
-def weights(model: Path) -> Path:
-    """Its external data."""
+def weights_file(model: Path) -> Path:
+    """The model's external data file."""
     return model.with_name(f"{model.name}.data")
 
 
-def signal_to_noise(checkpoint: Checkpoint, model: Path) -> dict[str, float]:
-    """Of its int4 weights against the checkpoint's values, in dB by tensor group."""
+def measure_snr(checkpoint: Checkpoint, model: Path) -> dict[str, float]:
+    """SNR of the int4 weights relative to the checkpoint's values, in dB by tensor group."""
     stored = ir.load(model).graph.initializers
     noise: dict[str, list[float]] = {}
     for group, exact, packed, scales in _pairs(checkpoint):
-        codes, steps = (_array(stored[name]) for name in (packed, scales))
+        codes, steps = _array(stored[packed]), _array(stored[scales])
         block = exact.shape[-1] // steps.reshape(*exact.shape[:-1], -1).shape[-1]
         steps = steps.reshape(*exact.shape[:-1], -1)
         error = dequantise(codes.reshape(*exact.shape[:-1], -1), steps, bits=4, block=block) - exact
@@ -56,7 +57,7 @@ def signal_to_noise(checkpoint: Checkpoint, model: Path) -> dict[str, float]:
 
 
 def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32, str, str]]:
-    """Group, exact values [..., K], and the names of the builder's codes and scales."""
+    """Yields group, exact values float32 [..., K], and the names of the builder's codes and scales."""
     for layer in range(checkpoint.config.num_hidden_layers):
         ours, theirs = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.attn"
         yield "attention", *_dense(checkpoint, [f"{ours}.{one}_proj" for one in "qkv"], f"{theirs}.qkv_proj")
@@ -69,10 +70,10 @@ def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32, str, str]]:
 
 
 def _dense(checkpoint: Checkpoint, names: Sequence[str], module: str) -> tuple[Float32, str, str]:
-    exact = checkpoint.stacked([f"{name}.weight" for name in names]).astype(np.float32)
+    exact = checkpoint.concatenate([f"{name}.weight" for name in names]).astype(np.float32)
     return exact, f"{module}.MatMul.weight_Q4", f"{module}.MatMul.weight_scales"
 
 
-def _array(value: ir.Value) -> NDArray[np.generic]:
+def _array(value: ir.Value) -> NDArray[Any]:
     assert value.const_value is not None
     return value.const_value.numpy()

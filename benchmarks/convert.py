@@ -1,13 +1,13 @@
-"""Converting gpt-oss at full dimensions, against ``cp`` of the same files on the same disk with a cold cache.
+"""Converting gpt-oss at full dimensions, compared with ``cp`` of the same files on the same disk with a cold cache.
 
     python -m benchmarks.convert --work DIR [--layers 24] [--experts 32] [--targets cpu directml] [--rounds 3] [--json]
     python -m benchmarks.convert --work DIR --layers 1 --builder        onnxruntime-genai's own builder beside
 
-Writes a checkpoint of random weights with that many layers (13.8 GB for 24 of them) and keeps it in DIR. Everything is
-run in turn, ``cp`` first, as often as there are rounds: a disk's speed differs more from minute to minute than
-anything here, so a round's ratio counts. Medians are printed. Peak memory is the resident set of the whole process
-tree, sampled; caches are dropped before each run (root on Linux; elsewhere runs are warm, and it says so). The builder
-takes 16 GB for a single layer.
+Writes a checkpoint of random weights with that many layers (13.8 GB for 24 layers) and keeps it in DIR. Each round runs
+``cp`` and then everything else. A disk's speed varies from minute to minute by more than what is measured, so compare
+the ratios within a round; medians are printed. Peak memory is the sampled resident set of the whole process tree.
+Caches are dropped before each run, which needs root on Linux; otherwise runs are warm, and the output says so. The
+builder takes 16 GB for a single layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def drop_caches() -> bool:
-    """Whether files are read from the disk again."""
+    """Drops the page cache; returns whether that was possible."""
     try:
         subprocess.run(["sync"], check=True)
         _CACHES.write_text("3", encoding="ascii")
@@ -42,8 +42,8 @@ def drop_caches() -> bool:
     return True
 
 
-def measured(*arguments: str) -> dict[str, Any]:
-    """Runs a command: seconds, and the peak of its tree's resident sets in bytes."""
+def measure(*arguments: str) -> dict[str, Any]:
+    """Runs a command; returns seconds and the peak resident set of its process tree in bytes."""
     began, peak = time.perf_counter(), 0
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         root = psutil.Process(process.pid)
@@ -56,20 +56,20 @@ def measured(*arguments: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "peak_memory": peak}
 
 
-def copied(source: Path, target: Path) -> dict[str, Any]:
-    """``cp -r``, until the bytes are on their way to the disk."""
+def copy_folder(source: Path, target: Path) -> dict[str, Any]:
+    """Times ``cp -r``, without waiting for the disk to be written."""
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     return {"seconds": time.perf_counter() - began}
 
 
-def size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def main() -> None:
-    """Measure and report."""
+    """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=24)
@@ -85,14 +85,14 @@ def main() -> None:
         {"num_hidden_layers": options.layers, "num_local_experts": options.experts},
         shards=3,
     )
-    report: dict[str, Any] = {"input": size(source), "cold": drop_caches()}
+    report: dict[str, Any] = {"input": folder_size(source), "cold": drop_caches()}
     outputs = {name: options.work / f"{source.name}-{name}" for name in options.targets}
     convert = (sys.executable, "-m", "gptoss_runtime.cli.main", "convert", str(source), "--overwrite", "--target")
     runs = {name: [*convert, name, "-o", str(out)] for name, out in outputs.items()}
     if options.builder:
         outputs["builder"] = options.work / f"{source.name}-builder"
-        runs["builder"] = builder.command(source, outputs["builder"], options.work / "cache")
-    rounds = [one_round(source, options.work / "copy", runs, outputs) for _ in range(options.rounds)]
+        runs["builder"] = builder.make_command(source, outputs["builder"], options.work / "cache")
+    rounds = [run_round(source, options.work / "copy", runs, outputs) for _ in range(options.rounds)]
     for name in ("cp", *runs):
         report[name] = {key: median(one[name][key] for one in rounds) for key in rounds[0][name]}
         report[name]["rounds"] = [one[name]["seconds"] for one in rounds]
@@ -101,35 +101,34 @@ def main() -> None:
         return
     cold = "cold" if report["cold"] else "warm"
     print(f"{options.layers} layers, {options.experts} experts: {report['input'] / 1e9:.1f} GB, caches {cold}")
-    print(
-        f"cp         {report['cp']['seconds']:7.1f} s                                            {spread(report['cp'])}"
-    )
+    copy = report["cp"]
+    print(f"cp         {copy['seconds']:7.1f} s                                            {format_rounds(copy)}")
     for name in runs:
         one = report[name]
         print(
             f"{name:10} {one['seconds']:7.1f} s  {one['times_cp']:5.2f} x cp  peak {one['peak_memory'] / 1e9:5.2f} GB  "
-            f"output {one['output'] / 1e9:5.2f} GB  {spread(one)}"
+            f"output {one['output'] / 1e9:5.2f} GB  {format_rounds(one)}"
         )
 
 
-def one_round(
+def run_round(
     source: Path, copy: Path, runs: Mapping[str, Sequence[str]], outputs: Mapping[str, Path]
 ) -> dict[str, dict[str, float]]:
-    """``cp`` and everything else once; what they wrote is removed, but for what the last of them wrote."""
+    """Runs ``cp`` and everything else once; only the output of the last run is kept."""
     drop_caches()
-    times = {"cp": copied(source, copy)}
+    times = {"cp": copy_folder(source, copy)}
     shutil.rmtree(copy)
     for name, line in runs.items():
         for out in outputs.values():
             shutil.rmtree(out, ignore_errors=True)
         drop_caches()
-        times[name] = measured(*line) | {"output": size(outputs[name])}
+        times[name] = measure(*line) | {"output": folder_size(outputs[name])}
         times[name]["times_cp"] = times[name]["seconds"] / times["cp"]["seconds"]
     return times
 
 
-def spread(one: Mapping[str, Any]) -> str:
-    """The rounds' seconds."""
+def format_rounds(one: Mapping[str, Any]) -> str:
+    """The rounds' seconds, as text."""
     return "/".join(f"{seconds:.0f}" for seconds in one["rounds"])
 
 

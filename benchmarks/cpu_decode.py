@@ -1,10 +1,10 @@
-"""Native MXFP4 experts against int4 experts on the CPU, at gpt-oss-20b's dimensions.
+"""Native MXFP4 experts compared with int4 experts on the CPU, at gpt-oss-20b's dimensions.
 
     python -m benchmarks.cpu_decode --work DIR [--layers 4] [--rounds 3] [--targets cpu cpu-int4] [--json]
 
 Writes a checkpoint of random weights with that many layers (0.6 GB each, and 2.3 GB beside), converts it for ``cpu``
-and ``cpu-int4``, and runs ``gptoss bench`` on both in turn. Files in DIR are kept and used again. Random weights are as
-fast as trained ones: every token takes the same work whatever its value.
+and ``cpu-int4``, and runs ``gptoss bench`` on both in turn. Files in DIR are kept and reused. Random weights are as
+fast as trained ones, because the work for a token does not depend on values.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 from gptoss_convert.synthetic import write_convertible
 
-TARGETS = ("cpu", "cpu-int4")  # us, the rival
+TARGETS = ("cpu", "cpu-int4")  # ours, the rival
 RATES = ("decode_rate", "prefill_rate")
 
 
-def run(*arguments: str) -> dict[str, Any]:
-    """One gptoss command in a process of its own, so that peak memory is its own."""
+def run_gptoss(*arguments: str) -> dict[str, Any]:
+    """Runs a gptoss command in a process of its own, so that peak memory is its own."""
     command = [sys.executable, "-m", "gptoss_runtime.cli.main", *arguments, "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
     result: dict[str, Any] = json.loads(done.stdout)
@@ -32,7 +32,7 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and report."""
+    """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=4)
@@ -48,7 +48,7 @@ def main() -> None:
     )
     artifacts = {target: options.work / f"{source.name}-{target}" for target in options.targets}
     conversions = {
-        target: run("convert", str(source), "-o", str(out), "--target", target)
+        target: run_gptoss("convert", str(source), "-o", str(out), "--target", target)
         for target, out in artifacts.items()
         if not out.exists()
     }
@@ -56,7 +56,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {target: [] for target in artifacts}
     for _ in range(options.rounds):
         for target, out in artifacts.items():
-            runs[target].append(run("bench", str(out), *size))
+            runs[target].append(run_gptoss("bench", str(out), *size))
     report: dict[str, Any] = {"layers": options.layers, "rounds": options.rounds}
     for target, results in runs.items():
         names = (*RATES, "time_to_first_token", "load_seconds", "peak_memory")

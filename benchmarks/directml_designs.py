@@ -2,8 +2,8 @@
 
     python -m benchmarks.directml_designs [--json]
 
-Runs in the lab (tests/directml/lab), on a software GPU: memory, nodes and the order of things are DirectML's own, times
-are good for comparing designs and for nothing else. directml_model.py computes what a GPU could do.
+Runs in the lab (tests/directml/lab) on a software GPU. Memory and nodes are DirectML's own; times only compare designs
+with each other. directml_model.py computes bounds for GPUs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ ROWS = {
 }
 
 
-def row(lab: Lab, checkpoint: Path, folder: Path, design: str, limit: Limit, lengths: list[int]) -> dict[str, Any]:
-    """Nodes, and what was measured in one process."""
+def measure_design(
+    lab: Lab, checkpoint: Path, folder: Path, design: str, limit: Limit, lengths: list[int]
+) -> dict[str, Any]:
+    """Measures one design in a process of its own."""
     budget = graph(checkpoint, directml.target(design, limit=limit), folder)
     taken = measure(lab, folder, lengths, MAX_LENGTH)
     decode = taken["runs"][-1]
@@ -58,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = write_checkpoint(Path(scratch) / "checkpoint", SCALED_DOWN, seed=3)
         for number, (name, (design, limit, lengths)) in enumerate(ROWS.items()):
-            rows[name] = row(lab, checkpoint, Path(scratch) / str(number), design, limit, lengths)
+            rows[name] = measure_design(lab, checkpoint, Path(scratch) / str(number), design, limit, lengths)
     if as_json:
         print(json.dumps(rows))
         return

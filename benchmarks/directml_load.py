@@ -1,10 +1,10 @@
-"""The first layers of gpt-oss at full width on the real DirectML: do they load, and what do they take?
+"""Loads the first layers of gpt-oss at full width on the real DirectML, and measures their memory.
 
     python -m benchmarks.directml_load --work DIR [--layers 2] [--json]
 
-Full dimensions and vocabulary, 32 experts, random weights (2.8 GB for two layers, kept in DIR); runs in the lab
-(tests/directml/lab), on a software GPU: memory is DirectML's own, times are not a GPU's. The rival is the manifest's
-memory budget.
+Full dimensions and vocabulary, 32 experts, random weights (2.8 GB for two layers, kept in DIR). Runs in the lab
+(tests/directml/lab) on a software GPU: memory is DirectML's own, but times are not a GPU's. The result is compared with
+the manifest's memory budget.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LENGTHS, MAX_LENGTH = [16, 1, 1], 1024
 
 
 def main() -> None:
-    """Measure and report."""
+    """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=2)

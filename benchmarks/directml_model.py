@@ -1,13 +1,13 @@
-"""What a GPU could do at most: bytes that each design moves for a token, by the cards' memory bandwidth.
+"""Upper bounds on a GPU's speed, from the bytes that each design moves per token and the cards' memory bandwidth.
 
-A model, not a measurement. Decoding is bound by memory, so time for a token is at least bytes over bandwidth. Three
-ways of counting, because nobody can tell from outside what a driver's kernels do:
+This is a model, not a measurement. Decoding is limited by memory bandwidth, so a token takes at least bytes /
+bandwidth. Bytes are counted in three ways, because a driver's kernels are not documented:
 
     cached    the gathered copies of four experts (5 MB each) stay in the GPU's last-level cache
     moved     they do not: a gathered byte is read, written, and read again
-    unfused   and DirectML's generic kernels dequantise a whole weight into memory first, as they do in the lab
+    unfused   as moved, and DirectML's generic kernels dequantise a whole weight into memory first, as in the lab
 
-Then what the manifest's memory budget would be, from the dimensions alone.
+Also computes the manifest's memory budget from the dimensions alone.
 
     python -m benchmarks.directml_model [--context 2048] [--json] [--picture docs/pictures/directml-memory.svg]
 """
@@ -39,13 +39,13 @@ WAYS = ("cached", "moved", "unfused")
 
 @dataclass(frozen=True)
 class Model:
-    """gpt-oss-20b's parameters by what is read of them for a token, and its cache."""
+    """gpt-oss-20b's parameters, by what a token reads, and its cache."""
 
-    experts: float  # all of them
+    experts: float  # of all experts
     chosen: float
     attention: float
     lm_head: float
-    kv_bytes: int  # of one position
+    kv_bytes: int  # per position
 
     @classmethod
     def of_20b(cls) -> Model:
@@ -64,27 +64,31 @@ class Model:
         )
 
 
-def product(parameters: float, bytes_each: float, way: str) -> float:
-    """Bytes of a quantised matrix product: the weight once, or also written and read again as float16."""
+def product_bytes(parameters: float, bytes_each: float, way: str) -> float:
+    """Bytes of a quantised matrix product: the weight is read once, or also written and read again as float16."""
     return parameters * (bytes_each + (2 * FLOAT16 if way == "unfused" else 0))
 
 
-def bytes_a_token(model: Model, design: str, preset: str, way: str, context: int) -> float:
-    """Of decoding one token with a buffer of ``context`` positions: read once to attend, and thrice to be written."""
+def bytes_per_token(model: Model, design: str, preset: str, way: str, context: int) -> float:
+    """Bytes per decoded token with a cache of ``context`` positions, read once to attend and three times to write."""
     dense = INT8 if preset == "balanced" else INT4
-    rest = product(model.attention, dense, way) + product(model.lm_head, dense, way) + 4 * model.kv_bytes * context
+    rest = (
+        product_bytes(model.attention, dense, way)
+        + product_bytes(model.lm_head, dense, way)
+        + 4 * model.kv_bytes * context
+    )
     if design == "dense":
-        return rest + product(model.experts, INT4, way)
+        return rest + product_bytes(model.experts, INT4, way)
     copied = 0.0 if way == "cached" else 2 * model.chosen * INT4
-    return rest + copied + product(model.chosen, INT4, way)
+    return rest + copied + product_bytes(model.chosen, INT4, way)
 
 
-def float32_bytes_a_token() -> float:
-    """What float32 adds to a token's bytes over float16: values read and written between the products, by node.
+def float32_bytes_per_token() -> float:
+    """Bytes per token that float32 adds to float16: the values read and written between the products, by node.
 
-    Of each layer: the stream (two norms with their additions, casts, factors and biases of what is added, the experts'
-    concatenation), Q, K and V from their product to the cache, the chosen experts' hidden values from one product to
-    the other, and the weights of these.
+    Per layer: the stream (two norms with their additions, casts, factors and biases of the updates, the experts'
+    concatenation), Q, K and V from their product to the cache, the chosen experts' hidden values between the two
+    products, and the weights of these nodes.
     """
     c = GPT_OSS_20B
     hidden, inner = c["hidden_size"], c["num_experts_per_tok"] * c["intermediate_size"]
@@ -96,12 +100,12 @@ def float32_bytes_a_token() -> float:
     return float(c["num_hidden_layers"] * 2 * (values + weights))
 
 
-def speeds(context: int) -> list[dict[str, Any]]:
-    """Bytes a token, the bounds in tok/s by card, and their ratios to llama.cpp's figures."""
+def compute_bounds(context: int) -> list[dict[str, Any]]:
+    """Bytes per token, bounds in tok/s by card, and their ratios to llama.cpp's figures."""
     model, rows = Model.of_20b(), []
     for preset in ("balanced", "smallest"):
         for design, way in [("dense", "moved"), *(("split", way) for way in WAYS)]:
-            size = bytes_a_token(model, design, preset, way, context)
+            size = bytes_per_token(model, design, preset, way, context)
             bounds = {card: bandwidth * 1e9 / size for card, bandwidth in BANDWIDTH.items()}
             ratios = {card: bounds[card] / rival for card, rival in LLAMA_CPP.items()}
             rows.append(
@@ -110,8 +114,8 @@ def speeds(context: int) -> list[dict[str, Any]]:
     return rows
 
 
-def budgets() -> dict[str, MemoryBudget]:
-    """The 20b's, by preset; of a checkpoint that has dimensions and no weights."""
+def compute_budgets() -> dict[str, MemoryBudget]:
+    """gpt-oss-20b's memory budgets by preset, from a checkpoint without weights."""
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Checkpoint.open(write_checkpoint(Path(scratch), hollow=True))
         return {
@@ -123,7 +127,7 @@ def budgets() -> dict[str, MemoryBudget]:
 
 
 def show_speeds(rows: list[dict[str, Any]], context: int) -> None:
-    """The first table."""
+    """Prints the bounds."""
     print(f"gpt-oss-20b, decoding with a buffer of {context:,} positions: GB a token, then at most tok/s")
     print(" " * 24 + "GB".rjust(6) + "".join(card.rjust(13) for card in BANDWIDTH))
     for row in rows:
@@ -131,7 +135,7 @@ def show_speeds(rows: list[dict[str, Any]], context: int) -> None:
         print(f"{row['preset']:9}{row['design']:6}{row['way']:9}{row['bytes'] / 1e9:6.2f}{bounds}")
     print("llama.cpp, published".ljust(30) + "".join(f"{LLAMA_CPP.get(card) or '-':>13}" for card in BANDWIDTH))
     smallest = min(row["bytes"] for row in rows)
-    added = float32_bytes_a_token()
+    added = float32_bytes_per_token()
     print(
         f"float32 between the products adds {added / 1e6:.0f} MB to a token, {added / smallest:.1%} of the least above"
     )
@@ -142,7 +146,7 @@ def show_speeds(rows: list[dict[str, Any]], context: int) -> None:
 
 
 def show_budgets(found: dict[str, MemoryBudget]) -> None:
-    """The second table."""
+    """Prints the memory budgets."""
     print("\nmemory, GB".ljust(18) + "weights" + "".join(f"{context:>9,}" for context in CONTEXTS) + "   most on 16 GB")
     for preset, budget in found.items():
         sizes = "".join(f"{budget.at(context) / 1e9:9.2f}" for context in CONTEXTS)
@@ -150,7 +154,7 @@ def show_budgets(found: dict[str, MemoryBudget]) -> None:
         print(f"{preset:17}{budget.weights / 1e9:7.2f}{sizes}{most:>16,}")
 
 
-def picture(found: dict[str, MemoryBudget]) -> str:
+def draw_budgets(found: dict[str, MemoryBudget]) -> str:
     """Bars of the budgets beside a card of 16 GB, as SVG."""
     scale, colours = 20, {"weights": "#4f6d8f", "keys, values": "#c8843c", "activations": "#8a8f4f"}
     at = 130 + (16 << 30) / 1e9 * scale
@@ -158,8 +162,8 @@ def picture(found: dict[str, MemoryBudget]) -> str:
     for preset in ("balanced", "smallest"):
         for context in CONTEXTS:
             budget, x = found[preset], 130.0
-            parts = (budget.weights, budget.kv_per_token * context)
-            parts = (*parts, budget.at(context) - sum(parts))
+            cache = budget.kv_per_token * context
+            parts = (budget.weights, cache, budget.at(context) - budget.weights - cache)
             lines.append(f'<text x="122" y="{y + 14}" text-anchor="end">{preset}, {context >> 10}k</text>')
             for colour, part in zip(colours.values(), parts, strict=True):
                 width = part / 1e9 * scale
@@ -189,15 +193,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory")
     options = parser.parse_args()
-    rows, found = speeds(options.context), budgets()
+    rows, found = compute_bounds(options.context), compute_budgets()
     if options.picture:
-        options.picture.write_text(picture(found), encoding="utf-8", newline="\n")
+        options.picture.write_text(draw_budgets(found), encoding="utf-8", newline="\n")
     if options.json:
         print(
             json.dumps(
                 {
                     "speeds": rows,
-                    "float32_bytes": float32_bytes_a_token(),
+                    "float32_bytes": float32_bytes_per_token(),
                     "memory": {preset: budget.model_dump() for preset, budget in found.items()},
                 }
             )

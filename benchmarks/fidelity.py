@@ -1,11 +1,11 @@
-"""How close every target and preset is to the checkpoint in float32: nano, large activations, real width.
+"""How close each target and preset is to the checkpoint in float32: on nano, with large activations, at real width.
 
     python -m benchmarks.fidelity [--json] [--wide DIR] [--pictures docs/pictures]
 
-Each checkpoint is converted and compared on the CPU with the float32 reference (gptoss_convert.parity): along nano's
+Each checkpoint is converted and compared on the CPU with the float32 reference (gptoss_convert.parity): at nano's
 answers, and at all positions of random models' sequences. ``--wide DIR`` adds two layers of gpt-oss-20b's dimensions
-with the activations that are published of the 120b: 8 GB in DIR and some minutes. What DirectML itself computes is
-measured by tests/directml, and CUDA's graph by benchmarks/float_types.py.
+with the activations published for the 120b, which takes 8 GB in DIR and some minutes. tests/directml measures DirectML
+itself, and benchmarks/float_types.py CUDA's graph.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLOURS = ("#3a6ee8", "#c8843c", "#4f8f5d", "#b03030", "#8a5fb0", "#5f8fa0", "#8
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint, what to feed it, and from which position of each sequence it is judged."""
+    """A checkpoint, its sequences, and the first position of each sequence to compare."""
 
     name: str
     checkpoint: Path
@@ -54,8 +54,8 @@ class Case:
     starts: list[int]
 
 
-def cases(folder: Path, wide: Path | None) -> list[Case]:
-    """What is measured."""
+def make_cases(folder: Path, wide: Path | None) -> list[Case]:
+    """Writes the checkpoints to measure."""
     nano = materialise(folder / "nano")
     samples = [held_out(skill, 1)[0] for skill in SKILLS]
     answers = [sample.prompt_ids + sample.answer_ids for sample in samples]
@@ -74,8 +74,8 @@ def cases(folder: Path, wide: Path | None) -> list[Case]:
     return found
 
 
-def run(case: Case, folder: Path) -> list[tuple[str, Measurement]]:
-    """Every target and preset of one checkpoint."""
+def measure_case(case: Case, folder: Path) -> list[tuple[str, Measurement]]:
+    """Measures every target and preset with one checkpoint."""
     ids = case.token_ids
     reference = CheckpointReference(Checkpoint.open(case.checkpoint), ids, case.name)
     reference.compute(layers=True)
@@ -89,21 +89,21 @@ def run(case: Case, folder: Path) -> list[tuple[str, Measurement]]:
     return found
 
 
-def judged(case: Case, measurement: Measurement) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """KL and same top token at the positions that count."""
+def select_positions(case: Case, measurement: Measurement) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """KL divergence and same top token at the positions to compare."""
     series = measurement.prefill
     chosen = [index for index, (sequence, at) in enumerate(series.where) if at >= case.starts[sequence]]
     return series.comparison.kl[chosen], series.comparison.same_top[chosen]
 
 
-def lines(title: str, series: dict[str, NDArray[np.float64]], label: str) -> str:
-    """Lines on a log scale, as SVG."""
+def draw_lines(title: str, series: dict[str, NDArray[np.float64]], label: str) -> str:
+    """Draws lines on a log scale, as SVG."""
     width, height, left = 760, 300, 60
     values = np.concatenate([part[np.isfinite(part)] for part in series.values()])
     low, high = np.floor(np.log10(max(values[values > 0].min(), 1e-12))), np.ceil(np.log10(values.max()))
     count = max(len(part) for part in series.values())
 
-    def place(index: int, value: float) -> str:
+    def to_point(index: int, value: float) -> str:
         x = left + index * (width - left - 180) / max(count - 1, 1)
         y = 30 + (high - np.log10(max(value, 10.0**low))) / (high - low) * (height - 70)
         return f"{x:.1f},{y:.1f}"
@@ -115,7 +115,7 @@ def lines(title: str, series: dict[str, NDArray[np.float64]], label: str) -> str
         parts.append(f'<text x="8" y="{y + 4:.1f}">1e{power}</text>')
     for number, (name, part) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
-        points = " ".join(place(at, float(value)) for at, value in enumerate(part) if np.isfinite(value))
+        points = " ".join(to_point(at, float(value)) for at, value in enumerate(part) if np.isfinite(value))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         parts.append(f'<text x="{width - 170}" y="{44 + 18 * number}" fill="{colour}">{name}</text>')
     box = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13"'
@@ -136,10 +136,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw errors by layer and by position")
     options, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as scratch:
-        for case in cases(Path(scratch), options.wide):
-            found = run(case, options.wide or Path(scratch))
+        for case in make_cases(Path(scratch), options.wide):
+            found = measure_case(case, options.wide or Path(scratch))
             for name, measurement in found:
-                kl, same = judged(case, measurement)
+                kl, same = select_positions(case, measurement)
                 rows.append({"checkpoint": case.name, "artifact": name, "positions": len(kl)})
                 rows[-1] |= {"mean_kl": float(kl.mean()), "median_kl": float(np.median(kl)), "top1": float(same.mean())}
                 if not options.json:
@@ -152,9 +152,11 @@ def main() -> None:
                 layers = {name: m.layers.median for name, m in found if m.layers is not None}
                 positions = {name: smooth(m.prefill.comparison.kl) for name, m in found}
                 title = "median relative error of the residual stream after each layer"
-                (options.pictures / "fidelity-layers.svg").write_text(lines(title, layers, "layers"), "utf-8")
+                (options.pictures / "fidelity-layers.svg").write_text(draw_lines(title, layers, "layers"), "utf-8")
                 title = "KL to the checkpoint by position, running median, nats"
-                (options.pictures / "fidelity-positions.svg").write_text(lines(title, positions, "position"), "utf-8")
+                (options.pictures / "fidelity-positions.svg").write_text(
+                    draw_lines(title, positions, "position"), "utf-8"
+                )
     if options.json:
         print(json.dumps(rows))
 

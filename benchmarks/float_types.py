@@ -2,10 +2,10 @@
 
     python -m benchmarks.float_types [--json]
 
-CUDA's graph runs on the CPU, its experts put back in the CPU's order: ours as it ships, the others in float32 with
-every value rounded that a graph of the type in question would hold in it: what is multiplied, what a product gives,
-and with a stream of that type the stream. What kernels round inside is not shown. Experts are native MXFP4 and other
-weights floats, so that what is left is the activations' type.
+CUDA's graph runs on the CPU, with its experts in the CPU's layout. Ours runs as it ships; the others run in float32
+with those values rounded that a graph of that type would store in it: inputs and outputs of products and, for a stream
+of that type, the stream. Rounding inside kernels is not modelled. Experts are native MXFP4 and other weights floats, so
+the results differ only by the activations' type.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _PRODUCTS = {"MatMul", "MatMulNBits", "GroupQueryAttention", "QMoE"}
 _NORMS = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
 
 
-def rounded(model: Path, out: Path, kind: ir.DataType, stream: ir.DataType | None) -> Path:
-    """The float32 graph with its values rounded as a graph of another type would."""
+def round_graph(model: Path, out: Path, kind: ir.DataType, stream: ir.DataType | None) -> Path:
+    """Writes the float32 graph with its values rounded as in a graph of another type."""
     loaded = ir.load(model)
     for node in list(loaded.graph):
         if node.op_type in _PRODUCTS and "router" not in (node.outputs[0].name or ""):
@@ -72,8 +72,8 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, kind: ir.DataType) -
         user.replace_input_with(index, wide.outputs[0])
 
 
-def divergence(model: Path, exact: Path, ids: list[Judged]) -> Comparison:
-    """Of one graph's logits from the exact one's, by position; logits that are not numbers count as even odds."""
+def measure_divergence(model: Path, exact: Path, ids: list[Judged]) -> Comparison:
+    """Compares a graph's logits with the exact graph's; logits that are not numbers count as 0."""
     parts = []
     for sequence, start in ids:
         expected, found = (np.nan_to_num(_logits(file, sequence)[start:], nan=0.0) for file in (exact, model))
@@ -86,8 +86,8 @@ def _logits(model: Path, ids: list[int]) -> NDArray[np.float32]:
         return decoding.logits(model, ids, [len(ids)])
 
 
-def checkpoints(folder: Path) -> dict[str, tuple[Path, list[Judged]]]:
-    """Names, folders, and what to feed them; nano is judged along its answers, which is what it was trained on."""
+def make_checkpoints(folder: Path) -> dict[str, tuple[Path, list[Judged]]]:
+    """Writes the checkpoints; returns them by name, with sequences. nano is compared at its answers only."""
     nano = materialise(folder / "nano")
     samples = [held_out(skill, 1)[0] for skill in SKILLS]
     answers = [(sample.prompt_ids + sample.answer_ids, len(sample.prompt_ids) - 1) for sample in samples]
@@ -109,13 +109,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     as_json, rows = parser.parse_args().json, []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, (name, (checkpoint, ids)) in enumerate(checkpoints(Path(scratch)).items()):
+        for number, (name, (checkpoint, ids)) in enumerate(make_checkpoints(Path(scratch)).items()):
             exact = on_the_cpu(graph(checkpoint, Path(scratch) / str(number), "lossless", ir.DataType.FLOAT, **FLOAT32))
             models = {OURS: on_the_cpu(graph(checkpoint, Path(scratch) / f"{number} ours", "lossless"))}
             for variant, (kind, stream) in VARIANTS.items():
-                models[variant] = rounded(exact, exact.with_name(f"{variant}.onnx"), kind, stream)
+                models[variant] = round_graph(exact, exact.with_name(f"{variant}.onnx"), kind, stream)
             for variant, model in models.items():
-                apart = divergence(model, exact, ids)
+                apart = measure_divergence(model, exact, ids)
                 rows.append({"checkpoint": name, "variant": variant, "mean_kl": float(apart.kl.mean())})
                 rows[-1] |= {"median_kl": float(np.median(apart.kl)), "top1": float(apart.same_top.mean())}
                 if not as_json:

@@ -1,9 +1,9 @@
-"""What a grammar costs a token: the same prompts with and without, alternately, on nano.
+"""The time per token that a grammar adds: the same prompts with and without it, alternately, on nano.
 
     python -m benchmarks.grammar [-n 15]
 
-The rival is generation without. nano's own step takes about a millisecond; what a grammar adds does not depend on the
-model, only on its vocabulary, so for a larger model the difference in milliseconds is what counts.
+nano's own step takes about a millisecond. What a grammar adds depends only on the vocabulary, not on the model's size,
+so the difference in milliseconds also holds for larger models.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def pace(engine: Engine, prompt: list[int], **options: Any) -> tuple[float, int]:
-    """Milliseconds a token, after the first, and how many there were."""
+def measure_pace(engine: Engine, prompt: list[int], **options: Any) -> tuple[float, int]:
+    """Milliseconds per token after the first, and the number of tokens."""
     with engine.generate(prompt, GenerationOptions(**options)) as generation:
         count = sum(1 for _ in generation)
     return 1e3 * generation.result.timings.decode_seconds / max(1, count - 1), count
 
 
 def main() -> None:
-    """Measure every case."""
+    """Measures every case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=15, help="pairs of generations a case")
     rounds = parser.parse_args().n
@@ -62,7 +62,7 @@ def main() -> None:
         prompt = Harmony.load(tokenizer).render([Message("user", "Describe a cat.")], effort="low")
         started = time.perf_counter()
         Constraint(tokenizer, 'start: "a"', vocab_size=201_088, stops=STOP_TOKENS)
-        print(f"the tokenizer, once a process: {time.perf_counter() - started:.2f} s\n")
+        print(f"the tokenizer, once per process: {time.perf_counter() - started:.2f} s\n")
         print("| case | with (ms/token) | without | adds | compiled in (ms) |")
         print("|---|---|---|---|---|")
         with load_engine(artifact, threads=1) as engine:
@@ -73,11 +73,11 @@ def main() -> None:
                         started = time.perf_counter()
                         Constraint(tokenizer, case["grammar"], vocab_size=201_088, stops=STOP_TOKENS)
                         compiled.append(1e3 * (time.perf_counter() - started))
-                    each, count = pace(
+                    each, count = measure_pace(
                         engine, prompt, seed=seed, max_new_tokens=150, stop_token_ids=STOP_TOKENS, **case
                     )
                     given.append(each)
-                    plain.append(pace(engine, prompt, seed=seed, max_new_tokens=count, stop_token_ids=())[0])
+                    plain.append(measure_pace(engine, prompt, seed=seed, max_new_tokens=count, stop_token_ids=())[0])
                 one, other = statistics.median(given), statistics.median(plain)
                 took = f"{statistics.median(compiled):.1f}" if compiled else ""
                 print(f"| {name} | {one:.2f} | {other:.2f} | {one - other:+.2f} | {took} |", flush=True)

@@ -1,4 +1,4 @@
-"""What each preset costs on nano: noise of the weights, divergence of logits, and skills still answered exactly.
+"""What each preset costs on nano: SNR of the weights, KL divergence of logits, and exact answers by skill.
 
     python -m benchmarks.quantisation [-n 40]
 
@@ -36,8 +36,8 @@ Texts = Sequence[tuple[Sequence[int], NDArray[np.float32]]]  # token ids, and th
 GROUPS = ("attention", "experts", "lm_head")  # those that presets differ in
 
 
-def runner(model: Path) -> Logits:
-    """Logits [tokens, vocab] of a graph that gives all positions, in one prefill."""
+def load_logits(model: Path) -> Logits:
+    """Loads a graph that returns all positions' logits; the result computes float32 [tokens, vocab] in one prefill."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
     def logits(ids: Sequence[int]) -> NDArray[np.float32]:
@@ -48,8 +48,8 @@ def runner(model: Path) -> Logits:
     return logits
 
 
-def share_exact(logits: Logits, samples: list[Sample]) -> float:
-    """Share of samples whose every answer token is the most likely one after those before it."""
+def measure_exact(logits: Logits, samples: list[Sample]) -> float:
+    """The share of samples whose answer greedy decoding gives exactly."""
     right = 0
     for sample in samples:
         rows = logits(sample.prompt_ids + sample.answer_ids[:-1])[len(sample.prompt_ids) - 1 :]
@@ -57,18 +57,18 @@ def share_exact(logits: Logits, samples: list[Sample]) -> float:
     return right / len(samples)
 
 
-def cells(
+def format_row(
     logits: Logits, nbytes: int, noise: Mapping[str, float | None], expected: Texts, samples: list[Sample]
 ) -> str:
     """A row of the table, from the third column on."""
     apart = Comparison.concatenate([compare(row, logits(ids)) for ids, row in expected])
     ratios = ["exact" if noise[group] is None else f"{noise[group]:.1f}" for group in GROUPS]
     apartness = [f"{apart.max_abs.max():.2g}", f"{apart.kl.mean():.2g}", f"{apart.same_top.mean():.1%}"]
-    return " | ".join([f"{nbytes / 1e6:.0f} MB", *ratios, *apartness, f"{share_exact(logits, samples):.1%} |"])
+    return " | ".join([f"{nbytes / 1e6:.0f} MB", *ratios, *apartness, f"{measure_exact(logits, samples):.1%} |"])
 
 
 def main() -> None:
-    """Measure every preset of every target, and the builder."""
+    """Measures every preset of every target, and the builder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=40, help="held-out samples a skill")
     samples = [sample for skill in SKILLS for sample in held_out(skill, parser.parse_args().n)]
@@ -91,12 +91,12 @@ def main() -> None:
                 folder.mkdir()
                 made = export(checkpoint, target, resolve(target.presets, preset), folder, logits="all")
                 noise = {group: made.weights.groups[group].snr_db for group in GROUPS}
-                row = cells(runner(made.model), made.weights.nbytes, noise, expected, samples)
+                row = format_row(load_logits(made.model), made.weights.nbytes, noise, expected, samples)
                 print(f"| `{target.name}` | {preset} | {row}", flush=True)
         rival = builder.build(checkpoint.path, Path(temporary) / "builder")
-        nbytes, noise = builder.weights(rival).stat().st_size, dict(builder.signal_to_noise(checkpoint, rival))
-        with load_engine(rival.parent) as engine:  # its sliding layers' cache is genai's affair
-            row = cells(engine.logits, nbytes, noise, expected, samples)
+        nbytes, noise = builder.weights_file(rival).stat().st_size, dict(builder.measure_snr(checkpoint, rival))
+        with load_engine(rival.parent) as engine:  # genai manages its sliding layers' cache
+            row = format_row(engine.logits, nbytes, noise, expected, samples)
         print(f"| genai's builder | int4 | {row}", flush=True)
 
 

@@ -1,6 +1,6 @@
-"""What nano is asked under load, by both APIs, and what came of it in a form that can be compared.
+"""Questions for nano over both APIs, and their replies in a form that can be compared.
 
-Every question has an answer of its own, so that one that went to the wrong client shows. Knows both APIs' shapes.
+Each question has a distinct answer, so that an answer sent to the wrong client is detected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INVALID: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request; ``says`` has to be somewhere in its answer."""
+    """A request; ``says`` has to occur in its answer."""
 
     path: str
     body: dict[str, Any]
@@ -36,8 +36,8 @@ class Question:
 
 
 @dataclass(slots=True)
-class Said:
-    """An answer, put together from a stream or taken from a whole: texts and calls by choice or item."""
+class Reply:
+    """A reply, assembled from a stream's events or read from a whole response: texts and calls by choice or item."""
 
     texts: dict[tuple[int, str], str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -48,22 +48,22 @@ class Said:
     done: bool = False
 
     def add(self, index: int, kind: str, text: str | None) -> bool:
-        """More of a text; whether there was any."""
+        """Appends to a text; returns whether there was anything to append."""
         if text:
             self.texts[index, kind] = self.texts.get((index, kind), "") + text
         return bool(text)
 
     @property
-    def same(self) -> tuple[object, ...]:
-        """What two answers to one question have in common."""
+    def content(self) -> tuple[object, ...]:
+        """What has to be equal in two replies to the same question."""
         return (sorted(self.texts.items()), sorted(self.reasons.items()), self.tokens)
 
-    def hear(self, path: str, event: Any) -> bool:
-        """Takes in an event of a stream; whether it says something."""
-        return self._hear_chat(event) if path == CHAT else self._hear_response(event)
+    def add_event(self, path: str, event: Any) -> bool:
+        """Adds an event of a stream; returns whether it has text."""
+        return self._add_chat_event(event) if path == CHAT else self._add_response_event(event)
 
-    def read(self, path: str, whole: dict[str, Any]) -> None:
-        """Takes in a whole answer."""
+    def add_whole(self, path: str, whole: dict[str, Any]) -> None:
+        """Adds a whole response."""
         self.done = True
         self.ids.add(whole["id"])
         if path == RESPONSES:
@@ -74,7 +74,7 @@ class Said:
             self._message(choice["index"], choice["message"])
             self.reasons[choice["index"]] = choice["finish_reason"]
 
-    def _hear_chat(self, event: Any) -> bool:
+    def _add_chat_event(self, event: Any) -> bool:
         if event == "[DONE]":
             self.done = True
             return False
@@ -84,22 +84,22 @@ class Said:
         self.ids.add(event["id"])
         if event.get("usage"):
             self.tokens = event["usage"]["completion_tokens"]
-        spoke = False
+        has_text = False
         for choice in event["choices"]:
-            spoke = self._message(choice["index"], choice["delta"]) or spoke
+            has_text = self._message(choice["index"], choice["delta"]) or has_text
             if choice["finish_reason"] is not None:
                 self.reasons[choice["index"]] = choice["finish_reason"]
-        return spoke
+        return has_text
 
     def _message(self, index: int, message: dict[str, Any]) -> bool:
-        spoke = [self.add(index, kind, message.get(kind)) for kind in ("reasoning", "content")]
+        has_text = [self.add(index, kind, message.get(kind)) for kind in ("reasoning", "content")]
         for call in message.get("tool_calls") or ():
-            spoke += [self.add(index, kind, call["function"].get(kind)) for kind in ("name", "arguments")]
-        return any(spoke)
+            has_text += [self.add(index, kind, call["function"].get(kind)) for kind in ("name", "arguments")]
+        return any(has_text)
 
-    def _hear_response(self, event: dict[str, Any]) -> bool:
+    def _add_response_event(self, event: dict[str, Any]) -> bool:
         self.sequence.append(event["sequence_number"])
-        kind = event["type"]
+        kind: str = event["type"]
         if kind in ("response.completed", "response.incomplete", "response.failed"):
             self.done = True
             self.ids.add(event["response"]["id"])
@@ -121,7 +121,7 @@ class Said:
 
 
 def questions(model: str) -> Iterator[Question]:
-    """All of them: sums, facts of people as JSON, weather by a tool, several choices, stop strings."""
+    """All questions: sums, facts about people as JSON, weather by a tool, several choices, stop strings."""
     for at, (first, second) in enumerate((a, b) for a in (11, 23, 32, 41) for b in (14, 25, 36, 47)):
         text, result = f"What is {first} + {second}?", str(first + second)
         yield _chat(model, text, result)
@@ -151,8 +151,8 @@ def _response(model: str, asked: str, says: str, **more: Any) -> Question:
     )
 
 
-def encoded(question: Question, *, stream: bool) -> bytes:
-    """A question as a body."""
+def encode(question: Question, *, stream: bool) -> bytes:
+    """The request body of a question."""
     more: dict[str, Any] = {"stream": stream}
     if stream and question.path == CHAT:
         more["stream_options"] = {"include_usage": True}

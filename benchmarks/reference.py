@@ -2,9 +2,9 @@
 
     python -m benchmarks.reference --work DIR [--layers 24] [--experts 32] [--sequences 4] [--length 320] [--json]
 
-Writes a checkpoint of random weights with that many layers of gpt-oss-20b's dimensions (13.8 GB for 24 of them), keeps
-it in DIR, and reads sequences of random ids through it as ``gptoss parity --save-reference`` does. Peak memory is the
-resident set of the whole process, Python, torch and what is saved included; processor time is of all its threads.
+Writes a checkpoint of random weights with that many layers of gpt-oss-20b's dimensions (13.8 GB for 24 layers), keeps
+it in DIR, and computes a reference as ``gptoss parity --save-reference`` does. Peak memory is the resident set of the
+whole process, including Python, torch and the saved reference; processor time is that of all threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gptoss_runtime.machine import hardware
 
 
 def main() -> None:
-    """Measure and report."""
+    """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=24)

@@ -1,4 +1,4 @@
-"""``gptoss serve`` in a process of its own, for benchmarks that are its clients. Knows how it is started and ended."""
+"""Runs ``gptoss serve`` in a process of its own, for benchmarks of clients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Served(NamedTuple):
-    """A server that answers, its model loaded."""
+class Server(NamedTuple):
+    """A running server with a loaded model."""
 
     host: str
     port: int
@@ -23,24 +23,24 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(artifact: Path, *options: str) -> Iterator[Served]:
-    """A server over an artifact, on a free port, for the length of a ``with`` block.
+def serve(artifact: Path, *options: str) -> Iterator[Server]:
+    """Serves an artifact on a free port while the ``with`` block runs.
 
     Args:
         artifact: the folder.
-        options: further ones of ``gptoss serve``.
+        options: additional options of ``gptoss serve``.
     """
     folder = str(artifact.absolute())
     command = [sys.executable, "-m", "gptoss_runtime.cli.main", "serve", folder, "--port", "0", "--json"]
     environment = {name: value for name, value in os.environ.items() if name != "GPTOSS_API_KEY"}
-    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows only a group can be told to end
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows sends CTRL_BREAK only to a process group
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, env=environment, creationflags=flags)
     assert process.stdout is not None
-    with process.stdout as said:
+    with process.stdout as output:
         try:
-            ready = json.loads(said.readline())
+            ready = json.loads(output.readline())
             host, port = ready["url"].removeprefix("http://").rsplit(":", 1)
-            yield Served(host, int(port), ready["model"], process.pid)
+            yield Server(host, int(port), ready["model"], process.pid)
         finally:
             process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
             process.wait(60)

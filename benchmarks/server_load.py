@@ -1,12 +1,12 @@
-"""A server under load: many clients that stream, leave, read slowly and ask what is wrong; every answer is checked.
+"""A server under load: many clients stream, disconnect, read slowly and send invalid requests; all replies are checked.
 
     python -m benchmarks.server_load ARTIFACT [--clients 64] [--seconds 600] [--slots 4] [--queue 64] [--threads N]
         [--kill SECONDS] [--seed 0] [--json]
 
-First every question is asked alone; under load each answer has to be the same to the last token, with the request's id,
-with ids that nobody else has, and with an end. ``--kill`` ends the engine's process with SIGKILL so often: requests
-under way then get an error, and later ones an answer. Memory is that of the server and its engine's process, its slope
-that of a line through the second half of the samples. Exits with 1 if anything was lost, mixed up or left behind.
+First each question is asked alone. Under load, each reply has to be identical to the last token, with the request's id,
+with unique ids, and complete. ``--kill`` kills the engine's process at this interval: running requests get an error,
+and later ones a reply. Memory is that of the server and of its engine's process; its slope is a line through the second
+half of the samples. Exits with 1 if a reply was lost or wrong, or if requests or threads remain afterwards.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
-from benchmarks.questions import INVALID, Question, Said, encoded, questions
-from benchmarks.served import Served, served
-from benchmarks.wire import Answer, posted
+from benchmarks.questions import INVALID, Question, Reply, encode, questions
+from benchmarks.served import Server, serve
+from benchmarks.wire import Answer, post
 
 _KINDS = {"stream": 62, "whole": 10, "leave": 12, "slow": 8, "invalid": 8}  # of requests, in percent
-_HANGS = 120.0  # seconds without an answer: the request is lost
-_PAUSE = 1.0  # seconds that a client waits at most when it is told to come back
-_SAMPLE = 0.5  # seconds between two looks at the memory
+_TIMEOUT = 120.0  # seconds until a request counts as lost
+_PAUSE = 1.0  # maximum seconds that a client waits after a 503
+_SAMPLE = 0.5  # seconds between samples of the memory
 
 
 @dataclass(slots=True)
 class Load:
-    """A run: what is known before it, and what came of it."""
+    """The state and results of a run."""
 
-    server: Served
+    server: Server
     random: random.Random
     expected: dict[int, tuple[object, ...]] = field(default_factory=dict)
     asked: list[Question] = field(default_factory=list)
@@ -55,91 +55,91 @@ class Load:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the server is."""
+        """The server's host and port."""
         return self.server.host, self.server.port
 
 
-async def quiet_pass(load: Load) -> None:
-    """Asks every question alone; what is said then is what has to be said under load."""
+async def collect_expected(load: Load) -> None:
+    """Asks every question alone; what is reply then is what has to be reply under load."""
     load.asked = list(questions(load.server.model))
     for at, question in enumerate(load.asked):
-        said = Said()
-        content = encoded(question, stream=False)
-        async with posted(load.address, question.path, content, request_id="quiet") as answer:
+        reply = Reply()
+        content = encode(question, stream=False)
+        async with post(load.address, question.path, content, request_id="quiet") as answer:
             body = await answer.body()
             assert answer.status == 200, body
-            said.read(question.path, json.loads(body))
-        assert question.says in str(said.same), (question, said)
-        load.expected[at] = said.same
+            reply.add_whole(question.path, json.loads(body))
+        assert question.says in str(reply.content), (question, reply)
+        load.expected[at] = reply.content
 
 
 async def client(load: Load, until: float) -> None:
-    """One client: request after request."""
+    """One client, sending one request after the other."""
     kinds, weights = list(_KINDS), list(_KINDS.values())
     while time.perf_counter() < until:
         kind = load.random.choices(kinds, weights)[0]
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(_HANGS):
-                outcome = await (refused(load) if kind == "invalid" else ask(load, kind))
+            async with asyncio.timeout(_TIMEOUT):
+                outcome = await (send_invalid(load) if kind == "invalid" else ask(load, kind))
         except Exception as error:
             outcome = f"{kind}: {type(error).__name__}: {error}"
         if outcome not in ("answered", "left", "refused", "overloaded", "died"):
             load.faults.append(outcome)
             outcome = "faults"
         if outcome == "died" and not any(started < at + 5 for at in load.kills):
-            load.faults.append("an engine that nobody killed has died")
+            load.faults.append("the engine died without being killed")
         load.counts[outcome] += 1
         load.counts[f"{outcome} ({kind})"] += 1
         if outcome == "overloaded":
             await asyncio.sleep(load.random.uniform(0, _PAUSE))
 
 
-async def refused(load: Load) -> str:
-    """A request with something wrong in it."""
+async def send_invalid(load: Load) -> str:
+    """Sends an invalid request; returns the outcome."""
     path, body = load.random.choice(INVALID)
     content = json.dumps({"model": load.server.model} | body).encode()
-    async with posted(load.address, path, content, request_id="invalid") as answer:
+    async with post(load.address, path, content, request_id="invalid") as answer:
         error = json.loads(await answer.body())["error"]
         if answer.status == 503:
-            return _overloaded(answer)
+            return _classify_503(answer)
         fine = answer.status == 400 and error["type"] == "invalid_request_error" and error["message"]
         return "refused" if fine else f"status {answer.status} for {body}: {error}"
 
 
 async def ask(load: Load, kind: str) -> str:
-    """One question, read to its end or not; what became of it."""
+    """Asks one question, possibly disconnecting early; returns the outcome."""
     at = load.random.randrange(len(load.asked))
     question, name = load.asked[at], f"request-{next(load.numbers)}"
-    content = encoded(question, stream=kind != "whole")
-    patience = load.random.uniform(0, 10) if kind == "leave" else _HANGS
-    said, started = Said(), time.perf_counter()
+    content = encode(question, stream=kind != "whole")
+    patience = load.random.uniform(0, 10) if kind == "leave" else _TIMEOUT
+    reply, started = Reply(), time.perf_counter()
     try:
         async with (
             asyncio.timeout(patience),
-            posted(load.address, question.path, content, request_id=name, slow=kind == "slow") as answer,
+            post(load.address, question.path, content, request_id=name, slow=kind == "slow") as answer,
         ):
             if answer.headers["x-request-id"] != name:
                 return f"{answer.headers['x-request-id']} answers {name}"
             if answer.status != 200:
-                return _unanswered(answer, json.loads(await answer.body()))
+                return _classify_error(answer, json.loads(await answer.body()))
             if kind == "whole":
-                said.read(question.path, json.loads(await answer.body()))
-            elif not await heard(load, question, kind, answer, said, started):
+                reply.add_whole(question.path, json.loads(await answer.body()))
+            elif not await read_stream(load, question, kind, answer, reply, started):
                 return "left"
     except TimeoutError:
         if kind != "leave":
-            return f"{kind}: nothing in {_HANGS:.0f} seconds"
+            return f"{kind}: no reply in {_TIMEOUT:.0f} seconds"
         return "left"
-    return _checked(load, at, question, said)
+    return _check_reply(load, at, question, reply)
 
 
-async def heard(load: Load, question: Question, kind: str, answer: Answer, said: Said, started: float) -> bool:
-    """Reads a stream; False where the client left before its end."""
+async def read_stream(load: Load, question: Question, kind: str, answer: Answer, reply: Reply, started: float) -> bool:
+    """Reads a stream; returns False if the client disconnects before its end."""
     leaves_after = load.random.randrange(40) if kind == "leave" else None
     count = 0
     async for at, event in answer.events():
-        if said.hear(question.path, event):
+        if reply.add_event(question.path, event):
             if not count and kind == "stream":
                 load.firsts.append(at - started)
             count += 1
@@ -150,37 +150,37 @@ async def heard(load: Load, question: Question, kind: str, answer: Answer, said:
     return True
 
 
-def _unanswered(answer: Answer, body: dict[str, Any]) -> str:
+def _classify_error(answer: Answer, body: dict[str, Any]) -> str:
     if answer.status == 503:
-        return _overloaded(answer)
+        return _classify_503(answer)
     if answer.status == 500 and body["error"]["code"] == "engine_error":
         return "died"
     return f"status {answer.status}: {body}"
 
 
-def _overloaded(answer: Answer) -> str:
+def _classify_503(answer: Answer) -> str:
     return "overloaded" if int(answer.headers.get("retry-after", 0)) >= 1 else "503 without Retry-After"
 
 
-def _checked(load: Load, at: int, question: Question, said: Said) -> str:
-    if said.ids & load.ids or len(said.ids) > 1:
-        return f"an id that another answer has: {said.ids}"
-    load.ids |= said.ids
-    if not said.done:
-        return "a stream without an end"
-    if said.sequence != list(range(len(said.sequence))):
-        return f"sequence numbers {said.sequence}"
-    if said.error is not None:
-        return "died" if "process ended" in said.error["message"] else f"an error: {said.error}"
-    if said.same != load.expected[at]:
-        mixed = "" if question.says in str(said.same) else "mixed up: "
-        return f"{mixed}{question.body} was answered {said.same}, alone {load.expected[at]}"
-    load.tokens += said.tokens
+def _check_reply(load: Load, at: int, question: Question, reply: Reply) -> str:
+    if reply.ids & load.ids or len(reply.ids) > 1:
+        return f"an id is not unique: {reply.ids}"
+    load.ids |= reply.ids
+    if not reply.done:
+        return "an incomplete stream"
+    if reply.sequence != list(range(len(reply.sequence))):
+        return f"sequence numbers {reply.sequence}"
+    if reply.error is not None:
+        return "died" if "process ended" in reply.error["message"] else f"an error: {reply.error}"
+    if reply.content != load.expected[at]:
+        mixed = "" if question.says in str(reply.content) else "mixed up: "
+        return f"{mixed}{question.body} was answered {reply.content}, alone {load.expected[at]}"
+    load.tokens += reply.tokens
     return "answered"
 
 
-async def kill(load: Load, every: float, until: float) -> None:
-    """Ends the engine's process now and then."""
+async def kill_engine(load: Load, every: float, until: float) -> None:
+    """Kills the engine's process at an interval."""
     while time.perf_counter() + every < until:
         await asyncio.sleep(every)
         for engine in psutil.Process(load.server.pid).children():
@@ -188,8 +188,8 @@ async def kill(load: Load, every: float, until: float) -> None:
             engine.kill()
 
 
-async def watch(load: Load) -> None:
-    """Samples the memory."""
+async def sample_memory(load: Load) -> None:
+    """Samples the memory of server and engine."""
     server = psutil.Process(load.server.pid)
     started = time.perf_counter()
     while True:
@@ -203,36 +203,36 @@ async def watch(load: Load) -> None:
 
 
 async def run(load: Load, clients: int, seconds: float, kill_every: float | None) -> dict[str, Any]:
-    """The whole run: what there is to report."""
+    """Runs all clients; returns the report."""
     server = psutil.Process(load.server.pid)
-    await quiet_pass(load)
+    await collect_expected(load)
     threads, started = server.num_threads(), time.perf_counter()
-    beside = [asyncio.create_task(watch(load))]
+    background = [asyncio.create_task(sample_memory(load))]
     if kill_every is not None:
-        beside.append(asyncio.create_task(kill(load, kill_every, started + seconds)))
+        background.append(asyncio.create_task(kill_engine(load, kill_every, started + seconds)))
     await asyncio.gather(*(client(load, started + seconds) for _ in range(clients)))
     took = time.perf_counter() - started
-    for task in beside:
+    for task in background:
         task.cancel()
-    await asyncio.gather(*beside, return_exceptions=True)
-    if load.kills and not await _answers(load):
+    await asyncio.gather(*background, return_exceptions=True)
+    if load.kills and not await _is_answering(load):
         load.faults.append("no answer after the last kill")
-    await _settled(load, server, threads)
+    await _wait_until_idle(load, server, threads)
     return _report(load, took)
 
 
-async def _answers(load: Load) -> bool:
+async def _is_answering(load: Load) -> bool:
     return await ask(load, "stream") == "answered"
 
 
-async def _settled(load: Load, server: psutil.Process, threads: int) -> None:
-    """Nothing runs, waits or is left of what did, soon after the last client has gone."""
+async def _wait_until_idle(load: Load, server: psutil.Process, threads: int) -> None:
+    """Waits until no request runs or waits and no thread is left; records a fault if that takes too long."""
     for _ in range(100):
         gauges = await _gauges(load)
         if not any(gauges.values()) and server.num_threads() <= threads:
             return
         await asyncio.sleep(0.1)
-    load.faults.append(f"left behind: {gauges}, {server.num_threads()} threads where there were {threads}")
+    load.faults.append(f"left behind: {gauges}, {server.num_threads()} threads instead of {threads}")
 
 
 async def _gauges(load: Load) -> dict[str, float]:
@@ -249,7 +249,7 @@ async def _gauges(load: Load) -> dict[str, float]:
 def _report(load: Load, took: float) -> dict[str, Any]:
     half = load.memory[len(load.memory) // 2 :]
     quantiles = statistics.quantiles(load.firsts, n=100) if len(load.firsts) > 1 else [0.0] * 99
-    memory = {}
+    memory: dict[str, float] = {}
     for at, name in ((1, "server"), (2, "engine")):
         sizes = [sample[at] / 2**20 for sample in half]
         slope = statistics.linear_regression([sample[0] / 60 for sample in half], sizes).slope if len(half) > 1 else 0.0
@@ -268,7 +268,7 @@ def _report(load: Load, took: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run and report."""
+    """Runs and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--clients", type=int, default=64)
@@ -282,7 +282,7 @@ def main() -> None:
     given = parser.parse_args()
     options = ["--slots", str(given.slots), "--queue", str(given.queue)]
     options += [] if given.threads is None else ["--threads", str(given.threads)]
-    with served(given.artifact, *options) as server:
+    with serve(given.artifact, *options) as server:
         load = Load(server, random.Random(given.seed))
         report = asyncio.run(run(load, given.clients, given.seconds, given.kill))
     if given.json:
@@ -291,7 +291,7 @@ def main() -> None:
         faults, counts = report.pop("faults"), report.pop("counts")
         for name, value in (report | counts).items():
             print(f"{name:28} {value:12,.1f}")
-        print("\n".join(faults[:20]) or "nothing was lost, mixed up or left behind")
+        print("\n".join(faults[:20]) or "no faults")
     sys.exit(1 if load.faults else 0)
 
 

@@ -1,12 +1,13 @@
-"""What the engine's process and the server cost: the bare engine, ``ProcessEngine`` and an HTTP stream, in turn.
+"""The cost of the engine's process and of the server: the bare engine, ``ProcessEngine`` and an HTTP stream, in turn.
 
     python -m benchmarks.server_overhead ARTIFACT [--rounds 25] [--prompt-words 60] [--new-tokens 200] [--streams 4]
         [--threads 1] [--json]
 
 Each round asks all three for the same greedy answer, with the same prompt, grammar and stop tokens; figures are medians
-over rounds of what the caller sees. The first token is the first that says something: before it, harmony names a
-channel, and a stream is silent. Then so many streams at once against one alone: tokens a second in all. A small model
-is the hard case, since what a token costs on its way does not grow with the model: nano gives one in 2 ms.
+over rounds, measured by the caller. The first token is the first with text: before it, harmony names a channel, and a
+stream sends nothing. Then the total tokens per second of several concurrent streams is compared with one stream. A
+small model is the hard case, because the cost of delivering a token does not grow with the model: nano takes 2 ms per
+token.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.served import Served, served
+from benchmarks.served import Server, serve
 from gptoss_runtime import Engine, GenerationOptions, Message, load_engine
 from gptoss_runtime.artifact.folder import TOKENIZER
 from gptoss_runtime.chat.harmony import Harmony
@@ -32,15 +33,15 @@ from gptoss_runtime.server.prompt import prepare_generation
 from gptoss_runtime.server.turn_request import TurnRequest
 
 _WORDS = ("river", "stone", "winter", "garden", "letter", "window", "coffee", "market", "silver", "engine", "planet")
-_HEADER = 3  # tokens before the first that says something: <|channel|>, its name, <|message|>
+_HEADER = 3  # tokens before the first with text: <|channel|>, its name, <|message|>
 _NO_STOP = {str(token): -100 for token in STOP_TOKENS}
 
 
 class Run(NamedTuple):
-    """What one caller saw."""
+    """What one caller measured."""
 
-    first: float  # seconds to the first token that says something
-    rate: float  # tokens a second after it
+    first: float  # seconds to the first token with text
+    rate: float  # tokens per second after it
 
 
 class Question(NamedTuple):
@@ -51,8 +52,8 @@ class Question(NamedTuple):
     body: dict[str, Any]
 
 
-def question(engine: Engine, harmony: Harmony, model: str, text: str, new_tokens: int) -> Question:
-    """A text as the server would put it to the engine; its answer has exactly so many tokens."""
+def make_question(engine: Engine, harmony: Harmony, model: str, text: str, new_tokens: int) -> Question:
+    """Prepares a text as the server would; the answer has exactly ``new_tokens`` tokens."""
     options = GenerationOptions(
         max_new_tokens=new_tokens, temperature=0, logit_bias=tuple((token, -100.0) for token in STOP_TOKENS)
     )
@@ -70,7 +71,7 @@ def question(engine: Engine, harmony: Harmony, model: str, text: str, new_tokens
 
 
 def ask_engine(engine: Engine, harmony: Harmony, asked: Question) -> Run:
-    """One generation, timed from outside."""
+    """Times one generation."""
     started = time.perf_counter()
     tokens, times = [], []
     with engine.generate(asked.prompt, asked.options) as generation:
@@ -83,15 +84,15 @@ def ask_engine(engine: Engine, harmony: Harmony, asked: Question) -> Run:
 
 
 class Client:
-    """A client of the server on one connection, which it keeps as clients do; its parsing is not timed."""
+    """A client with one persistent connection; its parsing is not timed."""
 
-    def __init__(self, server: Served) -> None:
+    def __init__(self, server: Server) -> None:
         self._connection = socket.create_connection((server.host, server.port))
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._host = f"localhost:{server.port}"
 
     def ask(self, asked: Question) -> Run:
-        """One stream, timed by the arrival of its bytes."""
+        """Times one stream by the arrival of its bytes."""
         content = json.dumps(asked.body).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
         request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
@@ -112,15 +113,15 @@ class Client:
 
 
 def _events(arrived: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, Any]]:
-    """The events of a stream, and when each was there."""
+    """Yields (time of arrival, event) of a stream."""
     for at, data in arrived:
         for line in data.split(b"\n"):
             if line.startswith(b"data: {"):
                 yield at, json.loads(line.removeprefix(b"data: "))
 
 
-def together(asks: Sequence[Callable[[Question], Run]], make: Callable[[], Question]) -> float:
-    """Tokens a second of all streams at once."""
+def measure_concurrent(asks: Sequence[Callable[[Question], Run]], make: Callable[[], Question]) -> float:
+    """Total tokens per second of concurrent streams."""
     questions = [make() for _ in asks]
     threads = [threading.Thread(target=ask, args=(asked,)) for ask, asked in zip(asks, questions, strict=True)]
     started = time.perf_counter()
@@ -132,14 +133,14 @@ def together(asks: Sequence[Callable[[Question], Run]], make: Callable[[], Quest
 
 
 def measure(sides: dict[str, Callable[[Question], Run]], rounds: int, make: Callable[[], Question]) -> dict[str, float]:
-    """Medians over rounds, each side against the first; the order changes with every round."""
+    """Medians over rounds, and each side relative to the first; the order changes with every round."""
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(-1, rounds):
         same = make()
         for name in names[number % len(names) :] + names[: number % len(names)]:
             made = sides[name](same)
-            if number >= 0:  # the first warms up
+            if number >= 0:  # the first round warms up
                 runs[name].append(made)
     report = {}
     bare = runs[names[0]]
@@ -156,7 +157,7 @@ def measure(sides: dict[str, Callable[[Question], Run]], rounds: int, make: Call
 
 
 def main() -> None:
-    """Measure and report."""
+    """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--rounds", type=int, default=25)
@@ -172,12 +173,12 @@ def main() -> None:
     with (
         load_engine(arguments.artifact, threads=threads, slots=slots) as bare,
         ProcessEngine.load(arguments.artifact, threads=threads, slots=slots) as process,
-        served(arguments.artifact, "--threads", str(threads), "--slots", str(slots)) as server,
+        serve(arguments.artifact, "--threads", str(threads), "--slots", str(slots)) as server,
     ):
 
         def make() -> Question:
             text = " ".join(words.choices(_WORDS, k=arguments.prompt_words))
-            return question(bare, harmony, server.model, text, arguments.new_tokens)
+            return make_question(bare, harmony, server.model, text, arguments.new_tokens)
 
         sides: dict[str, Callable[[Question], Run]] = {
             "bare": lambda asked: ask_engine(bare, harmony, asked),
@@ -189,8 +190,8 @@ def main() -> None:
             ("process", [sides["process"]] * slots),
             ("server", [Client(server).ask for _ in range(slots)]),
         ):
-            report[f"{name}_alone"] = together(asks[:1], make)
-            report[f"{name}_{slots}_streams"] = together(asks, make)
+            report[f"{name}_alone"] = measure_concurrent(asks[:1], make)
+            report[f"{name}_{slots}_streams"] = measure_concurrent(asks, make)
     if arguments.json:
         print(json.dumps(report))
         return

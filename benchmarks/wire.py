@@ -1,6 +1,6 @@
-"""A lean HTTP/1.1 client for load: one request a connection, its answer as it arrives, left or read slowly at will.
+"""A minimal HTTP/1.1 client for load tests: one request per connection, with disconnects and slow reading.
 
-Client libraries would take more of the processor than the server under test. Knows requests and server-sent events.
+Client libraries would use more processor time than the server under test.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-_SMALL = 4096  # bytes that a slow reader's socket takes before the server has to wait
+_SMALL = 4096  # receive buffer of a slow reader's socket, in bytes
 
 
 @dataclass(slots=True)
 class Answer:
-    """An answer under way."""
+    """A response that is being received."""
 
     status: int
     headers: dict[str, str]
     reader: asyncio.StreamReader
 
     async def body(self) -> bytes:
-        """All of it."""
-        return b"".join([piece async for piece in self.pieces()])
+        """The whole body."""
+        return b"".join([chunk async for chunk in self.chunks()])
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Its bytes as they come.
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yields the body's bytes as they arrive.
 
         Raises:
             asyncio.IncompleteReadError: the server closed the connection before the end.
@@ -44,11 +44,11 @@ class Answer:
         await self.reader.readexactly(2)
 
     async def events(self) -> AsyncIterator[tuple[float, Any]]:
-        """Its events and when each was there; "[DONE]" as it is."""
+        """Yields (time of arrival, event); "[DONE]" as a string."""
         rest = b""
-        async for piece in self.pieces():
+        async for chunk in self.chunks():
             now = time.perf_counter()
-            *whole, rest = (rest + piece).split(b"\n\n")
+            *whole, rest = (rest + chunk).split(b"\n\n")
             for event in whole:
                 _, data, text = event.partition(b"data: ")
                 if data:  # else a comment
@@ -57,19 +57,19 @@ class Answer:
 
 
 @asynccontextmanager
-async def posted(
+async def post(
     address: tuple[str, int], path: str, content: bytes, *, request_id: str, slow: bool = False
 ) -> AsyncIterator[Answer]:
-    """Sends a request; leaving the block closes the connection, whatever is left of the answer.
+    """Sends a request; leaving the block closes the connection, even before the end of the response.
 
     Args:
         address: the server's host and port.
         path: the route.
         content: the body.
-        request_id: which the answer has to repeat.
-        slow: take little at a time, so that the server has to keep the rest.
+        request_id: the value of X-Request-Id.
+        slow: use a small receive buffer, so that the server has to buffer.
     """
-    reader, writer = await _connected(address, slow)
+    reader, writer = await _connect(address, slow)
     try:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost:{address[1]}\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
@@ -81,7 +81,7 @@ async def posted(
         writer.transport.abort()
 
 
-async def _connected(address: tuple[str, int], slow: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(address: tuple[str, int], slow: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if not slow:
         return await asyncio.open_connection(*address)
     connection = socket.socket()
