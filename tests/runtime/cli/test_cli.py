@@ -100,6 +100,19 @@ def test_error_messages_and_exit_codes(nano_artifact: Path, arguments: tuple[str
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [(("nothing",), "ModelNotFound"), (("--host", "0.0.0.0"), "InvalidRequest"), (("--ttl", "nan"), "InvalidRequest")],
+)
+def test_serve_reports_an_error_as_json(arguments: tuple[str, ...], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the program that started it; a user reads the same on stderr."""
+    monkeypatch.delenv("GPTOSS_API_KEY", raising=False)
+    result = CliRunner().invoke(app, ["serve", *arguments, "--json"])
+    reported = json.loads(result.stdout)["error"]
+    assert (reported["type"], reported["exit_code"], result.exit_code) == (kind, 2, 2)
+    assert result.stderr == f"error: {reported['message']}\n{reported['remedy']}\n"
+
+
 def test_chat_with_a_pipe(nano_artifact: Path) -> None:
     text = "hello\n\n/effort low\n/effort huge\n/help\n/what\n/reset\nhello\n/exit\nnever\n"
     result = run("chat", nano_artifact, "--max-new-tokens", 3, "--seed", 1, text=text)
