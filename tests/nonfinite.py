@@ -1,7 +1,4 @@
-"""Models whose logits are not finite: a scripted one, and nano with damaged weights.
-
-The scripted one is wrong where a test says; the damaged one makes a whole runtime compute with what it has.
-"""
+"""Models whose logits are not finite: a scripted engine with faults, and nano with damaged weights."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def _once(value: float) -> Callable[[Logits, int], None]:
     return lambda logits, at: logits.__setitem__(at % logits.size, value)
 
 
-# What can be wrong with logits; the number says where, if it is one of them.
+# Faults of logits, by name; the number is the index of the faulty logit, if it is a single one.
 FAULTS: dict[str, Callable[[Logits, int], None]] = {
     "all NaN": _everywhere(np.nan),
     "one NaN": _once(np.nan),
@@ -40,15 +37,15 @@ FAULTS: dict[str, Callable[[Logits, int], None]] = {
 
 
 class FaultyEngine(ScriptedEngine):
-    """Plays scripts and is wrong where it is told to be.
+    """Replays scripts and makes logits faulty at given tokens.
 
     Args:
-        scripts: as ``ScriptedEngine``'s.
-        faults: of a generation, by its number: the token before which the logits are wrong, from 0, and how.
-        at: the logit that is wrong, where it is one.
-        settings: as ``ScriptedEngine``'s.
+        scripts: as for ``ScriptedEngine``.
+        faults: by the generation's number, the index of the token whose logits are faulty, and the fault's name.
+        at: the index of the faulty logit, if it is a single one.
+        settings: as for ``ScriptedEngine``.
 
-    ``discarded`` counts generations whose cache the loop has given up.
+    ``discarded`` counts the caches that the decoding loop has discarded.
     """
 
     def __init__(
@@ -76,7 +73,7 @@ def with_infinite_norm(artifact: Path, folder: Path) -> Path:
 
 
 def with_poisoned_token(artifact: Path, folder: Path, token: int) -> Path:
-    """A copy of an artifact that computes as the original until it reads a token, whose embedding is NaN."""
+    """A copy of an artifact in which the embedding of one token is NaN."""
 
     def poison(weights: NDArray[np.uint8]) -> None:
         weights.view(np.uint16).reshape(-1, 128)[token] = 0x7FC0  # bfloat16's NaN
@@ -85,7 +82,7 @@ def with_poisoned_token(artifact: Path, folder: Path, token: int) -> Path:
 
 
 def damage_weights(artifact: Path, folder: Path, name: str, damage: Callable[[NDArray[np.uint8]], None]) -> Path:
-    """A copy of an artifact with one initializer changed, given as its bytes; its manifest knows nothing of it."""
+    """A copy of an artifact in which ``damage`` changed the bytes of one initializer; the manifest stays as it was."""
     copy = folder / artifact.name
     shutil.copytree(artifact, copy, copy_function=_link)
     data = copy / "model.onnx.data"

@@ -41,7 +41,7 @@ class KVSlotPool(Generic[S]):
         self._sequences: list[S] = []  # least recently used first
 
     def take(self, tokens: list[int], owner: object) -> S | None:
-        """Removes and returns the sequence to continue with; ``put`` returns it, so one that fails stays removed.
+        """Removes and returns the sequence to continue with; ``put`` adds it again, so one that fails stays removed.
 
         In order of preference: the owner's own sequence; the idle one that shares the longest prefix with ``tokens``,
         net of what continuing discards; and if the pool is full, the least recently used, preferably an idle one.
