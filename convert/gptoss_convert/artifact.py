@@ -139,8 +139,26 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
     ``local_window_size`` masks without it.
     """
     config = checkpoint.config
+    model = {
+        **_token_ids(checkpoint),
+        "context_length": config.max_position_embeddings,
+        "decoder": _decoder_config(config, target),
+        "type": "gptoss",
+        "vocab_size": config.vocab_size,
+    }
+    search = {
+        "do_sample": False,
+        "max_length": min(config.max_position_embeddings, _BUDGET_CONTEXT),  # genai allocates the cache for this length
+        "past_present_share_buffer": True,
+        **target.search,
+    }
+    return {"model": model, "search": search}
+
+
+def _decoder_config(config: GptOssConfig, target: Target) -> dict[str, Any]:
+    """The section on the graph: session options, dimensions, names of inputs and outputs."""
     cache = {"key": "past_key_values.%d.key", "value": "past_key_values.%d.value"}
-    decoder = {
+    return {
         "session_options": {
             "log_id": "onnxruntime-genai",
             **target.session_options,
@@ -163,29 +181,18 @@ def genai_config(checkpoint: Checkpoint, target: Target) -> dict[str, Any]:
         "num_hidden_layers": config.num_hidden_layers,
         "num_key_value_heads": config.num_key_value_heads,
     }
-    # Without a generation config: Harmony's tokens, or those of config.json if the vocabulary is another one.
+
+
+def _token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """bos, eos and pad ids: the generation config's, else Harmony's, else config.json's for another vocabulary."""
+    config = checkpoint.config
     end = 0 if config.eos_token_id is None else config.eos_token_id
     usual: dict[str, Any] = {"bos_token_id": end, "eos_token_id": [end], "pad_token_id": config.pad_token_id or 0}
     if config.vocab_size > CALL:
         usual = {"bos_token_id": STARTOFTEXT, "eos_token_id": [RETURN, ENDOFTEXT, CALL]}
         usual["pad_token_id"] = ENDOFTEXT
     given = _generation_config(checkpoint.path)
-    tokens = {name: given[name] for name in usual if given.get(name) is not None}
-    model = {
-        **usual,
-        **tokens,
-        "context_length": config.max_position_embeddings,
-        "decoder": decoder,
-        "type": "gptoss",
-        "vocab_size": config.vocab_size,
-    }
-    search = {
-        "do_sample": False,
-        "max_length": min(config.max_position_embeddings, _BUDGET_CONTEXT),  # genai allocates the cache for this length
-        "past_present_share_buffer": True,
-        **target.search,
-    }
-    return {"model": model, "search": search}
+    return {**usual, **{name: given[name] for name in usual if given.get(name) is not None}}
 
 
 def versions() -> dict[str, str]:

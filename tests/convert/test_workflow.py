@@ -167,6 +167,20 @@ def test_a_setting_that_is_a_link_here(tiny: Path, tmp_path: Path, monkeypatch: 
     assert convert(tiny, tmp_path / "out").target == "cpu"
 
 
+def test_paths_that_olive_made_are_names_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptoss_convert.passes import restore_names
+
+    monkeypatch.chdir(tmp_path)
+    here = Path.cwd().resolve()
+    assert restore_names(str(here / "cpu")) == "cpu"
+    assert restore_names({"lm_head": {"type": str(here / "int8"), "block_size": 64}}) == {
+        "lm_head": {"type": "int8", "block_size": 64}
+    }
+    assert restore_names(str(here / "owner" / "model")) == "owner/model"
+    for other in ("cpu", "owner/model", None, str(here.parent / "elsewhere")):
+        assert restore_names(other) == other
+
+
 @pytest.mark.integration
 def test_stock_olive_in_a_folder_with_such_names(tiny: Path, tmp_path: Path) -> None:
     here = folder_of_names(tmp_path)
