@@ -32,7 +32,7 @@ def test_the_runtime_never_imports_the_converter() -> None:
 
 
 def test_the_servers_dialects_are_independent() -> None:
-    """No dialect imports another, and only the app imports dialects."""
+    """No dialect imports another, only the app imports dialects, and the core knows nothing of OpenAI's APIs."""
     prefix = "gptoss_runtime.server."
 
     def dialect(name: str) -> str | None:
@@ -46,6 +46,12 @@ def test_the_servers_dialects_are_independent() -> None:
         if dialect(other) is not None and dialect(name) != dialect(other)
     }
     assert importers == {"gptoss_runtime.server.app"}
+    openai_users = {
+        name.removeprefix(prefix).split(".")[0]
+        for name, module in MODULES.items()
+        if any(other.startswith(f"{prefix}openai") for other in module.imports)
+    }
+    assert openai_users == {"openai", "chat_completions", "responses", "app"}
 
 
 def test_every_module_says_what_it_does() -> None:
