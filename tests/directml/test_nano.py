@@ -78,7 +78,7 @@ def test_answers_are_the_checkpoints(name: str, runs: Jobs, reference: Any, reco
         expected = transformers_logits(reference, prompt + answer)[len(prompt) - 1 : -1]
         parts.append(compare(expected, judged(runs, name, number)))
     joined = Comparison.concatenate(parts)
-    figures = {"positions": len(joined.kl), "top1": joined.same_top.mean(), "kl": joined.kl.mean()}
+    figures = {"positions": len(joined.kl), "top1": float(joined.same_top.mean()), "kl": float(joined.kl.mean())}
     record_property(name, figures)
     print(name, figures)
     assert joined.same_top.all()
