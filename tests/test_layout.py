@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def test_the_runtime_never_imports_the_converter() -> None:
         if other.startswith("gptoss_convert")
     }
     assert importers == {"gptoss_convert"}
+
+
+def test_the_wheel_never_imports_the_maintainers_tools() -> None:
+    outside = re.compile(r"^\s*(?:from|import) (?:tools|tests|benchmarks)\b", re.M)
+    assert [name for name, module in MODULES.items() if outside.search(module.path.read_text(encoding="utf-8"))] == []
 
 
 def test_the_servers_dialects_are_independent() -> None:
