@@ -60,7 +60,7 @@ class Load:
 
 
 async def collect_expected(load: Load) -> None:
-    """Asks every question alone; what is reply then is what has to be reply under load."""
+    """Asks every question alone; the replies under load must be equal to these."""
     load.asked = list(questions(load.server.model))
     for at, question in enumerate(load.asked):
         reply = Reply()

@@ -42,7 +42,7 @@ def export(
     folder: Path,
     *,
     logits: Logits = "last",
-    settings: writing.Settings | None = None,
+    write_options: writing.WriteOptions | None = None,
     kept: Path | None = None,
 ) -> Export:
     """Writes model.onnx and its external data into a folder.
@@ -53,7 +53,7 @@ def export(
         quantisation: scheme by tensor group.
         folder: an existing folder; files of the same names are replaced.
         logits: of the last position (to generate) or of all (to measure).
-        settings: how to write the weights.
+        write_options: how to write the weights.
         kept: an existing folder in which the external data is written, so that a later run can resume it; ``None``:
             ``folder``.
 
@@ -61,7 +61,7 @@ def export(
         OutputError: the folder cannot be written or is full.
     """
     g = _build(checkpoint, target, quantisation, logits)
-    written = writing.write(g.recipes, kept or folder, WEIGHTS_FILE, settings)
+    written = writing.write(g.recipes, kept or folder, WEIGHTS_FILE, write_options)
     if kept is not None:
         for name in written.files:
             link_or_copy(kept / name, folder / name)

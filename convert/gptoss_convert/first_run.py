@@ -136,8 +136,8 @@ class Parts:
         with tempfile.TemporaryDirectory(
             prefix="first-run-", dir=self.folder.parent, ignore_cleanup_errors=True
         ) as scratch:
-            settings = writing.Settings(memory=self.memory)
-            yield Path(scratch), writing.write(g.recipes, Path(scratch), "part.data", settings).extents
+            options = writing.WriteOptions(memory=self.memory)
+            yield Path(scratch), writing.write(g.recipes, Path(scratch), "part.data", options).extents
 
 
 def first_run(parts: Parts, progress: Callable[[int, int], None] | None = None) -> FirstRun:

@@ -80,7 +80,7 @@ class GptOssExport(Pass):
                 quantisation,
                 folder,
                 logits=logits,
-                settings=run.settings(config.max_file_size),
+                write_options=run.write_options(config.max_file_size),
                 kept=run.partial.weights if run.partial else None,
             )
             info = ExportInfo(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gptoss_convert.partial import PartialFolder
 from gptoss_convert.provenance import SourceDigests
-from gptoss_convert.writing import Progress, Settings
+from gptoss_convert.writing import Progress, WriteOptions
 from gptoss_runtime.errors import GptOssError
 
 
@@ -33,10 +33,10 @@ class Run:
     digests: SourceDigests | None = None
     error: GptOssError | None = None
 
-    def settings(self, file_limit: int | None) -> Settings:
-        """Settings with which this run writes weights."""
+    def write_options(self, file_limit: int | None) -> WriteOptions:
+        """Options with which this run writes weights."""
         journal = self.partial.journal if self.partial else None
-        return Settings(self._report, self.memory, file_limit, journal, self.request)
+        return WriteOptions(self._report, self.memory, file_limit, journal, self.request)
 
     def _report(self, done: int, total: int) -> None:
         if self.digests:

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gptoss_convert.placement import Placement, predict_placement
+from gptoss_convert.placement import GraphPlacement, predict_placement
 from gptoss_runtime.errors import ArtifactError
 
 
@@ -40,7 +40,7 @@ class GraphSummary:
     inputs: dict[str, str]
     outputs: dict[str, str]
     cached: int
-    placement: Placement | None = None
+    placement: GraphPlacement | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,7 +81,7 @@ def summarise(model: Path, *, directml: bool = False) -> GraphSummary:
     )
 
 
-def _place(model: Path, loaded: ir.Model) -> Placement:
+def _place(model: Path, loaded: ir.Model) -> GraphPlacement:
     try:
         return predict_placement(loaded)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:  # readable, but not a valid graph

@@ -38,7 +38,7 @@ _BFLOAT16_EXPONENT = np.uint16(0x7F80)  # all ones where a value is infinite or 
 
 
 @dataclass(frozen=True)
-class Settings:
+class WriteOptions:
     """Options for :func:`write`.
 
     Attributes:
@@ -78,25 +78,25 @@ class WrittenWeights:
         return {name: file.sha256 for name, file in self.files.items()}
 
 
-def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings | None = None) -> WrittenWeights:
+def write(recipes: Sequence[Recipe], folder: Path, name: str, options: WriteOptions | None = None) -> WrittenWeights:
     """Runs every recipe and writes the results.
 
     Args:
         recipes: in file order.
         folder: an existing folder; its files of that name are replaced, or continued as the journal says.
         name: of the first external data file.
-        settings: ``None``: the defaults.
+        options: ``None``: the defaults.
 
     Raises:
         OutputError: the files cannot be written (no space, no permission).
         CheckpointError: weights that were to be rounded are infinite or NaN.
         MemoryLimitTooLow: a single recipe needs more memory than was allowed.
     """
-    settings = settings or Settings()
-    extents, sizes = plan_layout(recipes, name, settings.file_limit)
+    options = options or WriteOptions()
+    extents, sizes = plan_layout(recipes, name, options.file_limit)
     total = sum(sizes.values())
-    _check_memory(recipes, settings.memory)
-    journal = Journal(settings.journal, settings.request)
+    _check_memory(recipes, options.memory)
+    journal = Journal(options.journal, options.request)
     groups: dict[str, GroupReport] = {}
     try:
         # Our own threads keep the cores busy. BLAS's threads beside them wait for each other and triple the time.
@@ -104,12 +104,12 @@ def write(recipes: Sequence[Recipe], folder: Path, name: str, settings: Settings
             kept = _resume(recipes, journal, files, groups)
             _check_free_space(folder, total - files.written)
             with journal.reopen(kept):
-                for recipe, result in run_recipes(recipes[kept:], settings.memory or _DEFAULT_MEMORY):
+                for recipe, result in run_recipes(recipes[kept:], options.memory or _DEFAULT_MEMORY):
                     _check_finite(recipe, result)
                     _group_report(recipe, groups).add(recipe, result)
                     for done in _append(files, recipe, result, extents):
-                        if settings.progress:
-                            settings.progress(done, total)
+                        if options.progress:
+                            options.progress(done, total)
                     journal.add(files.take_prefixes(), result)
                     del result  # frees its memory before waiting for the next one
             written = files.close()
@@ -148,7 +148,7 @@ class Journal:
 
     Args:
         file: the file; ``None``: nothing is recorded.
-        request: see :class:`Settings`.
+        request: see :class:`WriteOptions`.
     """
 
     def __init__(self, file: Path | None, request: str) -> None:

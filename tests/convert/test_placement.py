@@ -17,7 +17,7 @@ from gptoss_convert import targets
 from gptoss_convert.checkpoint import Checkpoint
 from gptoss_convert.errors import ConversionError
 from gptoss_convert.export import export
-from gptoss_convert.placement import Device, Placement, Reason, judge, predict_placement
+from gptoss_convert.placement import Device, GraphPlacement, Reason, judge, predict_placement
 from gptoss_convert.placement.table import load_table
 from gptoss_convert.schemes import resolve
 from gptoss_convert.summary import summarise
@@ -296,5 +296,5 @@ def test_the_table_that_ships() -> None:
 
 
 def test_a_placement_in_words() -> None:
-    placement = Placement("directml", "v1", 3, 2, 1, [], False)
+    placement = GraphPlacement("directml", "v1", 3, 2, 1, [], False)
     assert str(placement) == "all 3 nodes on DirectML (1 of them computed at load) by the kernels of onnxruntime v1"

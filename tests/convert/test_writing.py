@@ -21,7 +21,7 @@ import pytest
 from gptoss_convert.data_files import DataFiles
 from gptoss_convert.errors import MemoryLimitTooLow, OutputError
 from gptoss_convert.weights import Recipe, RecipeResult, TensorSpec
-from gptoss_convert.writing import Settings, write
+from gptoss_convert.writing import WriteOptions, write
 
 KILLS = 60
 
@@ -49,7 +49,7 @@ def content(folder: Path) -> dict[str, str]:
 def test_what_is_written(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     (tmp_path / "data").write_bytes(b"old" * 10**6)
-    made = write(recipes(), tmp_path, "data", Settings(lambda done, total: seen.append((done, total))))
+    made = write(recipes(), tmp_path, "data", WriteOptions(lambda done, total: seen.append((done, total))))
     data = (tmp_path / "data").read_bytes()
     assert len(data) == made.nbytes
     assert made.checksums == content(tmp_path)
@@ -64,7 +64,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 
 def test_several_files(tmp_path: Path) -> None:
-    made = write(recipes(), tmp_path, "data", Settings(file_limit=10 << 20))
+    made = write(recipes(), tmp_path, "data", WriteOptions(file_limit=10 << 20))
     assert set(made.files) == {"data", "data.1"}
     assert made.checksums == content(tmp_path)
     for one in recipes():
@@ -97,7 +97,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_made(
 
 def test_bytes_that_the_disk_changed_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    settings = Settings(journal=tmp_path / "journal", request="r")
+    settings = WriteOptions(journal=tmp_path / "journal", request="r")
 
     class Lying:
         def __init__(self, stream: BinaryIO) -> None:
@@ -120,7 +120,7 @@ def test_bytes_that_the_disk_changed_are_made_again(tmp_path: Path, monkeypatch:
 
 def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    settings = Settings(journal=tmp_path / "journal", request="r")
+    settings = WriteOptions(journal=tmp_path / "journal", request="r")
     whole = write(recipes(), tmp_path, "data").checksums
 
     class Full:
@@ -153,22 +153,22 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def test_too_little_memory_is_said_before(tmp_path: Path) -> None:
     with pytest.raises(MemoryLimitTooLow, match="making w4 takes"):
-        write(recipes(), tmp_path, "data", Settings(memory=1 << 20))
+        write(recipes(), tmp_path, "data", WriteOptions(memory=1 << 20))
     assert not (tmp_path / "data").exists()
 
 
 def test_another_request_is_not_continued(tmp_path: Path) -> None:
     made: list[str] = []
-    write(recipes(made), tmp_path, "data", Settings(journal=tmp_path / "journal", request="one"))
-    write(recipes(made), tmp_path, "data", Settings(journal=tmp_path / "journal", request="other"))
+    write(recipes(made), tmp_path, "data", WriteOptions(journal=tmp_path / "journal", request="one"))
+    write(recipes(made), tmp_path, "data", WriteOptions(journal=tmp_path / "journal", request="other"))
     assert made.count("w0") == 2
-    write(recipes(made), tmp_path, "data", Settings(journal=tmp_path / "journal", request="other"))
+    write(recipes(made), tmp_path, "data", WriteOptions(journal=tmp_path / "journal", request="other"))
     assert made.count("w0") == 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "shorter", "gone", "torn journal", "no journal"])
 def test_what_was_damaged_meanwhile_is_made_again(damage: str, tmp_path: Path) -> None:
-    settings, made = Settings(journal=tmp_path / "journal", request="r"), list[str]()
+    settings, made = WriteOptions(journal=tmp_path / "journal", request="r"), list[str]()
     whole = write(recipes(), tmp_path, "data", settings)
     data, journal = tmp_path / "data", tmp_path / "journal"
     at = whole.extents["w4"].offset + 5
@@ -220,7 +220,7 @@ def run(folder, stop_at):
         return Stream(stream) if mode == "ab" else stream
     Path.open = open_
     made = []
-    settings = writing.Settings(journal=folder / "journal", request="r", file_limit=10 << 20)
+    settings = writing.WriteOptions(journal=folder / "journal", request="r", file_limit=10 << 20)
     files = writing.write(recipes(made), folder, "data", settings).checksums
     (folder / "done.json").write_text(json.dumps([files, made]))
 
@@ -247,7 +247,7 @@ for number, stop_at in enumerate(json.loads(sys.argv[3])):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked to be killed; Windows has no fork")
 def test_killed_at_any_byte_it_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
     """Whether in the middle of a weight or of a line of the journal; what the journal has is not made again."""
-    whole = write(recipes(), tmp_path, "data", Settings(file_limit=10 << 20))
+    whole = write(recipes(), tmp_path, "data", WriteOptions(file_limit=10 << 20))
     rng, ends = random.Random(0), [extent.offset + extent.length for extent in whole.extents.values()]
     near = [end + 250 * number + rng.randrange(-200, 400) for number, end in enumerate(ends) for _ in range(5)]
     points = [*near, *(rng.randrange(whole.nbytes + 2000) for _ in range(KILLS - len(near)))]

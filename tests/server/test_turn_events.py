@@ -13,7 +13,7 @@ from gptoss_runtime.engine.options import GenerationOptions
 from gptoss_runtime.engine.results import FinishReason, GenerationResult, Timings, Usage
 from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.harmony_tokens import STOP_TOKENS
-from gptoss_runtime.server.errors import Problem
+from gptoss_runtime.server.errors import HttpProblem
 from gptoss_runtime.server.openai.tools import ToolSet, parse_tools
 from gptoss_runtime.server.responses.writer import ResponseWriter
 from gptoss_runtime.server.settings import Limits
@@ -111,7 +111,7 @@ def test_failure_closes_every_item(harmony: Harmony) -> None:
     writer = ResponseWriter({"id": "resp_1", "status": "in_progress", "output": []}, tools, harmony)
     turn_events: list[TurnEvent] = [ReasoningDelta("Hm"), MessageEnd("analysis"), ToolCallDelta("f", "{")]
     events = [*writer.start(), *(written for event in turn_events for written in writer.write(event))]
-    events += writer.fail(Problem(500, "gone", "server_error", None, "engine_error"))
+    events += writer.fail(HttpProblem(500, "gone", "server_error", None, "engine_error"))
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"] for event in events[-3:]] == ["response.output_item.done", "error", "response.failed"]
     assert [item["status"] for item in writer.response["output"]] == ["completed", "incomplete"]

@@ -11,7 +11,7 @@ from gptoss_runtime.cli.options import Folder, Json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptoss_convert.placement import Placement
+    from gptoss_convert.placement import GraphPlacement
     from gptoss_convert.summary import GraphSummary
     from gptoss_runtime.artifact.folder import Artifact
     from gptoss_runtime.artifact.manifest import Manifest, Range
@@ -142,7 +142,7 @@ def _show_graph(console: Console, name: str, graph: GraphSummary) -> None:
         console.print(f"  {nbytes / 1e6:12,.1f} MB  {kind}")
 
 
-def _show_placement(console: Console, placement: Placement) -> None:
+def _show_placement(console: Console, placement: GraphPlacement) -> None:
     console.print(f"placement: {placement}", style="green" if placement.whole else "yellow")
     for group in placement.groups:
         style = {"error": "red", "cpu": "yellow", "remark": None}[group.severity]

@@ -6,6 +6,6 @@ verified.
 """
 
 from gptoss_convert.placement.check import Device, Reason, Verdict, judge
-from gptoss_convert.placement.report import Placement, predict_placement
+from gptoss_convert.placement.report import GraphPlacement, predict_placement
 
-__all__ = ["Device", "Placement", "Reason", "Verdict", "judge", "predict_placement"]
+__all__ = ["Device", "GraphPlacement", "Reason", "Verdict", "judge", "predict_placement"]

@@ -38,7 +38,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Placement:
+class GraphPlacement:
     """Where the nodes of one graph run.
 
     Attributes:
@@ -81,7 +81,7 @@ class Placement:
         return ", ".join(parts) + known
 
 
-def predict_placement(model: ir.Model) -> Placement:
+def predict_placement(model: ir.Model) -> GraphPlacement:
     """Predicts where a model's nodes run on DirectML, and summarises it.
 
     Args:
@@ -93,7 +93,7 @@ def predict_placement(model: ir.Model) -> Placement:
     verdicts = judge(model)
     devices = Counter(verdict.device for verdict in verdicts)
     off = [verdict for verdict in verdicts if verdict.device is Device.CPU]
-    return Placement(
+    return GraphPlacement(
         provider="directml",
         release=load_table().release,
         nodes=len(verdicts),

@@ -75,10 +75,10 @@ def chat(
         date=datetime.date.today() if date else None,
     )
     with conversation.engine:
-        Session(conversation, Console(highlight=False), show_reasoning=not hide_reasoning).run()
+        ChatSession(conversation, Console(highlight=False), show_reasoning=not hide_reasoning).run()
 
 
-class Session:
+class ChatSession:
     """Reads lines, runs chat commands and prints answers."""
 
     def __init__(self, chat: Chat, console: Console, *, show_reasoning: bool = True) -> None:

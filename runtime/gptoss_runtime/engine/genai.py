@@ -52,7 +52,7 @@ def import_genai() -> ModuleType:
     except (ImportError, OSError) as error:
         raise BackendUnavailable(
             f"onnxruntime-genai cannot be imported: {error}",
-            remedy='Install one build of it: pip install "gptoss-windows[cpu]" (or [directml], [cuda], [webgpu]).',
+            remedy='Install one build of it: pip install "gptoss-windows[cpu]" (or [directml], [cuda]).',
         ) from error
     disable_telemetry = getattr(onnxruntime_genai, "disable_telemetry_events", None)  # 0.13.1 has none
     if disable_telemetry is not None:

@@ -137,7 +137,7 @@ def attribute_errors_to(param: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class HttpProblem:
     """An error as HTTP reports it.
 
     Args:
@@ -169,30 +169,30 @@ class Problem:
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 
-def to_problem(error: BaseException) -> Problem:
+def to_problem(error: BaseException) -> HttpProblem:
     """Maps an error to what the client is told; an unexpected one is logged, and its details are withheld."""
     if not isinstance(error, GptOssError):
         log.error("unexpected %s", type(error).__name__, exc_info=error)
-        return Problem(
+        return HttpProblem(
             500, "Something went wrong inside the server; its log says what.", "server_error", None, "internal"
         )
     text = error.message if error.remedy is None else f"{error.message.rstrip('.')}. {error.remedy}"
     retry_after = getattr(error, "retry_after", None)
     match error:
         case HttpError():
-            return Problem(error.status, text, "invalid_request_error", error.param, error.code)
+            return HttpProblem(error.status, text, "invalid_request_error", error.param, error.code)
         case ContextOverflow():
-            return Problem(400, text, "invalid_request_error", None, "context_length_exceeded")
+            return HttpProblem(400, text, "invalid_request_error", None, "context_length_exceeded")
         case ModelNotFound():
-            return Problem(404, text, "invalid_request_error", "model", "model_not_found")
+            return HttpProblem(404, text, "invalid_request_error", "model", "model_not_found")
         case InvalidRequest():
-            return Problem(400, text, "invalid_request_error", None, "invalid_value")
+            return HttpProblem(400, text, "invalid_request_error", None, "invalid_value")
         case ResourceError() if retry_after is not None:
-            return Problem(503, text, "server_error", None, "overloaded", retry_after)
+            return HttpProblem(503, text, "server_error", None, "overloaded", retry_after)
         case ResourceError():
-            return Problem(503, text, "server_error", None, "insufficient_resources")
+            return HttpProblem(503, text, "server_error", None, "insufficient_resources")
         case DeviceLost():
-            return Problem(503, text, "server_error", None, "device_lost")
+            return HttpProblem(503, text, "server_error", None, "device_lost")
         case NumericalError():
-            return Problem(500, text, "server_error", None, "numerical_error")
-    return Problem(500, text, "server_error", None, "engine_error")
+            return HttpProblem(500, text, "server_error", None, "numerical_error")
+    return HttpProblem(500, text, "server_error", None, "engine_error")

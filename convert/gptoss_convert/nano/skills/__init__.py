@@ -77,16 +77,6 @@ class Sample:
         """Token ids that the model should generate, ending in ``<|return|>`` or ``<|call|>``."""
         return render_completion(self.answer)
 
-    @property
-    def prompt_text(self) -> str:
-        """The last message of the prompt."""
-        return self.messages[-1].text
-
-    @property
-    def answer_text(self) -> str:
-        """The last message of the answer: the final text, or the arguments of a tool call."""
-        return self.answer[-1].text
-
 
 def draw_setting(rng: random.Random, *, with_tools: bool) -> Setting:
     """Draws a reasoning effort, possibly a date and instructions, and tools if ``with_tools``."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from gptoss_runtime.chat.conversation import MessageEnd, ReasoningDelta, ToolCall, ToolCallDelta
 from gptoss_runtime.chat.harmony import Harmony
-from gptoss_runtime.server.errors import Problem
+from gptoss_runtime.server.errors import HttpProblem
 from gptoss_runtime.server.openai.answer_fields import (
     count_cached_tokens,
     format_logprobs,
@@ -133,7 +133,7 @@ class ResponseWriter:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         yield self._make_response_event("response.completed" if status == "completed" else "response.incomplete")
 
-    def fail(self, problem: Problem, end: ChoiceEnd | None = None, prompt_tokens: int = 0) -> Iterator[StreamEvent]:
+    def fail(self, problem: HttpProblem, end: ChoiceEnd | None = None, prompt_tokens: int = 0) -> Iterator[StreamEvent]:
         """Writes the events of an engine's failure.
 
         Args:
