@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 pytest_plugins = ["pytester", "tests.tiers", "tests.workers", "tests.directml.verdict"]
-os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
+os.environ.update(ORT_DISABLE_TELEMETRY="1", OLIVE_DISABLE_TELEMETRY="1")  # before a test imports either by itself
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is allowed to reach a hub
 hypothesis.settings.register_profile("gptoss", deadline=None)  # how long an example takes depends on the machine's load
 hypothesis.settings.load_profile("gptoss")

@@ -17,7 +17,9 @@ HEAVY_FIXTURES = {
     *("browser", "clients", "core", "lab", "library", "node", "openai_package", "optimum_packages"),
 }
 # Tests that may be skipped with --no-skips, by name, with the reason.
-ALLOWED_SKIPS: dict[str, str] = {}
+ALLOWED_SKIPS: dict[str, str] = {
+    "test_a_command_reaches_nobody": "strace is not part of every system; the fast tier looks for telemetry's files",
+}
 
 
 def mostly_integration(values: Iterable[Any], *, fast: Collection[Any] = ()) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -214,7 +213,6 @@ def _apply_options(workflow: dict[str, Any], options: Options) -> None:
 
 def _run(workflow: dict[str, Any], run: Run) -> Path:
     """Runs the workflow and returns the folder of the model it made."""
-    os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
     from olive.engine.output import WorkflowOutput
     from olive.package_config import OlivePackageConfig
     from olive.systems.accelerator_creator import create_accelerator

@@ -44,6 +44,9 @@ from gptoss_runtime.errors import (
     Overloaded,
     ResourceError,
 )
+from gptoss_runtime.privacy import disable_telemetry
+
+disable_telemetry()  # before onnxruntime is imported, which no import above does
 
 __all__ = [
     "JSON_OBJECT",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,6 @@ class Hub:
 
 
 def _import_huggingface_hub() -> Any:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # removes the session and frameworks from the user agent
     try:
         import huggingface_hub
     except ImportError as error:
