@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from gptoss_runtime.privacy import VARIABLES
+from tests.server.running import ask
 
 GPTOSS = (sys.executable, "-m", "gptoss_runtime.cli.main")
 # connect, or a message to an address; local sockets and loopback are allowed
@@ -53,27 +58,57 @@ def test_a_generation_leaves_no_device_id(nano_artifact: Path, tmp_path: Path) -
     assert written <= {(".cache", "gptoss"), ("local", "gptoss")}  # harmony's vocabulary
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("command", ["convert", "generate", "bench", "doctor", "parity", "inspect"])
-def test_a_command_reaches_nobody(command: str, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
+@pytest.fixture
+def strace(tmp_path: Path) -> list[str]:
+    """The command that records, in ``calls.txt``, what a program and its children send and whom they connect to."""
+    program = shutil.which("strace")
+    if program is None:
         pytest.skip("strace is not installed")
+    (tmp_path / "home").mkdir()
+    calls = str(tmp_path / "calls.txt")
+    return [program, "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", calls]
+
+
+def _assert_silent(folder: Path) -> None:
+    lines = (folder / "calls.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    assert [line for line in lines if OUTSIDE.search(line) and not LOOPBACK.search(line)] == []
+    left = [path for path in (folder / "home").rglob("*") if re.search("telemetry|deviceid|microsoft", path.name, re.I)]
+    assert left == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("command", ["demo", "convert", "generate", "chat", "bench", "doctor", "parity", "inspect"])
+def test_no_command_contacts_another_machine(
+    command: str, nano_checkpoint: Path, nano_artifact: Path, strace: list[str], tmp_path: Path
+) -> None:
     arguments = {
+        "demo": ("-o", str(tmp_path / "artifacts")),
         "convert": (str(nano_checkpoint), "-o", str(tmp_path / "artifact")),
         "generate": (str(nano_artifact), *PROMPT),
+        "chat": (str(nano_artifact), "--max-new-tokens", "4"),
         "bench": (str(nano_artifact), "--repeat", "2"),
         "doctor": (str(nano_artifact), "--check"),
         "parity": (str(nano_artifact), "--reference", str(nano_checkpoint), "--sequences", "1"),
         "inspect": (str(nano_artifact),),
     }[command]
-    home, calls = tmp_path / "home", tmp_path / "calls.txt"
-    home.mkdir()
-    traced = [strace, "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(calls)]
-    done = subprocess.run(
-        [*traced, *GPTOSS, command, *arguments], env=_environment(home), cwd=tmp_path, capture_output=True, text=True
-    )
+    line = [*strace, *GPTOSS, command, *arguments]
+    environment = _environment(tmp_path / "home")
+    done = subprocess.run(line, env=environment, cwd=tmp_path, input="hello\n", capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line for line in calls.read_text().splitlines() if OUTSIDE.search(line) and not LOOPBACK.search(line)] == []
-    assert not list(home.rglob("*[Tt]elemetry*"))
-    assert not list(home.rglob("deviceid"))
+    _assert_silent(tmp_path)
+
+
+@pytest.mark.integration
+def test_the_server_contacts_nobody_but_its_clients(nano_artifact: Path, strace: list[str], tmp_path: Path) -> None:
+    line = [*strace, *GPTOSS, "serve", str(nano_artifact), "--port", "0", "--json"]
+    environment = _environment(tmp_path / "home")
+    with subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        body = {**ask("What is 27 + 45?"), "model": ready["model"]}
+        for path, message in (("chat/completions", body), ("responses", {"model": ready["model"], "input": "hello"})):
+            answer = httpx.post(f"{ready['url']}/v1/{path}", json=message, timeout=120)
+            assert answer.status_code == 200, answer.text
+        psutil.Process(process.pid).children()[0].send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    _assert_silent(tmp_path)
