@@ -1,4 +1,4 @@
-"""The lab for every test here."""
+"""The fixture that provides the lab."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .verdict import VERDICT
 
 @pytest.fixture(scope="session")
 def lab(request: pytest.FixtureRequest) -> Lab:
-    """The real DirectML; tests that want it are skipped where it cannot be had."""
+    """The real DirectML; without a lab, tests that request it are skipped."""
     stash = request.config.stash
     try:
         found = Lab.ensure()

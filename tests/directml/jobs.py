@@ -1,4 +1,4 @@
-"""Graphs to be run by the lab's onnxruntime, all of a test module in one start of Windows' Python."""
+"""Runs all graphs of a test module on the lab's onnxruntime with one start of Windows' Python."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .lab.lab import Lab
 
 @dataclass
 class Jobs:
-    """What is to run in the lab, then what came of it."""
+    """Graphs to run in the lab, and their logits afterwards."""
 
     folder: Path
     jobs: list[dict[str, Any]] = field(default_factory=list)

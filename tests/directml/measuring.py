@@ -1,4 +1,4 @@
-"""Graphs measured in the lab: a scaled-down gpt-oss, one design after the other."""
+"""Measures graphs of a scaled-down gpt-oss in the lab."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptoss_runtime.artifact.manifest import MemoryBudget
 from .lab.lab import Lab
 
 SCRIPTS = Path(__file__).parent / "inside"
-# As many experts as the 20b has, and as many times wider than a head; its vocabulary by the same measure.
+# The 20b's number of experts; width and vocabulary are scaled down together.
 SCALED_DOWN: Mapping[str, Any] = {
     **{"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 32768},
     **{"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 2048},
@@ -26,7 +26,7 @@ SCALED_DOWN: Mapping[str, Any] = {
 
 
 def graph(checkpoint: Path, target: Target, folder: Path) -> MemoryBudget:
-    """Writes model.onnx in the smallest preset; what it should take."""
+    """Writes model.onnx in the smallest preset; returns its memory budget."""
     opened = Checkpoint.open(checkpoint)
     folder.mkdir()
     written = export(opened, target, resolve(target.presets, "smallest"), folder)
@@ -34,7 +34,7 @@ def graph(checkpoint: Path, target: Target, folder: Path) -> MemoryBudget:
 
 
 def measure(lab: Lab, folder: Path, lengths: Sequence[int], max_length: int) -> dict[str, Any]:
-    """What inside/measure.py says of the graph in a folder."""
+    """Runs inside/measure.py on the graph in a folder; returns its figures."""
     line = (r"Z:\lab\scripts\measure.py", "model.onnx", json.dumps(list(lengths)), str(max_length), "measured.json")
     env = {"GPTOSS_LAB_MEMORY": "/lab/w/memory"}
     done = lab.run(*line, folder=folder, mounts={"scripts": SCRIPTS}, env=env, timeout=900)

@@ -1,4 +1,4 @@
-"""Models for the rows of DirectML's table: an operator's node with inputs that it accepts, for each of its types."""
+"""Builds models for the rows of DirectML's table: a node of the operator with valid inputs, for each of its types."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TABLE = load_table()
 UNTRIED = ("ConcatFromSequence", "EmbedLayerNormalization", "FusedMatMulActivation", "QAttention", "QLinearConcat")
 IMAGE, FILTER = (1, 4, 8, 8), (4, 4, 3, 3)
 POOL = {"kernel_shape": [2, 2]}
-# What to give an operator, where two inputs of shape (2, 4) or one, as its signature asks, won't do: a tuple is a graph
-# input's shape, a list a constant ([[x]] a scalar), a dict the attributes, a number the outputs.
+# The inputs of operators that do not accept the default, which is inputs of shape (2, 4): a tuple is the shape of a
+# graph input, a list a constant ([[x]] a scalar), a dict the attributes, a number the number of outputs.
 SPECIAL: dict[str, list[Any]] = {
     **{f"ArgM{end}": [(2, 4)] for end in ("ax", "in")},
     **{name: [IMAGE, POOL] for name in ("AveragePool", "MaxPool", "LpPool")},
@@ -100,7 +100,7 @@ SPECIAL: dict[str, list[Any]] = {
 
 
 def inputs(op: str, since: int) -> list[Any]:
-    """What SPECIAL says, or what an older version wants instead."""
+    """The operator's entry in SPECIAL, or what an older version requires instead."""
     axes, new = {"axes": [0]}, since >= 13
     versioned: dict[str, list[Any]] = {
         "Slice": [(2, 4), [0], [1]] if since >= 10 else [(2, 4), {"starts": [0], "ends": [1]}],
@@ -117,7 +117,7 @@ def inputs(op: str, since: int) -> list[Any]:
 
 
 def model(row: Kernel, opset: int, choices: list[dict[str, str]]) -> onnx.ModelProto:
-    """A node of the row's operator for each choice of types by constraint."""
+    """A model with one node of the row's operator for each choice of types by constraint."""
     known = find_signature(TABLE, row.domain, row.op, opset if row.domain == "" else 1)
     assert known is not None
     spec = inputs(row.op, known.since)
@@ -155,13 +155,13 @@ def model(row: Kernel, opset: int, choices: list[dict[str, str]]) -> onnx.ModelP
 
 
 def element(kind: str) -> int:
-    """onnx's number of ``tensor(float16)``."""
+    """onnx's number for a type such as ``tensor(float16)``."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     return int(onnx.TensorProto.DataType.Value(name.upper()))
 
 
 def allowed(row: Kernel, opset: int) -> dict[str, list[str]]:
-    """The types of an operator's own constraints, where onnx knows it."""
+    """The types that an operator's schema allows, by constraint; empty if onnx does not have the schema."""
     if f"{row.domain}::{row.op}" in TABLE.signatures and not onnx.defs.has(row.op, opset, row.domain):
         return {}
     schema = onnx.defs.get_schema(row.op, opset, row.domain)
@@ -169,17 +169,17 @@ def allowed(row: Kernel, opset: int) -> dict[str, list[str]]:
 
 
 def choices(row: Kernel, opset: int) -> list[dict[str, str]]:
-    """Each type of each constraint once, the other constraints' at their first."""
+    """Choices that use each type of each constraint once, with the preferred type for the other constraints."""
     own = allowed(row, opset)
-    if row.op == "QuantizeLinear" and row.domain:  # registered for more than its own signature allows
+    if row.op == "QuantizeLinear" and row.domain:  # registered for more types than its signature allows
         own = {"T1": ["tensor(float)", "tensor(float16)"]}
     tensors = {
         name: [kind for kind in kinds if kind.startswith("tensor(") and kind in own.get(name, kinds)]
         for name, kinds in row.types.items()
     }
-    if not all(tensors.values()):  # registered for nothing that the version itself allows
+    if not all(tensors.values()):  # registered for no type that the schema allows
         return []
-    if row.op == "BatchNormalization":  # wants one type for all
+    if row.op == "BatchNormalization":  # requires one type for all
         return [dict.fromkeys(tensors, kind) | {"U": kind, "T1": kind, "T2": kind} for kind in tensors["T"]]
     first = {name: preferred(kinds) for name, kinds in tensors.items()}
     each = [{**first, name: kind} for name, kinds in tensors.items() for kind in kinds]
@@ -194,7 +194,7 @@ def preferred(kinds: Sequence[str]) -> str:
 
 
 def reachable(row: Kernel) -> int | None:
-    """The opset that selects exactly this row, or None: too old for onnxruntime, deprecated, or its own fusions'."""
+    """The opset that selects exactly this row; None: too old for onnxruntime, deprecated, or made by fusions only."""
     if row.domain == "com.microsoft.dml" or row.op.startswith(("Sequence", "Optional", "Memcpy", "If")):
         return None
     if row.op in UNTRIED:

@@ -1,4 +1,4 @@
-"""Windows' side of the runtime on Windows' Python: DXGI through ctypes, the typed errors, and gptoss doctor."""
+"""The runtime's Windows code on Windows' Python: DXGI through ctypes, typed errors, and gptoss doctor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIST = """
 import json
 from dataclasses import asdict
 from gptoss_runtime.machine import adapters, dxgi
-for _ in range(20):  # what is released too often or too little would show
+for _ in range(20):  # reference counting errors would show
     found = adapters.list_adapters()
 print(json.dumps([[asdict(one) for one in found], asdict(adapters.choose_adapter(found, "wined3d"))]))
 """
@@ -89,7 +89,7 @@ def test_doctor(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_doctor_with_an_artifact(lab: Lab, nano_artifact: Path, tmp_path: Path) -> None:
-    """nano for the CPU, whose MXFP4 experts want a newer onnxruntime than DirectML's."""
+    """nano for the CPU: its MXFP4 experts need a newer onnxruntime than DirectML's."""
     done = doctor(lab, tmp_path, r"Z:\lab\model", "--json", mounts={"model": nano_artifact})
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -121,7 +121,7 @@ def test_doctor_on_a_gpu_with_a_fault(lab: Lab, tmp_path: Path, fault: str, leve
 
 
 def test_doctor_where_nothing_runs(lab: Lab, tmp_path: Path) -> None:
-    """A build for the CPU installed over DirectML's: said by its metadata, which is all that is read."""
+    """A CPU build installed over DirectML's; only its metadata is read, so metadata is enough."""
     for name in ("onnxruntime", "onnxruntime_genai"):
         metadata = tmp_path / f"{name}-1.32.0.dist-info" / "METADATA"
         metadata.parent.mkdir()

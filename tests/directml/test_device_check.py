@@ -1,4 +1,4 @@
-"""``gptoss doctor --check`` on the real DirectML: right for what is right, wrong for the fault it was made for."""
+"""``gptoss doctor --check`` on the real DirectML: passes correct graphs, and detects norms computed in float16."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ GRAPH = "model.onnx"
 BEST = Options(preset="best")  # faster on a software GPU
 
 
-def amplified(checkpoint: Path, folder: Path, shift: int) -> Path:
-    """nano whose residual stream is 2^shift times as large; no answer is another."""
+def convert_amplified(checkpoint: Path, folder: Path, shift: int) -> Path:
+    """Converts nano with a residual stream 2^shift times as large, which changes no answer."""
     amplify(checkpoint, folder / "checkpoint", Shifts(stream=shift))
     convert(folder / "checkpoint", folder / "directml", target="directml", options=BEST)
     return folder / "directml"
@@ -42,7 +42,7 @@ def report(lab: Lab, artifact: Path, folder: Path) -> dict[str, Any]:
 
 
 def with_float16_norms(artifact: Path, folder: Path) -> Path:
-    """A copy in which the stream's norms are computed in float16: as other converters do it, and this one did."""
+    """A copy whose norms of the stream are computed in float16, as in other converters."""
     shutil.copytree(artifact, folder)
     model = ir.load(folder / GRAPH)
     changed = 0
@@ -70,7 +70,7 @@ def with_float16_norms(artifact: Path, folder: Path) -> Path:
 
 
 def test_nano_is_right(lab: Lab, nano_checkpoint: Path, tmp_path: Path, record_property: Any) -> None:
-    """The artifact that anyone makes, and what the user sees."""
+    """The default artifact, and what the user sees."""
     artifact = tmp_path / "artifact"
     convert(nano_checkpoint, artifact, target="directml")
     done = check(lab, artifact, tmp_path)
@@ -85,7 +85,7 @@ def test_nano_is_right(lab: Lab, nano_checkpoint: Path, tmp_path: Path, record_p
 
 def test_large_activations_are_right(lab: Lab, nano_checkpoint: Path, tmp_path: Path, record_property: Any) -> None:
     """The stream goes far beyond float16's range, as in gpt-oss-120b."""
-    artifact = amplified(nano_checkpoint, tmp_path, 10)
+    artifact = convert_amplified(nano_checkpoint, tmp_path, 10)
     reached = Manifest.read(artifact).range
     assert reached is not None
     assert reached.widest.stream > 65504
@@ -97,8 +97,8 @@ def test_large_activations_are_right(lab: Lab, nano_checkpoint: Path, tmp_path: 
 
 
 def test_norms_in_float16_are_wrong(lab: Lab, nano_checkpoint: Path, tmp_path: Path, record_property: Any) -> None:
-    """DirectML squares in float16 and saturates: every number is finite, and the model is another. The CPU does not."""
-    artifact = with_float16_norms(amplified(nano_checkpoint, tmp_path, 3), tmp_path / "narrow")
+    """DirectML squares in float16 and saturates: all numbers are finite but wrong. On the CPU they are right."""
+    artifact = with_float16_norms(convert_amplified(nano_checkpoint, tmp_path, 3), tmp_path / "narrow")
     reference = ReferenceLogits.read(artifact)
     assert reference is not None
     last = reference.positions[-1]

@@ -1,4 +1,4 @@
-"""The runtime on the real DirectML: genai with graph capture, long answers, and all that goes wrong with GPUs."""
+"""The runtime on the real DirectML: genai with graph capture, long answers, and GPU failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROMPT = SAMPLE.prompt_ids
 
 @pytest.fixture(scope="module")
 def nano(nano_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nano for DirectML, in the preset whose weights are floats: faster on a software GPU."""
+    """nano for DirectML in the preset with float weights, which is faster on a software GPU."""
     out = tmp_path_factory.mktemp("directml") / "gptoss-nano"
     convert(nano_checkpoint, out, target="directml", options=Options(preset="best"))
     return out
@@ -54,9 +54,10 @@ def ask(lab: Lab, artifact: Path, folder: Path, asked: list[dict[str, Any]], **e
 def test_200_tokens_and_an_answer_after_another(
     lab: Lab, nano: Path, nano_checkpoint: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """Token by token under graph capture; where one is not the CPU's, float16 moves logits about as much on the CPU.
+    """Token by token under graph capture, compared with the CPU.
 
-    It does so once nano's answer has ended and what follows is like nothing that it was trained on.
+    A token may differ only where rounding to float16 changes the CPU's logits by a similar amount. That happens after
+    the end of nano's answer, where the text is unlike its training data.
     """
     follow_up = PROMPT + SAMPLE.answer_ids + OTHER.prompt_ids  # longer than a piece of a prompt, and several windows
     asked = [{"prompt": PROMPT, "new_tokens": 200}, {"prompt": follow_up, "new_tokens": 12}]
@@ -105,7 +106,7 @@ def test_a_failing_gpu_is_a_typed_error(
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(lab: Lab, nano: Path, tmp_path: Path) -> None:
-    """The manifest is made to ask for the 20b's memory; the lab's adapter has 8 GB."""
+    """The manifest is changed to need the 20b's memory; the lab's adapter has 8 GB."""
     artifact = tmp_path / "large"
     shutil.copytree(nano, artifact)
     manifest = json.loads((artifact / "manifest.json").read_text())
@@ -135,7 +136,7 @@ def test_doctor(lab: Lab, nano: Path, tmp_path: Path) -> None:
 def test_a_conversation_at_the_terminal(
     activations: str, lab: Lab, nano: Path, nano_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The transcript in docs/directml-chat.md, word by word; with a stream of 1e6 as well, which changes nothing."""
+    """The transcript in docs/directml-chat.md, word for word; large activations do not change it."""
     if activations != "as trained":
         checkpoint = amplify(nano_checkpoint, tmp_path / "checkpoint", SHIFTS[activations])
         nano = tmp_path / "gptoss-nano"

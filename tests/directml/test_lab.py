@@ -1,4 +1,4 @@
-"""That the lab is the real thing, and that it says so where it cannot be."""
+"""The lab runs the real DirectML, and reports why where it cannot run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ os._exit(0)
 
 
 def matmul(folder: Path) -> np.ndarray:
-    """A model, its inputs and the script above, for the lab; returns what has to come out."""
+    """Writes a model, its inputs and the script above; returns the expected product."""
     rng = np.random.default_rng(1)
     a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((4, 8), (8, 3)))
     shapes = {"a": a.shape, "b": b.shape, "c": (4, 3)}
@@ -51,7 +51,7 @@ def matmul(folder: Path) -> np.ndarray:
     return a @ b
 
 
-class TestTheRealThing:
+class TestDirectML:
     def test_a_product_on_directml(self, lab: Lab, tmp_path: Path) -> None:
         expected = matmul(tmp_path)
         done = lab.run("run.py", "1", folder=tmp_path)
@@ -128,7 +128,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("name", ["w", "py", "../x", "", "a/b"])
     def test_mounts_that_would_hide_the_lab(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no name for a mount"):
+        with pytest.raises(ValueError, match="not a valid name for a mount"):
             Lab(tmp_path).run("-V", folder=tmp_path, mounts={name: tmp_path})
 
     def test_a_mount_has_to_be_a_folder(self, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ class TestRunning:
 
 
 def wait_for(condition: object, seconds: float = 20) -> None:
-    """Until it is so."""
+    """Waits until a condition holds."""
     assert callable(condition)
     until = time.monotonic() + seconds
     while not condition():
@@ -146,7 +146,7 @@ def wait_for(condition: object, seconds: float = 20) -> None:
 
 
 def processes_that_see(folder: Path) -> list[str]:
-    """Ids of processes to which a folder is mounted: those of one run."""
+    """Ids of processes that have a folder mounted: those of one run."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -158,7 +158,7 @@ def processes_that_see(folder: Path) -> list[str]:
 
 
 class TestFaults:
-    """What d3d12.c can be asked to do wrong; README.md says what each stands for."""
+    """The faults that d3d12.c can inject; README.md lists what they simulate."""
 
     def run(self, lab: Lab, folder: Path, fault: str, times: int = 1) -> subprocess.CompletedProcess[str]:
         matmul(folder)
@@ -172,7 +172,7 @@ class TestFaults:
             ("removed:0", "887A0005"),
             ("removed:3", "887A0005"),
             ("memory:0", "8007000E"),
-            ("removed:/lab/w/c.npy", "887A0005"),  # that is written after the first run
+            ("removed:/lab/w/c.npy", "887A0005"),  # the file is written by the first run
         ],
     )
     def test_a_fault_comes_out_as_windows_would_say_it(self, lab: Lab, tmp_path: Path, fault: str, code: str) -> None:
@@ -220,7 +220,7 @@ class TestUnavailable:
         monkeypatch.setattr(lab_module, "check_machine", lambda: None)
         monkeypatch.setenv(lab_module.VARIABLE, str(tmp_path / "x"))
         (tmp_path / "x").mkdir()
-        with pytest.raises(LabUnavailable, match="is no lab of this recipe: remove it"):
+        with pytest.raises(LabUnavailable, match="is not a lab of this recipe: remove it"):
             Lab.ensure()
 
 

@@ -1,4 +1,4 @@
-"""The memory budget that the manifest has, held against what the real DirectML takes."""
+"""The manifest's memory budget, compared with the memory that the real DirectML takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gptoss_convert.targets import directml
 from .lab.lab import Lab
 from .measuring import SCALED_DOWN, graph, measure
 
-LIMIT = Limit(9 << 20)  # some experts of the 32 at a time, as for the 20b
+LIMIT = Limit(9 << 20)  # small enough that the 32 experts run in pieces, as the 20b's do
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def test_the_budget_bounds_what_is_taken(
     taken = measure(lab, tmp_path / "graph", [128, 1, 1], max_length)
     peak = max(run["peak"] for run in taken["runs"])
     record_property("figures", {"budget": budget.at(max_length), "peak": peak, **taken})
-    assert taken["loaded"] == pytest.approx(budget.weights, rel=0.06)  # once
+    assert taken["loaded"] == pytest.approx(budget.weights, rel=0.06)  # loaded once
     assert peak <= budget.at(max_length)
-    assert peak >= budget.at(max_length) * 0.7  # and no more is asked of a card than that
+    assert peak >= budget.at(max_length) * 0.7  # and the budget is not much too large
 
 
 def test_pieces_keep_a_prompt_small(lab: Lab, checkpoint: Path, tmp_path: Path) -> None:
-    """All 32 experts dequantised at once would take several times what the pieces do."""
+    """Dequantising all 32 experts at once takes several times the memory of the pieces."""
     whole = directml.target(limit=Limit(1 << 30))
     graph(checkpoint, whole, tmp_path / "whole")
     graph(checkpoint, directml.target(limit=LIMIT), tmp_path / "pieces")

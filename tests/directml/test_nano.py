@@ -1,4 +1,4 @@
-"""nano's own numbers on the real DirectML, in float16, as trained and with the activations of real checkpoints."""
+"""nano's logits on the real DirectML in float16, as trained and with the activations of real checkpoints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LARGE = list(GRAPHS)[2:]
 
 @pytest.fixture(scope="module")
 def models(nano_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Artifacts' graphs, but with logits of all positions."""
+    """The artifacts' graphs, with logits for all positions."""
     root, found = tmp_path_factory.mktemp("nano"), {}
     for number, (name, (shifts, preset)) in enumerate(GRAPHS.items()):
         checkpoint = amplify(nano_checkpoint, root / f"checkpoint {number}", SHIFTS[shifts])
@@ -64,19 +64,19 @@ def reference(nano_checkpoint: Path) -> Any:
     return load_transformers(nano_checkpoint)
 
 
-def judged(runs: Jobs, name: str, number: int) -> Any:
-    """Logits that an answer's tokens come from."""
+def answer_logits(runs: Jobs, name: str, number: int) -> Any:
+    """The logits from which an answer's tokens are chosen."""
     prompt, answer = SAMPLES[number]
     return runs.logits(f"{name} {number}")[len(prompt) - 1 : len(prompt) + len(answer) - 1]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_answers_are_the_checkpoints(name: str, runs: Jobs, reference: Any, record_property: Any) -> None:
-    """Whatever the size of the activations; a greedy answer is equal if each token follows from those before it."""
+    """At every size of activations. A greedy answer is equal if every token is the most likely one after its prefix."""
     parts = []
     for number, (prompt, answer) in enumerate(SAMPLES):
         expected = transformers_logits(reference, prompt + answer)[len(prompt) - 1 : -1]
-        parts.append(compare(expected, judged(runs, name, number)))
+        parts.append(compare(expected, answer_logits(runs, name, number)))
     joined = Comparison.concatenate(parts)
     figures = {"positions": len(joined.kl), "top1": float(joined.same_top.mean()), "kl": float(joined.kl.mean())}
     record_property(name, figures)
@@ -87,16 +87,16 @@ def test_answers_are_the_checkpoints(name: str, runs: Jobs, reference: Any, reco
 
 @pytest.mark.parametrize("name", [name for name in LARGE if "stream" in name])
 def test_the_size_of_the_stream_changes_no_bit(name: str, runs: Jobs) -> None:
-    """On DirectML as on the CPU: everything in float16 is normed, or of rows at a common size."""
+    """As on the CPU: float16 values come from a norm, or from weight rows scaled to a common size."""
     preset = GRAPHS[name][1]
     for number in range(len(SAMPLES)):
-        np.testing.assert_array_equal(judged(runs, name, number), judged(runs, preset, number))
+        np.testing.assert_array_equal(answer_logits(runs, name, number), answer_logits(runs, preset, number))
 
 
 def test_the_cpu_gives_the_same(models: dict[str, Path], runs: Jobs) -> None:
     for number, (prompt, answer) in enumerate(SAMPLES):
         ids = prompt + answer
         on_cpu = decoding.logits(models["balanced"], ids, [len(ids)], max_length=MAX_LENGTH)[len(prompt) - 1 : -1]
-        apart = compare(on_cpu, judged(runs, "balanced", number))
+        apart = compare(on_cpu, answer_logits(runs, "balanced", number))
         assert apart.same_top.all()
         assert apart.kl.mean() < 1e-4

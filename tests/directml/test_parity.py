@@ -1,6 +1,6 @@
 """The real DirectML's logits against transformers and against the same graph on the CPU.
 
-Every session here refuses to leave a node to the CPU. All runs of a kind share one start of Windows' Python.
+Every session has CPU fallback disabled. All runs of a kind share one start of Windows' Python.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 @pytest.fixture(scope="module")
 def graphs(checkpoints: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """By "variant, type, design": the target's own design for all, the others for one."""
+    """Graphs by "variant, type, design": the target's default design for all variants, the other designs for one."""
     folder, wanted = tmp_path_factory.mktemp("graphs"), {}
     for variant, checkpoint in checkpoints.items():
         for dtype, code in TYPES.items():
@@ -86,10 +86,10 @@ def test_float32_agrees_with_transformers_and_the_cpu(
 def test_float16_stays_near(
     variant: str, path: str, runs: Jobs, checkpoints: Mapping[str, Path], record_property: Any
 ) -> None:
-    """Random weights are the worst case: near ties everywhere, in routing as well."""
+    """Random weights are the worst case: near ties everywhere, including the router."""
     reference, ours = expected(checkpoints[variant]), runs.logits(f"{variant}, float16, split, {path}")
     record_property("relative", float(relative(reference, ours)))
-    assert relative(reference, ours) < (3e-2 if variant == "massive channels" else 2e-2)  # of twice the layers
+    assert relative(reference, ours) < (3e-2 if variant == "massive channels" else 2e-2)  # with twice the layers
     assert compare(reference, ours).kl.mean() < 1e-3
 
 

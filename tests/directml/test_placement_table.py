@@ -1,8 +1,8 @@
-"""The table of DirectML's kernels against the real provider: a model for every row that can be written, judged by both.
+"""The table of DirectML's kernels, compared with the real provider on a model for every row that a model can reach.
 
-A model of a row has a node for each type of each constraint, so one strict session proves them all; a version or a type
-that the table does not have has a model of its own, which onnxruntime has to refuse. Whole targets are compared node by
-node, with what onnxruntime logs.
+A row's model has a node for each type of each constraint, so one strict session tests them all. A version or type that
+is not in the table gets a model of its own, which onnxruntime must refuse. Whole targets are compared node by node
+with onnxruntime's log.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from tools.placement_table import registry
 from .row_models import TABLE, allowed, choices, model, reachable
 
 NORM = "SkipSimplifiedLayerNormalization"
-NEWEST = 23  # the last opset that onnxruntime 1.24 takes without a word
-# Off DirectML: the strict session says so, or finds no kernel anywhere.
+NEWEST = 23  # the last opset that onnxruntime 1.24 accepts without a warning
+# Errors for nodes that do not run on DirectML: the strict session refuses, or there is no kernel at all.
 REFUSED = ("fallback to CPU EP has been explicitly disabled", "NOT_IMPLEMENTED", "Provider type for")
-# Functions, which onnxruntime takes apart where it has no kernel, and one that renames its constraints.
+# Functions, which onnxruntime inlines if it has no kernel, and one operator that renames its constraints.
 NO_NEGATIVE = ("Celu", "MeanVarianceNormalization", "QuantizeLinear")
 NUMBERS = {f"tensor({kind})" for kind in ("bfloat16", "double", "uint8", "int64", "uint64", "uint4", "float8e4m3fn")}
 INVALID = ("INVALID_GRAPH", "InferenceError", "INVALID_ARGUMENT")
@@ -59,7 +59,7 @@ def judge(names, results):
         print(json.dumps([name, error]), file=results, flush=True)
 
 names = json.load(open("names.json"))
-if len(sys.argv) == 1:  # after a crash the next process goes on
+if len(sys.argv) == 1:  # after a crash, the next process continues
     done = set()
     while len(done) < len(names):
         subprocess.run([sys.executable, "script.py", str(len(done))])
@@ -112,8 +112,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-def proofs() -> dict[str, onnx.ModelProto]:
-    """Models by name: a row's types that should run together, each other one alone, and what is not registered."""
+def make_row_models() -> dict[str, onnx.ModelProto]:
+    """Models by name: one for all types of a row that should run, one for each other type, and unregistered ones."""
     models: dict[str, onnx.ModelProto] = {}
     for versions in TABLE.kernels.values():
         for row in versions.values():
@@ -122,7 +122,7 @@ def proofs() -> dict[str, onnx.ModelProto]:
             good = []
             for choice in choices(row, opset):
                 single = model(row, opset, [choice])
-                if predicted(single) == "runs":
+                if predict(single) == "runs":
                     good.append(choice)
                 else:
                     models[f"{row.op}-{row.since}-{'-'.join(kind[7:-1] for kind in choice.values())}.onnx"] = single
@@ -130,12 +130,12 @@ def proofs() -> dict[str, onnx.ModelProto]:
                 models[f"{row.op}-{row.since}.onnx"] = model(row, opset, good)
         newest = versions[max(versions)]
         if (opset := reachable(newest)) is not None:
-            models.update(unregistered(newest, opset))
+            models.update(make_unregistered(newest, opset))
     return models
 
 
-def unregistered(row: Kernel, opset: int) -> dict[str, onnx.ModelProto]:
-    """The operator in the first version after its newest kernel, and with a type that its kernel lacks."""
+def make_unregistered(row: Kernel, opset: int) -> dict[str, onnx.ModelProto]:
+    """Models of the operator in the first version after its newest kernel, and with a type that its kernel lacks."""
     models = {}
     own = allowed(row, opset)
     if not own or row.op in NO_NEGATIVE:
@@ -153,7 +153,7 @@ def unregistered(row: Kernel, opset: int) -> dict[str, onnx.ModelProto]:
 
 
 def designs() -> dict[str, onnx.ModelProto]:
-    """What no row shows: shape arithmetic, control flow, inputs from the CPU, arguments that a kernel refuses."""
+    """Cases beyond the rows: shape arithmetic, control flow, inputs on the CPU, arguments that kernels refuse."""
     node, scalar = helper.make_node, helper.make_tensor("zero", onnx.TensorProto.INT64, [], [0])
     weights = [helper.make_tensor("w", onnx.TensorProto.UINT8, [8, 1, 16], [0] * 128)]
     weights += [helper.make_tensor(name, onnx.TensorProto.FLOAT, [8], [1.0] * 8) for name in ("s", "b")]
@@ -167,23 +167,25 @@ def designs() -> dict[str, onnx.ModelProto]:
     flag = value("c", [], onnx.TensorProto.BOOL)
     wide = value("x", [1, 1, 32])
     return {
-        "shape.onnx": whole([shape], [x]),
-        "shape-arithmetic.onnx": whole([shape, node("Gather", ["shape", "zero"], ["y"])], [x], [scalar]),
-        "shape-back.onnx": whole([shape, node("Reshape", ["x", "shape"], ["y"])], [x]),
-        "shape-known.onnx": whole([shape, node("Add", ["shape", "i"], ["y"])], [value("x", [2, 4]), integers]),
-        "reshape-to-input.onnx": whole([node("Reshape", ["x", "i"], ["y"])], [x, integers]),
-        "if-19.onnx": whole([choice], [x, flag], opset=19),
-        "if-21.onnx": whole([choice], [x, flag]),
-        "norm.onnx": whole([node(NORM, ["x", "x", "g"], ["y", "", "", "t"], **norm)], [value("x", [1, 2, 4])], gain),
-        "norm-named.onnx": whole([node(NORM, ["x", "x", "g"], ["y", "m"], **norm)], [value("x", [1, 2, 4])], gain),
-        "moe.onnx": whole(
+        "shape.onnx": make_model([shape], [x]),
+        "shape-arithmetic.onnx": make_model([shape, node("Gather", ["shape", "zero"], ["y"])], [x], [scalar]),
+        "shape-back.onnx": make_model([shape, node("Reshape", ["x", "shape"], ["y"])], [x]),
+        "shape-known.onnx": make_model([shape, node("Add", ["shape", "i"], ["y"])], [value("x", [2, 4]), integers]),
+        "reshape-to-input.onnx": make_model([node("Reshape", ["x", "i"], ["y"])], [x, integers]),
+        "if-19.onnx": make_model([choice], [x, flag], opset=19),
+        "if-21.onnx": make_model([choice], [x, flag]),
+        "norm.onnx": make_model(
+            [node(NORM, ["x", "x", "g"], ["y", "", "", "t"], **norm)], [value("x", [1, 2, 4])], gain
+        ),
+        "norm-named.onnx": make_model([node(NORM, ["x", "x", "g"], ["y", "m"], **norm)], [value("x", [1, 2, 4])], gain),
+        "moe.onnx": make_model(
             [node("MoE", ["x", "x", "x3", "", "x3"], ["y"], domain="com.microsoft", k=1)], [x, value("x3", [4, 4, 4])]
         ),
-        "bits-2.onnx": whole([node("MatMulNBits", ["x", "w", "s"], ["y"], bits=2, **blocks)], [wide], weights),
-        "bias.onnx": whole(
+        "bits-2.onnx": make_model([node("MatMulNBits", ["x", "w", "s"], ["y"], bits=2, **blocks)], [wide], weights),
+        "bias.onnx": make_model(
             [node("MatMulNBits", ["x", "w", "s", "", "", "b"], ["y"], bits=4, **blocks)], [wide], weights
         ),
-        "scatter-add.onnx": whole(
+        "scatter-add.onnx": make_model(
             [node("ScatterElements", ["x", "j", "x"], ["y"], reduction="add")],
             [value("x", [2, 4]), value("j", [2, 4], onnx.TensorProto.INT64)],
             opset=16,
@@ -195,23 +197,25 @@ def value(name: str, shape: list[Any], kind: int = onnx.TensorProto.FLOAT) -> on
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def whole(nodes: list[Any], given: list[Any], constants: list[Any] | None = None, opset: int = 21) -> onnx.ModelProto:
+def make_model(
+    nodes: list[Any], given: list[Any], constants: list[Any] | None = None, opset: int = 21
+) -> onnx.ModelProto:
     outputs = [onnx.ValueInfoProto(name=nodes[-1].output[0])]
     graph = helper.make_graph(nodes, "design", given, outputs, constants or [])
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def predicted(proto: onnx.ModelProto) -> str:
-    """What the checker says: "runs", "refused" or "breaks"."""
+def predict(proto: onnx.ModelProto) -> str:
+    """The prediction: "runs", "refused" or "breaks"."""
     verdicts = judge(ir.from_proto(proto))
     if any(verdict.device is Device.CPU for verdict in verdicts):
         return "refused"
     return "breaks" if any(verdict.reason is Reason.BROKEN for verdict in verdicts) else "runs"
 
 
-def observed(error: str) -> str:
-    """What the provider did; "invalid" says that the model, not the table, is wrong."""
+def classify_error(error: str) -> str:
+    """The provider's outcome; "invalid" means that the model is wrong, not the table."""
     if not error:
         return "runs"
     if any(words in error for words in REFUSED):
@@ -220,8 +224,8 @@ def observed(error: str) -> str:
 
 
 def test_the_table_is_what_directml_does(lab: Any, tmp_path: Path) -> None:
-    models = proofs() | designs()
-    expected = {name: predicted(proto) for name, proto in models.items()}
+    models = make_row_models() | designs()
+    expected = {name: predict(proto) for name, proto in models.items()}
     for name, proto in models.items():
         onnx.save(proto, tmp_path / name)
     (tmp_path / "names.json").write_text(json.dumps(list(models)))
@@ -229,7 +233,7 @@ def test_the_table_is_what_directml_does(lab: Any, tmp_path: Path) -> None:
     lab.run("script.py", folder=tmp_path, timeout=300)
     results = dict(json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines())
     assert results.keys() == models.keys()
-    found = {name: observed(error) for name, error in results.items()}
+    found = {name: classify_error(error) for name, error in results.items()}
     assert {name: (expected[name], results[name]) for name in found if found[name] != expected[name]} == {}
     counted = Counter(found.values())
     assert counted["runs"] > 370, counted
@@ -258,7 +262,7 @@ def test_every_target_is_placed_as_predicted(lab: Any, tmp_path: Path) -> None:
     for target in map(targets.load, targets.names()):
         needed = (target.requires.get(name, "") for name in ("onnxruntime", "onnxruntime-gpu"))
         if not all(SpecifierSet(versions).contains(TABLE.release) for versions in needed):
-            continue  # its operators are newer than the lab
+            continue  # its operators are newer than the lab's onnxruntime
         for preset in target.presets:
             (folder := tmp_path / f"{target.name}-{preset}").mkdir()
             made = export(checkpoint, target, resolve(target.presets, preset, {}), folder).model
@@ -274,7 +278,7 @@ def test_every_target_is_placed_as_predicted(lab: Any, tmp_path: Path) -> None:
 
 
 def placed_on_cpu(log: str) -> Counter[str]:
-    """Nodes by operator that a session says it placed on the CPU."""
+    """Nodes by operator that a session's log says are on the CPU."""
     found: Counter[str] = Counter()
     provider = ""
     for line in re.findall(r"VerifyEachNodeIsAssignedToAnEp\S*\s+(.*)", log):
@@ -291,7 +295,7 @@ def test_what_is_read_on_the_cpu_is_not_read_again(lab: Any, tmp_path: Path, cap
     integer, rows = onnx.TensorProto.INT64, ["start", "end", "axis"]
     axis = [helper.make_tensor("axis", integer, [1], [0])]
     given = [value("x", [4, 4]), value("start", [1], integer), value("end", [1], integer)]
-    proto = whole([helper.make_node("Slice", ["x", *rows], ["y"])], given, axis)
+    proto = make_model([helper.make_node("Slice", ["x", *rows], ["y"])], given, axis)
     assert judge(ir.from_proto(proto))[0].reason is Reason.HOST_INPUT
     onnx.save(proto, tmp_path / "model.onnx")
     (tmp_path / "script.py").write_text(REPLAY)

@@ -1,4 +1,4 @@
-"""The engine's process on Windows: pipes, kill, a parent's death, and two generations at once on the real DirectML."""
+"""ProcessEngine on Windows: pipes, a killed child, a killed parent, two generations at once on the real DirectML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A last line of each run of DirectML's tests: which lab ran them, or why DirectML was not tested.
+"""Adds a last line to each run of DirectML's tests: which lab ran them, or why DirectML was not tested.
 
 A plugin and no conftest.py, because pytest-xdist's controller, which prints the line, loads none below tests/.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 VERDICT = pytest.StashKey[str]()
-OUTPUT = "gptoss_directml"  # in what a worker hands to the controller
+OUTPUT = "gptoss_directml"  # key in the data that a worker sends to the controller
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -25,7 +25,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """A skip is a letter among hundreds; this is a line of its own."""
+    """A skipped test is easy to miss; this line is not."""
     if verdict := config.stash.get(VERDICT, ""):
         bad = verdict.startswith("NOT")
         terminalreporter.write_line(f"DirectML: {verdict}", red=bad, bold=bad)

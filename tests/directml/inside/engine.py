@@ -1,6 +1,6 @@
-"""Runs in the lab: what was asked of the engine on DirectML, as JSON.
+"""Runs in the lab: generates answers to prompts on DirectML and writes them as JSON.
 
-python engine.py FOLDER asked.json answers.json      asked: [{"prompt", "new_tokens"}]
+python engine.py FOLDER asked.json answers.json      asked.json: [{"prompt", "new_tokens"}]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
             try:
                 answer(engine, json.loads(Path(asked).read_text(encoding="utf-8")), answers)
             except GptOssError as error:
-                failed(error)  # before the engine is closed: a device that is gone may take the process with it
+                failed(error)  # before the engine is closed: closing it on a removed device may crash the process
     except GptOssError as error:
         failed(error)
     write()
@@ -46,7 +46,7 @@ def answer(engine: Engine, asked: list[dict[str, Any]], answers: list[dict[str, 
 
 
 def memory() -> list[int]:
-    """Bytes: the GPU's live and peak, the system's live and peak."""
+    """Current and peak bytes of the GPU's memory, then of the system's."""
     return [int(number) for number in np.fromfile("memory", np.uint64)]
 
 

@@ -1,4 +1,4 @@
-"""Runs graphs on DirectML, with the converter's session.py that is mounted beside it:
+"""Runs graphs on DirectML, with the converter's session.py, which is mounted beside it.
 
 python graphs.py jobs.json        a list of {"model", "token_ids", "pieces", "out": logits.npy, "max_length"}
 """

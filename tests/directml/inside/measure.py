@@ -1,9 +1,9 @@
-"""Runs in the lab: what one graph takes on DirectML, of memory and of time.
+"""Runs in the lab: measures one graph's memory and time on DirectML.
 
 python measure.py MODEL LENGTHS MAX_LENGTH OUT.json      LENGTHS: tokens of each run, such as [128,1,1]
 
-One graph a process: DirectML keeps memory for later. The memory file is the lab's (GPTOSS_LAB_MEMORY); without it, on
-Windows proper, those figures are null.
+One graph per process, because DirectML keeps freed memory. The lab provides the memory file (GPTOSS_LAB_MEMORY).
+Without it, as on Windows, those figures are null.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Memory:
-    """The GPU's as the lab counts it, in bytes."""
+    """GPU memory in bytes, as the lab counts it."""
 
     def __init__(self) -> None:
         name = os.environ.get("GPTOSS_LAB_MEMORY")
         self._counts: NDArray[Any] | None = None if name is None else np.memmap("memory", np.uint64, "r+")
 
     def live(self) -> int | None:
-        """Now."""
+        """Bytes in use."""
         return None if self._counts is None else int(self._counts[0])
 
     def restart(self) -> None:
-        """The peak is what there is now."""
+        """Starts a new peak at the bytes in use."""
         if self._counts is not None:
             self._counts[1] = self._counts[0]
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def step(session: onnxruntime.InferenceSession, cache: dict[str, Any], at: int, length: int, max_length: int) -> None:
-    """Some tokens; the cache is read and written where it lies, as genai does it."""
+    """Runs some tokens; the cache is read and written in place, as in genai."""
     binding = session.io_binding()
     binding.bind_cpu_input("input_ids", np.arange(length)[None] % 100)
     binding.bind_cpu_input("attention_mask", np.ones((1, max_length), np.int64))

@@ -1,7 +1,7 @@
-"""Runs in the lab: the engine in a process of its own, on Windows and DirectML; its findings as JSON.
+"""Runs in the lab: tests ProcessEngine on Windows and DirectML and writes the findings as JSON.
 
 python process.py FOLDER out.json
-python process.py FOLDER parent         loads, starts a generation, says the child's pid and waits to be killed
+python process.py FOLDER parent         loads, starts a generation, prints the child's pid and waits to be killed
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ GREEDY = GenerationOptions(temperature=0.0, max_new_tokens=6, stop_token_ids=())
 ENDLESS = GenerationOptions(temperature=0.0, stop_token_ids=())
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     deadline = time.monotonic() + 20
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not psutil.pid_exists(pid)
 
 
-def streams(engine: Engine) -> list[list[int]]:
-    """Two at once, token by token."""
+def generate_two(engine: Engine) -> list[list[int]]:
+    """Generates two answers at once, token by token."""
     generations = [engine.generate([*PROMPT, last], GREEDY) for last in (0, 1)]
     rows = list(zip(*generations, strict=True))
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def killed(engine: ProcessEngine) -> str:
+def kill_child(engine: ProcessEngine) -> str:
     running = engine.generate(PROMPT, ENDLESS)
     next(running)
     psutil.Process(engine.pid).kill()
@@ -49,36 +49,36 @@ def killed(engine: ProcessEngine) -> str:
     return ""
 
 
-def parent_dies(folder: str) -> bool:
+def kill_parent(folder: str) -> bool:
     command = [sys.executable, __file__, folder, "parent"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert psutil.pid_exists(pid)
         parent.kill()
-    return gone(pid)
+    return has_ended(pid)
 
 
-def findings(folder: str) -> dict[str, Any]:
+def collect_findings(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with ProcessEngine.load(folder, provider="directml", slots=2) as engine:
         found["slots"] = engine.slots
         found["alone"] = [list(engine.generate([*PROMPT, last], GREEDY)) for last in (0, 1)]
         found["memory"] = [int(number) for number in np.fromfile("memory", np.uint64)]
-        found["together"] = streams(engine)
+        found["together"] = generate_two(engine)
         found["memory_together"] = [int(number) for number in np.fromfile("memory", np.uint64)]
         with engine.generate(PROMPT, ENDLESS) as running:
             next(running)
         found["after_cancel"] = list(engine.generate([*PROMPT, 0], GREEDY))
-        found["killed"] = killed(engine)
+        found["killed"] = kill_child(engine)
         found["after_kill"] = list(engine.generate([*PROMPT, 0], GREEDY))
         found["restarts"] = engine.restarts
-    found["closed"] = gone(engine.pid)
+    found["closed"] = has_ended(engine.pid)
     try:
         ProcessEngine.load("nowhere")
     except GptOssError as error:
         found["load_error"] = type(error).__name__
-    found["parent_dies"] = parent_dies(folder)
+    found["parent_dies"] = kill_parent(folder)
     return found
 
 
@@ -88,4 +88,4 @@ if __name__ == "__main__":
         busy = parents.generate(PROMPT, ENDLESS)
         print(parents.pid, flush=True)
         time.sleep(600)
-    Path(sys.argv[2]).write_text(json.dumps(findings(sys.argv[1])), encoding="utf-8")
+    Path(sys.argv[2]).write_text(json.dumps(collect_findings(sys.argv[1])), encoding="utf-8")

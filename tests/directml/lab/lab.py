@@ -1,6 +1,6 @@
-"""The lab: found or built, and Windows' Python run in it.
+"""Finds or builds the lab, and runs Windows' Python in it.
 
-Knows where labs are kept and how a run looks from outside; build.py knows what is in one.
+Knows where labs are kept and how to start a run; build.py knows what a lab contains.
 
     python tests/directml/lab/lab.py build [DIR]
     python tests/directml/lab/lab.py run [--mount NAME=PATH] WORKDIR script.py args…
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import platformdirs
 
-if __name__ == "__main__" and not __package__:  # as a script: the same module, but in its package
+if __name__ == "__main__" and not __package__:  # run as a script: import the same module from its package
     import runpy
 
     sys.path[0] = str(Path(__file__).parents[1])
@@ -36,9 +36,9 @@ from .sandbox import LabUnavailable, Mount, command, environment, namespaces
 
 VARIABLE = "GPTOSS_DML_LAB"
 PYTHON = r"Z:\lab\py\python.exe"
-RECIPE = "recipe"  # the digest; written last, so that it is the mark of a whole lab
+RECIPE = "recipe"  # holds the digest; written last, so it marks a complete lab
 TAKEN = {"w", "py", "prefix", "windows", "runtime", "display.reg"}
-# device_id has to be given: without it onnxruntime falls back to the CPU in silence. os._exit: DirectML.dll may crash
+# Without device_id, onnxruntime silently falls back to the CPU. os._exit: DirectML.dll may crash
 # when it is unloaded after everything else.
 PROOF = r"""
 import os, sys, numpy, onnxruntime, onnxruntime_genai
@@ -58,13 +58,13 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class Lab:
-    """A folder that was built and has proved that DirectML works in it."""
+    """A complete lab, in which DirectML has been tested."""
 
     folder: Path
 
     @classmethod
     def ensure(cls) -> Lab:
-        """The lab of this recipe, built where there is none: half a minute to a whole one, and 0.7 GB.
+        """Returns the lab of this recipe; builds it if there is none, which takes up to two minutes and 0.7 GB.
 
         Raises:
             LabUnavailable: this machine cannot host one, or a step of the build failed.
@@ -76,26 +76,26 @@ class Lab:
 
     @classmethod
     def at(cls, folder: Path) -> Lab:
-        """The lab in a certain folder, built if that is not there.
+        """Returns the lab in a folder; builds it if the folder does not exist.
 
         Raises:
-            LabUnavailable: as ``ensure``; or what lies there is no lab.
+            LabUnavailable: as ``ensure``; or the folder is not a lab of this recipe.
         """
         check_machine()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(folder.name + ".lock")):
+        with hold_lock(folder.with_name(folder.name + ".lock")):
             if not folder.exists():
                 cls._build(folder)
             made = folder / RECIPE
             if not made.is_file() or made.read_text(encoding="ascii") != recipe.digest():
-                raise LabUnavailable(f"{folder} is no lab of this recipe: remove it, or name another in {VARIABLE}")
+                raise LabUnavailable(f"{folder} is not a lab of this recipe: remove it, or name another in {VARIABLE}")
         return cls(folder)
 
     @classmethod
     def _build(cls, folder: Path) -> None:
-        """Built aside, proved, renamed: what has the name is whole, whatever interrupted an earlier build."""
+        """Builds and tests a lab under another name, then renames it: an interrupted build leaves no lab."""
         check_disk(folder.parent)
-        debian_mirror()  # cheap, and without one nothing can be built
+        debian_mirror()  # cheap to check, and required
         aside = folder.with_name(folder.name + ".building")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
@@ -114,10 +114,10 @@ class Lab:
         aside.rename(folder)
 
     def _prove(self) -> None:
-        """Run something on DirectML.
+        """Tests that DirectML works.
 
         Raises:
-            LabUnavailable: it did not work.
+            LabUnavailable: it does not.
         """
         scratch = self.folder / "proof"
         scratch.mkdir()
@@ -129,13 +129,13 @@ class Lab:
 
     @property
     def packages(self) -> dict[str, str]:
-        """Versions of what is inside: onnxruntime, Wine and the like first, then everything by name."""
+        """Versions of the packages: the important ones first, then all by name."""
         found: dict[str, str] = json.loads((self.folder / PACKAGES).read_text(encoding="utf-8"))
         return found
 
     @property
     def wine_version(self) -> str:
-        """As Debian numbers it."""
+        """Wine's version in Debian."""
         return self.packages["libwine"]
 
     def run(
@@ -147,35 +147,35 @@ class Lab:
         timeout: float = 600,
         stdin: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        r"""Run Windows' Python.
+        r"""Runs Windows' Python.
 
         Args:
-            args: of python.exe; paths as seen inside.
-            folder: Z:\lab\w inside, and the current folder; what is written there stays, all else is forgotten.
+            args: arguments of python.exe; paths as seen inside the lab.
+            folder: seen as Z:\lab\w, and the working folder; its files remain, all other changes are discarded.
             mounts: folders by name, seen as Z:\lab\NAME, read-only. The checkout's runtime is always there.
-            env: environment variables beside the lab's own.
-            timeout: seconds, not counting those spent waiting for another run to end.
-            stdin: text to be read; nothing otherwise.
+            env: environment variables in addition to the lab's.
+            timeout: seconds, not counting the wait for another run to end.
+            stdin: text for standard input; empty by default.
 
         Returns:
-            Exit code (its lowest 8 bits, as everywhere on Linux), stdout and stderr, with Linux' line ends.
+            Exit code (its lowest 8 bits, as always on Linux), stdout and stderr, with \n line ends.
 
         Raises:
-            subprocess.TimeoutExpired: nothing that was started is left.
+            subprocess.TimeoutExpired: the run took longer; its processes have been killed.
         """
         for name in mounts:
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in TAKEN:
-                raise ValueError(f"{name!r} is no name for a mount")
+                raise ValueError(f"{name!r} is not a valid name for a mount")
         inside = [Mount(path, f"/lab/{name}") for name, path in {"runtime": recipe.ROOT / "runtime", **mounts}.items()]
         inside.append(Mount(folder, "/lab/w", writable=True))
         for mount in inside:
             if not mount.source.is_dir():
-                raise NotADirectoryError(f"{mount.source}, to be mounted as {mount.target}, is no folder")
+                raise NotADirectoryError(f"{mount.source}, to be mounted as {mount.target}, is not a folder")
         variables = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         variables |= {"PYTHONPATH": r"Z:\lab\runtime", **WINE_ENVIRONMENT, **env}
         line = [WINE, PYTHON, *map(str, args)]
         inner = command(self.folder / "root", [line], cwd="/lab/w", mounts=inside, forgotten="/lab/prefix")
-        with locked(self.folder / "run.lock"):
+        with hold_lock(self.folder / "run.lock"):
             try:
                 done = subprocess.run(
                     inner,
@@ -185,20 +185,22 @@ class Lab:
                     timeout=timeout,
                 )
             except subprocess.TimeoutExpired as e:
-                said = (readable(text or b"") for text in (e.stdout, e.stderr))
+                said = (decode_output(text or b"") for text in (e.stdout, e.stderr))
                 raise subprocess.TimeoutExpired(line, timeout, *said) from None
-        return subprocess.CompletedProcess(line, done.returncode, readable(done.stdout), readable(done.stderr))
+        return subprocess.CompletedProcess(
+            line, done.returncode, decode_output(done.stdout), decode_output(done.stderr)
+        )
 
 
-def readable(output: bytes) -> str:
-    """Text of Windows programs, some of which write UTF-16."""
+def decode_output(output: bytes) -> str:
+    """Decodes output of Windows programs, some of which write UTF-16."""
     return output.replace(b"\0", b"").decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """One at a time, over processes; a process that dies lets go."""
-    import fcntl  # not on Windows, where this module is imported to say that it is of no use there
+def hold_lock(file: Path) -> Iterator[None]:
+    """Holds an exclusive lock between processes; it is released if the process dies."""
+    import fcntl  # does not exist on Windows, where this module is imported only to report that no lab can run
 
     with file.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -206,7 +208,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def check_machine() -> None:
-    """Whether a lab can run here.
+    """Checks that a lab can run on this machine.
 
     Raises:
         LabUnavailable: it cannot.
@@ -217,7 +219,7 @@ def check_machine() -> None:
 
 
 def check_disk(folder: Path) -> None:
-    """Whether a lab can be built here.
+    """Checks that a lab can be built on this machine.
 
     Raises:
         LabUnavailable: it cannot.
@@ -231,16 +233,16 @@ def check_disk(folder: Path) -> None:
 
 
 def main() -> int:
-    """By hand."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(prog="lab.py", description="DirectML on Linux, under Wine.")
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="build it, unless it is there")
-    build.add_argument("dir", nargs="?", type=Path, help=f"where; default: ${VARIABLE}, or the cache")
+    build = commands.add_parser("build", help="build the lab if there is none")
+    build.add_argument("dir", nargs="?", type=Path, help=f"the lab's folder; default: ${VARIABLE}, or the cache")
     run = commands.add_parser("run", help="run a script in Windows' Python")
     run.add_argument("--mount", action="append", default=[], metavar="NAME=PATH", help=r"seen as Z:\lab\NAME")
     run.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
-    run.add_argument("workdir", type=Path, help=r"seen as Z:\lab\w, and the current folder")
-    run.add_argument("args", nargs=argparse.REMAINDER, help="of python.exe")
+    run.add_argument("workdir", type=Path, help=r"seen as Z:\lab\w, and the working folder")
+    run.add_argument("args", nargs=argparse.REMAINDER, help="arguments of python.exe")
     options = parser.parse_args()
     try:
         if options.command == "build":
@@ -256,7 +258,7 @@ def main() -> int:
         print(f"lab unavailable: {e}", file=sys.stderr)
         return 3
     except subprocess.TimeoutExpired:
-        print(f"not done after {options.timeout:.0f} s", file=sys.stderr)
+        print(f"timed out after {options.timeout:.0f} s", file=sys.stderr)
         return 124
     print(done.stderr, end="", file=sys.stderr)
     print(done.stdout, end="")
