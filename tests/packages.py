@@ -19,13 +19,13 @@ import platformdirs
 import pytest
 
 
-def installed(name: str, *requirements: str, alone: bool = False) -> Path:
-    """The folder of packages, pinned by ``requirements``; skips the test where they cannot be had, with pip's reason.
+def install_packages(name: str, *requirements: str, alone: bool = False) -> Path:
+    """Installs packages into a folder of the cache; skips the test with pip's message if that fails.
 
     Args:
-        name: of the folder, for whoever looks into the cache.
-        requirements: as pip takes them, with versions.
-        alone: without what they depend on, which is then looked for among the tests' own packages.
+        name: the beginning of the folder's name.
+        requirements: pinned, as for pip.
+        alone: without dependencies; the tests' own packages provide those.
     """
     dependencies = ["--no-deps"] if alone else []
 
@@ -33,15 +33,15 @@ def installed(name: str, *requirements: str, alone: bool = False) -> Path:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary=:all:"]
         step([*pip, *dependencies, "--target", str(folder), *requirements], folder, what=", ".join(requirements))
 
-    return cached(name, sys.version, *dependencies, *requirements, build=build)
+    return build_cached(name, sys.version, *dependencies, *requirements, build=build)
 
 
-def cached(name: str, *identity: str, build: Callable[[Path], None]) -> Path:
-    """A folder in the cache, built where there is none; by one process at a time.
+def build_cached(name: str, *identity: str, build: Callable[[Path], None]) -> Path:
+    """A folder in the cache, built if there is none, by one process at a time.
 
     Args:
-        name: of the folder, for whoever looks into the cache.
-        identity: all that decides what is in it.
+        name: the beginning of the folder's name.
+        identity: everything that the contents depend on.
         build: fills an empty folder.
     """
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]

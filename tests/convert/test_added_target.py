@@ -66,7 +66,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def artifacts(tiny: Path, tmp_path: Path) -> Path:
-    """A model converted for both targets and for the CPU, as a search folder has it."""
+    """A model converted for both targets and for the CPU, in the layout of a search folder."""
     for name in ("cpu", *ADDED):
         convert(tiny, tmp_path / "artifacts" / "tiny" / name, target=name)
     return tmp_path / "artifacts"
@@ -129,7 +129,7 @@ def test_the_commands_show_it(artifacts: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_foundrys_list_knows_its_device(registry: Registry, artifacts: Path, tmp_path: Path) -> None:
-    """And that of an artifact without a manifest, which is run on the CPU."""
+    """Also the device of an artifact without a manifest, which runs on the CPU."""
     (artifacts / "tiny" / "cpu" / MANIFEST).unlink()
     host = ModelHost(ServedModels(registry=registry), EngineOptions().load, cache=tmp_path)
     with serving(Settings(port=0, tell_date=False), host) as server:

@@ -1,4 +1,4 @@
-"""What the real models would take, from their dimensions: no weight is written or read."""
+"""Memory budgets of the real models, computed from their dimensions without any weights."""
 
 from __future__ import annotations
 

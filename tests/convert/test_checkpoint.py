@@ -19,7 +19,7 @@ from .conftest import write_tiny
 INDEX = "model.safetensors.index.json"
 
 
-def refused(folder: Path, names: str, error: type[CheckpointError] = CheckpointError) -> None:
+def assert_refused(folder: Path, names: str, error: type[CheckpointError] = CheckpointError) -> None:
     with pytest.raises(error) as caught:
         Checkpoint.open(folder)
     assert names in caught.value.message
@@ -67,18 +67,18 @@ def test_shards_are_one_checkpoint(sharded: Path, tiny: Path) -> None:
 
 
 def test_a_missing_folder_and_an_empty_one(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "nowhere")
-    refused(tmp_path, "config.json")
+    assert_refused(tmp_path / "nowhere", "nowhere")
+    assert_refused(tmp_path, "config.json")
 
 
 def test_no_weights(breakable: Path) -> None:
     (breakable / "model.safetensors").unlink()
-    refused(breakable, "no *.safetensors")
+    assert_refused(breakable, "no *.safetensors")
 
 
 def test_a_missing_shard(sharded: Path) -> None:
     (sharded / "model-00002-of-00003.safetensors").unlink()
-    refused(sharded, "model-00002-of-00003.safetensors: missing, but named by")
+    assert_refused(sharded, "model-00002-of-00003.safetensors: missing, but named by")
 
 
 def test_a_shard_that_the_index_leaves_out(sharded: Path) -> None:
@@ -86,20 +86,20 @@ def test_a_shard_that_the_index_leaves_out(sharded: Path) -> None:
         index["weight_map"] = {name: file for name, file in index["weight_map"].items() if "00002" not in file}
 
     edit(sharded / INDEX, forget)
-    refused(sharded, "is missing from 2 shard(s)")
+    assert_refused(sharded, "is missing from 2 shard(s)")
 
 
 @pytest.mark.parametrize("keep", [0, 3, 8, 40, -1])
 def test_a_truncated_shard(breakable: Path, keep: int) -> None:
     file = breakable / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    refused(breakable, "model.safetensors: truncated")
+    assert_refused(breakable, "model.safetensors: truncated")
 
 
 def test_a_truncated_shard_among_whole_ones(sharded: Path) -> None:
     file = sharded / "model-00003-of-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    refused(sharded, "model-00003-of-00003.safetensors: truncated")
+    assert_refused(sharded, "model-00003-of-00003.safetensors: truncated")
 
 
 @pytest.mark.parametrize(
@@ -115,24 +115,24 @@ def test_a_truncated_shard_among_whole_ones(sharded: Path) -> None:
     ],
     ids=["ones", "zip", "long header", "list", "not utf-8", "deep", "git-lfs pointer"],
 )
-def test_a_file_that_is_none_of_safetensors(breakable: Path, content: bytes) -> None:
+def test_a_file_that_is_not_safetensors(breakable: Path, content: bytes) -> None:
     (breakable / "model.safetensors").write_bytes(content)
-    refused(breakable, "model.safetensors: ")
+    assert_refused(breakable, "model.safetensors: ")
 
 
 def test_folders_in_the_place_of_files(breakable: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         (breakable / name).unlink()
         (breakable / name).mkdir()
-        refused(breakable, name)
+        assert_refused(breakable, name)
 
 
-def test_a_folder_that_may_not_be_seen(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_dir", refuse)
-    refused(tiny, "Permission denied")
+    assert_refused(tiny, "Permission denied")
 
 
 def test_a_tensor_of_another_shape(breakable: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_tensor_of_another_shape(breakable: Path) -> None:
         entry["shape"] = [entry["shape"][1], entry["shape"][0]]
 
     rewrite_header(breakable / "model.safetensors", swap)
-    refused(breakable, "model.safetensors: model.layers.0.self_attn.q_proj.weight is BF16 [64, 128]")
+    assert_refused(breakable, "model.safetensors: model.layers.0.self_attn.q_proj.weight is BF16 [64, 128]")
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("lm_head.weight", "F8_E4M3"), ("model.norm.weight", "I16")])
@@ -150,12 +150,12 @@ def test_a_tensor_of_another_type(breakable: Path, name: str, dtype: str) -> Non
         header[name]["dtype"] = dtype
 
     rewrite_header(breakable / "model.safetensors", retype)
-    refused(breakable, f"model.safetensors: {name} is {dtype}")
+    assert_refused(breakable, f"model.safetensors: {name} is {dtype}")
 
 
 def test_a_missing_tensor(breakable: Path) -> None:
     rewrite_header(breakable / "model.safetensors", lambda header: header.pop("model.layers.1.self_attn.sinks"))
-    refused(breakable, "model.layers.1.self_attn.sinks is missing")
+    assert_refused(breakable, "model.layers.1.self_attn.sinks is missing")
 
 
 def test_a_tensor_that_does_not_fill_its_bytes(breakable: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_tensor_that_does_not_fill_its_bytes(breakable: Path) -> None:
         header["lm_head.weight"]["shape"][0] -= 1
 
     rewrite_header(breakable / "model.safetensors", shrink)
-    refused(breakable, "model.safetensors: malformed")
+    assert_refused(breakable, "model.safetensors: malformed")
 
 
 @pytest.mark.parametrize(
@@ -185,13 +185,13 @@ def test_a_tensor_that_does_not_fill_its_bytes(breakable: Path) -> None:
 )
 def test_an_index_that_leads_outside(sharded: Path, name: str) -> None:
     lead(sharded, name)
-    refused(sharded, f"{INDEX}: names {name!r}, which is not a file in this folder")
+    assert_refused(sharded, f"{INDEX}: names {name!r}, which is not a file in this folder")
 
 
 @pytest.mark.parametrize("name", [7, None, ["model-00001-of-00003.safetensors"]])
 def test_an_index_of_other_things_than_names(sharded: Path, name: object) -> None:
     lead(sharded, name)
-    refused(sharded, INDEX)
+    assert_refused(sharded, INDEX)
 
 
 def test_an_index_that_leads_outside_by_an_existing_path(sharded: Path, tmp_path: Path) -> None:
@@ -199,25 +199,25 @@ def test_an_index_that_leads_outside_by_an_existing_path(sharded: Path, tmp_path
     outside.write_bytes((sharded / "model-00001-of-00003.safetensors").read_bytes())
     for name in (str(outside), "../outside.safetensors"):
         lead(sharded, name)
-        refused(sharded, "which is not a file in this folder")
+        assert_refused(sharded, "which is not a file in this folder")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "\x00", "[" * 100_000], ids=range(6))
 def test_a_malformed_index(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text, encoding="utf-8")
-    refused(sharded, INDEX)
+    assert_refused(sharded, INDEX)
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff"])
 def test_a_malformed_config(breakable: Path, text: str) -> None:
     (breakable / "config.json").write_text(text, encoding="latin-1")
-    refused(breakable, "config.json")
+    assert_refused(breakable, "config.json")
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"model_type": "llama"}'])
 def test_another_architecture(breakable: Path, text: str) -> None:
     (breakable / "config.json").write_text(text, encoding="utf-8")
-    refused(breakable, "gpt_oss", UnsupportedModel)
+    assert_refused(breakable, "gpt_oss", UnsupportedModel)
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "num_local_experts", "vocab_size", "num_hidden_layers"])
@@ -227,7 +227,7 @@ def test_a_config_of_other_dimensions(breakable: Path, key: str) -> None:
         config.pop("layer_types", None)
 
     edit(breakable / "config.json", double)
-    refused(breakable, str(breakable))
+    assert_refused(breakable, str(breakable))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_dimensions_that_no_kernel_takes(breakable: Path, key: str, value: int) 
 @pytest.mark.parametrize("value", [None, "many", [], {}])
 def test_a_config_with_nonsense(breakable: Path, value: object) -> None:
     edit(breakable / "config.json", lambda config: config.update(num_attention_heads=value))
-    refused(breakable, "config.json")
+    assert_refused(breakable, "config.json")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

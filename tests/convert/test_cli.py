@@ -64,13 +64,13 @@ def test_a_size(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.5", "-4GB", "4GB please", "1.5.3", "4bit", "4PB", "1e3", "9" * 400])
-def test_a_size_that_is_none(text: str, gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+def test_an_invalid_size(text: str, gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
     result = gptoss("convert", tiny, "-o", tmp_path / "out", f"--max-file-size={text}")
     assert result.exit_code == 2
     assert "Give a size such as 4GB" in result.output
 
 
-def test_what_fails_says_so(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+def test_failures_are_reported(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
     refusals = {
         ("convert", tmp_path / "nothing", "-o", tmp_path / "out"): (3, "no such folder", "Give the folder"),
         ("convert", tiny, "-o", tmp_path / "out", "-t", "vulkan"): (3, "no target 'vulkan'", "cpu-int4 ("),
@@ -98,7 +98,7 @@ def test_inspect_finds_damage(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> Non
     assert gptoss("inspect", tmp_path / "out", "--no-verify").exit_code == 0
 
 
-def test_inspect_says_what_others_would_run(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+def test_inspect_lists_what_other_programs_would_run(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     gptoss("convert", tiny, "-o", out)
     assert reported(gptoss("inspect", out, "--json"))["elsewhere"] == []
@@ -123,8 +123,8 @@ def test_inspect_says_what_others_would_run(gptoss: Gptoss, tiny: Path, tmp_path
     assert "all match the manifest's checksums, which are not signed" in text
 
 
-def test_inspect_refuses_what_is_more_than_data(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
-    """Also where it matches its manifest, and in a graph that the configuration does not name."""
+def test_inspect_refuses_artifacts_that_are_not_only_data(gptoss: Gptoss, tiny: Path, tmp_path: Path) -> None:
+    """Even if it matches its manifest, and in graphs that the configuration does not name."""
     out = tmp_path / "out"
     gptoss("convert", tiny, "-o", out)
     second = onnx.load(out / "model.onnx", load_external_data=False)
@@ -184,7 +184,7 @@ def test_parity(gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_
     assert "same top token" in gptoss(*common).stdout
 
 
-def test_parity_that_cannot_be_written(
+def test_parity_report_that_cannot_be_written(
     gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Path, target: Path) -> Path:

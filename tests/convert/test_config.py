@@ -30,7 +30,7 @@ def without(*keys: str) -> dict[str, Any]:
     return {key: value for key, value in PUBLISHED.items() if key not in keys}
 
 
-def refused(folder: Path, raw: object, words: str = "", error: type[CheckpointError] = CheckpointError) -> None:
+def assert_refused(folder: Path, raw: object, words: str = "", error: type[CheckpointError] = CheckpointError) -> None:
     with pytest.raises(error) as caught:
         read(folder, raw)
     assert str(folder / "config.json") in caught.value.message
@@ -47,7 +47,7 @@ def test_the_published_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("theta", ["inside", "beside", "absent"])
-def test_where_the_base_of_the_frequencies_may_stand(theta: str, tmp_path: Path) -> None:
+def test_rope_theta_at_either_level(theta: str, tmp_path: Path) -> None:
     raw = without(*OLD_ROPE) | {"rope_parameters": dict(YARN)}
     if theta == "inside":
         raw["rope_parameters"]["rope_theta"] = 10000.0
@@ -66,8 +66,8 @@ def test_other_spellings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "num_local_experts", "head_dim", "sliding_window", "vocab_size"])
-def test_what_must_be_there(key: str, tmp_path: Path) -> None:
-    refused(tmp_path, without(key), key)
+def test_required_keys(key: str, tmp_path: Path) -> None:
+    assert_refused(tmp_path, without(key), key)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_what_must_be_there(key: str, tmp_path: Path) -> None:
         ({"swiglu_limit": 0}, "swiglu_limit 0"),
     ],
 )
-def test_what_no_kernel_takes(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    refused(tmp_path, PUBLISHED | changes, words, UnsupportedModel)
+def test_dimensions_without_a_kernel(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert_refused(tmp_path, PUBLISHED | changes, words, UnsupportedModel)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_what_no_kernel_takes(changes: dict[str, Any], words: str, tmp_path: Pat
     ],
     ids=str,
 )
-def test_what_is_no_setting(changes: dict[str, Any], tmp_path: Path) -> None:
-    refused(tmp_path, PUBLISHED | changes)
+def test_invalid_settings(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert_refused(tmp_path, PUBLISHED | changes)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_what_is_no_setting(changes: dict[str, Any], tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_yarn(changes: dict[str, Any], tmp_path: Path) -> None:
-    refused(tmp_path, PUBLISHED | {"rope_scaling": YARN | changes})
+def test_invalid_yarn_settings(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert_refused(tmp_path, PUBLISHED | {"rope_scaling": YARN | changes})
 
 
 def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
@@ -169,7 +169,9 @@ def test_a_config_of_any_values_is_read_or_refused(tmp_path: Path, changes: dict
         optional={"attention_factor": st.floats(0.5, 2)},
     ),
 )
-def test_any_yarn_is_transformers_yarn(tmp_path: Path, theta: float, head_dim: int, changes: dict[str, Any]) -> None:
+def test_any_yarn_agrees_with_transformers(
+    tmp_path: Path, theta: float, head_dim: int, changes: dict[str, Any]
+) -> None:
     from transformers import GptOssConfig as HfConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -1,4 +1,4 @@
-"""What a conversion for CUDA leaves, and what of it is refused where it would go wrong without a word."""
+"""Conversions for CUDA: their files, and the providers and dimensions that are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_another_provider_is_refused(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(import_genai().is_cuda_available(), reason="this build has CUDA")
-def test_a_build_without_cuda_says_which_has_it(tiny: Path, tmp_path: Path) -> None:
+def test_a_build_without_cuda_names_the_one_that_has_it(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "out", target="cuda")
     with pytest.raises(BackendUnavailable, match=r"gptoss-windows\[cuda\]"):
         load_engine(tmp_path / "out", provider="cuda")
@@ -58,18 +58,20 @@ def test_a_build_without_cuda_says_which_has_it(tiny: Path, tmp_path: Path) -> N
         ("float32", WorkflowError, "no float32"),
     ],
 )
-def test_what_the_kernels_do_not_take(experts: str, error: type[GptOssError], words: str, tmp_path: Path) -> None:
+def test_dimensions_that_cudas_kernels_refuse(
+    experts: str, error: type[GptOssError], words: str, tmp_path: Path
+) -> None:
     source = write_tiny(tmp_path / "tiny", {"intermediate_size": 96})
-    refused(source, tmp_path / "out", error, words, {"experts": experts})
+    assert_refused(source, tmp_path / "out", error, words, {"experts": experts})
     convert(source, tmp_path / "out", target="cuda", options=Options(quantisation={"experts": "mxfp4"}))
 
 
 def test_blocks_of_16_have_no_kernel(tiny: Path, tmp_path: Path) -> None:
     schemes = {"experts": {"type": "int4", "block_size": 16}}
-    refused(tiny, tmp_path / "out", WorkflowError, "block 16 on CUDA", schemes)
+    assert_refused(tiny, tmp_path / "out", WorkflowError, "block 16 on CUDA", schemes)
 
 
-def refused(source: Path, out: Path, error: type[GptOssError], words: str, quantisation: dict[str, Any]) -> None:
+def assert_refused(source: Path, out: Path, error: type[GptOssError], words: str, quantisation: dict[str, Any]) -> None:
     with pytest.raises(error, match=words) as caught:
         convert(source, out, target="cuda", options=Options(quantisation=quantisation))
     assert caught.value.remedy

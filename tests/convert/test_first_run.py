@@ -1,4 +1,4 @@
-"""The first run: every layer measured, and nothing published that leaves its range or computes something else."""
+"""The first run measures every layer; a model out of range, or that computes something else, is not published."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", mostly_integration(ALL, fast={"cpu", "directml"}))
-def test_layer_by_layer_is_the_checkpoint(name: str, plain: Path, tmp_path: Path) -> None:
-    """Logits of the parts, run one after the other, against transformers' on the same prompt."""
+def test_layer_by_layer_gives_the_checkpoints_logits(name: str, plain: Path, tmp_path: Path) -> None:
+    """Logits of the layers, run one after the other, compared with transformers' on the same prompt."""
     found = run(plain, tmp_path / name, name, EXACT[name])
     ids = found.reference.token_ids
     expected = transformers_logits(load_transformers(plain), ids)
@@ -70,8 +70,8 @@ def test_layer_by_layer_is_the_checkpoint(name: str, plain: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu-int4", "directml"])
-def test_it_is_the_whole_graph(name: str, plain: Path, tmp_path: Path) -> None:
-    """The parts give what the artifact's graph gives, in the target's own float type.
+def test_layers_give_the_same_as_the_whole_graph(name: str, plain: Path, tmp_path: Path) -> None:
+    """The layers give the same as the artifact's graph, in the target's float type.
 
     Not for CUDA: the CPU cannot read its experts, and tests/parity/test_cuda.py puts them back in order.
     """
@@ -105,7 +105,7 @@ def test_the_stream_is_measured(plain: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["directml", "cuda"])
 def test_headroom_does_not_depend_on_sizes(name: str, plain: Path, tmp_path: Path) -> None:
-    """What is float16 is normed, or of rows at a common size."""
+    """float16 values come from a norm, or from weight rows scaled to a common size."""
     before = run(plain, tmp_path / "before", name).range
     shifts = Shifts(stream=12, value=17, query=-9)
     after = run(amplify(plain, tmp_path / "checkpoint", shifts), tmp_path / "after", name).range
@@ -121,8 +121,8 @@ NORM = "model.layers.1.post_attention_layernorm.weight"
 
 
 @pytest.mark.parametrize("name", ["directml", "cuda"])
-def test_a_layer_out_of_range_ends_it_by_name(name: str, plain: Path, tmp_path: Path) -> None:
-    """What a norm gives is float16, and nothing makes room for a weight of 100,000."""
+def test_a_layer_out_of_range_is_named(name: str, plain: Path, tmp_path: Path) -> None:
+    """A norm's output is float16, and no scaling compensates a weight of 100,000."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(plain, checkpoint)
     overwrite(checkpoint, NORM, slice(None), 1e5)
@@ -131,8 +131,8 @@ def test_a_layer_out_of_range_ends_it_by_name(name: str, plain: Path, tmp_path: 
     assert np.isfinite(run(checkpoint, tmp_path / "cpu", "cpu").range.widest.stream)  # float32 holds it
 
 
-def test_little_room_is_out_of_range_too(plain: Path, tmp_path: Path) -> None:
-    """Half of what float16 holds is where it ends: another prompt may reach twice as far."""
+def test_too_little_headroom_is_out_of_range(plain: Path, tmp_path: Path) -> None:
+    """The limit is half of float16's range, because another prompt may reach twice as far."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(plain, checkpoint)
     overwrite(checkpoint, NORM, slice(None), 1024)
@@ -148,7 +148,7 @@ def test_little_room_is_out_of_range_too(plain: Path, tmp_path: Path) -> None:
 def test_a_graph_that_computes_something_else_is_not_published(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The composition that ships is compared with the one that is run, one layer of each kind of attention."""
+    """The graph that ships is compared with the one that the first run uses, one layer per kind of attention."""
 
     def wrong(g: GraphBuilder, layer: int, x: ir.Value) -> ir.Value:
         return g.op("Mul", moe_composed.moe_grouped(g, layer, x), g.constant(1.2, np.float32))
@@ -162,7 +162,7 @@ def test_a_graph_that_computes_something_else_is_not_published(
         run(plain, tmp_path / "graph", "directml", compose=compose)
 
 
-def test_it_is_in_the_artifact(tmp_path: Path) -> None:
+def test_the_range_is_in_the_artifact(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", SMALL, profile=Profile())
     write_tokenizer(checkpoint)
     steps: list[tuple[int, int]] = []
@@ -181,7 +181,7 @@ def test_it_is_in_the_artifact(tmp_path: Path) -> None:
     assert "reference_logits.json" in manifest.files
 
 
-def test_the_prompt_is_harmony_and_the_same_for_ever(nano_checkpoint: Path) -> None:
+def test_the_prompt_is_harmony_and_does_not_change(nano_checkpoint: Path) -> None:
     config = GptOssConfig.read(nano_checkpoint)
     ids = check_prompt(config)
     assert len(ids) == 512
@@ -196,7 +196,7 @@ def test_the_prompt_is_harmony_and_the_same_for_ever(nano_checkpoint: Path) -> N
 
 
 def test_weights_that_only_the_cpu_needs_keep_within_the_memory_allowed(plain: Path, tmp_path: Path) -> None:
-    """CUDA's experts are made once more, in the CPU's order; nothing of them is left."""
+    """CUDA's experts are computed again in the CPU's order, and removed afterwards."""
     target, opened = targets.load("cuda"), Checkpoint.open(plain)
     (tmp_path / "graph").mkdir()
     quantisation = resolve(target.presets, "balanced")
@@ -223,7 +223,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("bad", BAD)
-def test_what_is_no_number_is_refused_by_name(bad: str, name: str, plain: Path, tmp_path: Path) -> None:
+def test_non_finite_weights_are_refused_by_name(bad: str, name: str, plain: Path, tmp_path: Path) -> None:
     tensor, value = BAD[bad]
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(plain, checkpoint)
@@ -234,7 +234,7 @@ def test_what_is_no_number_is_refused_by_name(bad: str, name: str, plain: Path, 
 
 @pytest.mark.parametrize("name", mostly_integration(["cpu", "directml", "cuda"], fast={"cuda"}))
 def test_tiny_and_zero_weights_are_converted_right(name: str, plain: Path, tmp_path: Path) -> None:
-    """Zero scales, denormal norms, an expert of nothing: right answers, or as right as the weights' type is."""
+    """Zero scales, denormal norms, an expert of zeros: correct answers, within the precision of the weights' type."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(plain, checkpoint)
     for tensor, value in (

@@ -1,4 +1,4 @@
-"""genai_config.json: tokens of a checkpoint that says nothing of them, and of one that does."""
+"""Stop tokens in genai_config.json, for checkpoints with and without a generation_config.json."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def special_tokens(source: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("target", targets.names())
 def test_harmonys_stop_tokens_by_default(target: str, harmony: Path) -> None:
-    """A call of a tool ends a turn as an answer does: without <|call|> a model would go on with the tool's output."""
+    """A tool call ends a turn, as an answer does: without <|call|> a model would invent the tool's output."""
     tokens, section = special_tokens(harmony), model_section(harmony, target)
     assert set(section["eos_token_id"]) == {tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")}
     assert section["bos_token_id"] == tokens["<|startoftext|>"]
     assert section["pad_token_id"] == tokens["<|endoftext|>"]
 
 
-def test_a_generation_config_has_the_last_word(harmony: Path) -> None:
+def test_a_generation_config_takes_precedence(harmony: Path) -> None:
     given = {"bos_token_id": 3, "eos_token_id": [200002, 5], "pad_token_id": 4}
     (harmony / "generation_config.json").write_text(json.dumps(given), encoding="utf-8")
     section = model_section(harmony)

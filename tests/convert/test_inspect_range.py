@@ -1,4 +1,4 @@
-"""What ``gptoss inspect`` says of how large a conversion's first run got."""
+"""The activation range in ``gptoss inspect``, as a conversion's first run measured it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLOAT32 = Range(
 
 
 def show(artifact: Path, folder: Path, found: Range | None) -> tuple[str, dict[str, Any]]:
-    """The text and the JSON of an artifact with that range in its manifest."""
+    """Text and JSON for an artifact with this range in its manifest."""
     folder.mkdir()
     for path in artifact.iterdir():
         if path.name != MANIFEST:
@@ -63,13 +63,13 @@ def test_float32_has_no_headroom_to_speak_of(nano_artifact: Path, tmp_path: Path
 
 
 @pytest.mark.integration
-def test_an_artifact_of_before(nano_artifact: Path, tmp_path: Path) -> None:
+def test_an_older_artifact(nano_artifact: Path, tmp_path: Path) -> None:
     text, said = show(nano_artifact, tmp_path / "a", None)
     assert "range: not measured" in text
     assert said["range"] is None
 
 
-def test_a_range_without_layers_is_no_range(nano_artifact: Path, tmp_path: Path) -> None:
+def test_a_range_without_layers_is_rejected(nano_artifact: Path, tmp_path: Path) -> None:
     manifest = json.loads((nano_artifact / MANIFEST).read_text("utf-8"))
     manifest["range"]["layers"] = []
     (tmp_path / MANIFEST).write_text(json.dumps(manifest), "utf-8")
@@ -83,7 +83,7 @@ def test_a_conversion_measures(nano_artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(("headroom", "low"), [(1.0, True), (1.99, True), (2.0, False), (12.0, False)])
-def test_what_is_low(headroom: float, low: bool) -> None:
+def test_low_headroom(headroom: float, low: bool) -> None:
     layer = LAYERS[0].model_copy(update={"headroom": headroom})
     assert inspect._is_low(FLOAT16.model_copy(update={"layers": [layer]})) is low
 

@@ -41,7 +41,7 @@ def test_integers_come_back_bit_for_bit(bits: int, matrix: tuple[int, int, int])
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("mxfp4", 4), ("int4", 4), ("int8", 8)])
-def test_every_weight_has_a_place_of_its_own(kind: str, bits: int) -> None:
+def test_every_weight_has_its_own_position(kind: str, bits: int) -> None:
     n, k = np.indices((16, 128))
     places = reference.by_columns(n, k, 16, 128) if kind == "mxfp4" else reference.interleaved(n, k, 16, 128, bits)
     np.testing.assert_array_equal(np.sort(places.reshape(-1)), np.arange(16 * 128))
@@ -49,7 +49,7 @@ def test_every_weight_has_a_place_of_its_own(kind: str, bits: int) -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(64, 64), (128, 192), (192, 2880), (1040, 128)])
 def test_the_bytes_are_those_of_genais_builder(rows: int, columns: int) -> None:
-    """By its account its packers are compared with onnxruntime's on a card."""
+    """genai says that it compares its packers with onnxruntime's on a GPU."""
     blocks = random_codes(rows, columns // 2, 0)
     theirs = GptOssMXFP4Loader.pack_blocks_for_qmoe(None, torch.from_numpy(blocks.reshape(1, rows, -1, 16)))
     np.testing.assert_array_equal(transpose_nibbles(blocks), theirs[0].numpy())

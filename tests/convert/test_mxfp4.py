@@ -35,13 +35,13 @@ def test_values_are_those_of_the_specification(blocks: np.ndarray, scales: np.nd
 
 @unhurried
 @given(BLOCKS, SCALES)
-def test_what_mxfp4_holds_comes_back(blocks: np.ndarray, scales: np.ndarray) -> None:
+def test_mxfp4_values_are_quantised_exactly(blocks: np.ndarray, scales: np.ndarray) -> None:
     values = mxfp4.decode(blocks, scales)
     again = mxfp4.decode(*mxfp4.encode(values))
     np.testing.assert_array_equal(again, values)
 
 
-def test_every_byte_at_every_scale_comes_back() -> None:
+def test_every_byte_at_every_scale_is_quantised_exactly() -> None:
     blocks = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(16, 16), (253, 16, 16))  # a 6 in each
     scales = np.broadcast_to(np.arange(253, dtype=np.uint8)[:, None], (253, 16))
     again = mxfp4.encode(mxfp4.decode(blocks, scales))

@@ -32,7 +32,7 @@ def test_a_finished_folder_appears(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_is_left_of_an_interrupted_one(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_output_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     def interrupted() -> None:
         with temporary_sibling(tmp_path / "out") as folder:
             build(folder, "half")
@@ -43,7 +43,7 @@ def test_nothing_is_left_of_an_interrupted_one(tmp_path: Path, error: type[BaseE
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parents_that_were_made_go_with_it_and_others_stay(tmp_path: Path) -> None:
+def test_created_parents_are_removed_and_others_stay(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     out = tmp_path / "mine" / "deep" / "deeper" / "out"
 
@@ -67,7 +67,7 @@ def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_may_not_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
@@ -125,7 +125,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     assert caught.value.remedy
 
 
-def test_what_may_be_replaced(tmp_path: Path) -> None:
+def test_folders_that_may_be_replaced(tmp_path: Path) -> None:
     require_free(tmp_path / "absent", overwrite=False, marker="marker")
     require_free(tmp_path, overwrite=False, marker="marker")  # empty
     mine = tmp_path / "photo.jpg"

@@ -1,4 +1,4 @@
-"""The checker of DirectML placement, on graphs small enough to know the answer, and on every graph a target makes."""
+"""The prediction of DirectML placement, on small graphs with known answers and on every target's graphs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_types_flow_through_contributed_operators() -> None:
     assert seen(made) == [ON_DIRECTML, ("cpu", "TYPE")]
 
 
-def test_what_microsoft_registers_not_at_all() -> None:
+def test_operators_without_any_kernel() -> None:
     assert seen(model(node("MoE", "x,x,x", domain=MICROSOFT), x=X)) == [("cpu", "NOT_REGISTERED")]
     assert seen(model(node("Nothing", "x", domain="somewhere"), x=X)) == [("cpu", "NOT_REGISTERED")]
 
@@ -172,7 +172,7 @@ def test_control_flow(opset: int, device: str) -> None:
     assert not predict_placement(made).whole
 
 
-def test_what_was_measured_comes_before_the_table() -> None:
+def test_measured_failures_override_the_table() -> None:
     mean = node("ReduceMean", "x")
     assert seen(model(mean, x=X)) == [ON_DIRECTML]
     assert seen(model(mean, x=(INT64, [2, 4]))) == [("directml", "BROKEN")]
@@ -202,7 +202,7 @@ def inspected(*arguments: Any) -> Any:
 
 
 @pytest.mark.integration
-def test_inspect_says_where_nodes_run(nano_artifact: Path) -> None:
+def test_inspect_shows_where_nodes_run(nano_artifact: Path) -> None:
     shown = json.loads(inspected(nano_artifact, "--provider", "directml", "--json", "--no-verify"))
     placement = shown["graphs"]["model.onnx"]["placement"]
     assert shown["graph"]["placement"] == placement
@@ -217,7 +217,7 @@ def test_inspect_says_where_nodes_run(nano_artifact: Path) -> None:
     assert "--provider directml" in result.stderr
 
 
-def test_a_node_that_makes_no_sense(tmp_path: Path) -> None:
+def test_an_invalid_node(tmp_path: Path) -> None:
     ir.save(model(node("Cast", "x", to="four"), x=X), tmp_path / "model.onnx")
     with pytest.raises(ArtifactError, match="malformed node"):
         summarise(tmp_path / "model.onnx", directml=True)
@@ -253,7 +253,7 @@ namespace MsftOperatorSet1 {
 """
 
 
-def test_sources_are_read() -> None:
+def test_sources_are_parsed() -> None:
     thing, other = parse_kernels(REGISTRATION, VERSIONS)
     everything = ("seq(tensor(float))", "tensor(float)", "tensor(uint8)")
     assert dict(thing.types) == {"T": ("tensor(float)", "tensor(uint8)"), "Tind": everything}

@@ -106,7 +106,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("bits", "block", "columns"), [(3, 32, 64), (4, 32, 40), (8, 64, 32)])
-def test_what_cannot_be_quantised(bits: int, block: int, columns: int) -> None:
+def test_shapes_that_cannot_be_quantised(bits: int, block: int, columns: int) -> None:
     with pytest.raises(ValueError, match="cannot quantise"):
         quantise(np.zeros((1, columns), np.float32), bits=bits, block=block)
 

@@ -36,7 +36,7 @@ UP_TO_THREE = [low | high << 4 for low in range(6) for high in range(6)]
 
 
 @given(hnp.arrays(np.uint8, (2, 3, 16), elements=st.sampled_from(UP_TO_THREE)), SCALES)
-def test_what_int4_can_hold_is_kept(blocks: np.ndarray, scales: np.ndarray) -> None:
+def test_values_that_int4_can_represent_are_exact(blocks: np.ndarray, scales: np.ndarray) -> None:
     made = requantise(blocks, scales)
     assert made.squared_error == 0
     stored = dequantise(made.packed, made.scales, bits=4, block=32)

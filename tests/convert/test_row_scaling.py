@@ -1,4 +1,4 @@
-"""Powers of two that bring rows to a common size, and lose nothing."""
+"""Scaling rows to a common size by powers of two is exact."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_smallest_power_of_two_that_suffices(sizes: list[float]) -> None:
             assert 2.0 ** int(exponent - 1) < size <= 2.0 ** int(exponent)
 
 
-def test_what_is_no_size_is_left_alone() -> None:
+def test_rows_without_a_size_are_not_scaled() -> None:
     assert row_scaling.compute_exponents(np.array([np.inf, np.nan, 0.0, 1.0, 2.0])).tolist() == [0, 0, 0, 0, 1]
 
 

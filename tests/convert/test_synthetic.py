@@ -1,4 +1,4 @@
-"""Checkpoints with the activations of real ones: what they promise, by transformers."""
+"""Checkpoints with the activations of real ones, checked with transformers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_shifts_change_no_answer(mxfp4: bool, tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_copies_of_the_stream_change_no_answer(tmp_path: Path) -> None:
-    """But for a norm's weight that is not a power of two of what it was."""
+    """Except for rounding of a norm's weight that changes by other than a power of two."""
     source = load_transformers(write_checkpoint(tmp_path / "source", SMALL, shards=3))
     model = load_transformers(amplify(tmp_path / "source", tmp_path / "copies", Shifts(copies=(8, 0))))
     np.testing.assert_allclose(transformers_logits(model, IDS), transformers_logits(source, IDS), atol=1e-4)
@@ -83,7 +83,7 @@ def test_a_profiles_attention_output_has_denormal_scales(tmp_path: Path) -> None
 
 
 def test_without_a_profile_weights_are_as_before(tmp_path: Path) -> None:
-    """benchmarks/ compare with figures that were measured on them."""
+    """Figures in benchmarks/ were measured on these weights."""
     plain = write_checkpoint(tmp_path / "plain", SMALL, seed=1)
     checkpoint, found = Checkpoint.open(plain), hashlib.sha256()
     for name in sorted(checkpoint.tensors):

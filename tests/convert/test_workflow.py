@@ -35,8 +35,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def refused(error: type[GptOssError], checkpoint: Path, out: Path, words: str, **arguments: Any) -> None:
-    """The conversion fails as it should, and the folder of the output is as it was."""
+def assert_refused(error: type[GptOssError], checkpoint: Path, out: Path, words: str, **arguments: Any) -> None:
+    """The conversion fails with this error and leaves the output's parent folder unchanged."""
     before = sorted(out.parent.iterdir()) if out.parent.is_dir() else []
     with pytest.raises(error, match=words) as caught:
         convert(checkpoint, out, **arguments)
@@ -149,8 +149,8 @@ def folder_of_names(tmp_path: Path) -> Path:
     return here
 
 
-def test_settings_that_are_names_of_files_here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Olive makes a path of every string in a config that exists as a file or folder."""
+def test_settings_that_are_names_of_files(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Olive turns every string in a config into a path if a file or folder has that name."""
     options = Options("smallest", {"lm_head": {"type": "int8", "block_size": 64}}, "mine", "last")
     convert(tiny, tmp_path / "elsewhere", options=options)
     monkeypatch.chdir(folder_of_names(tmp_path))
@@ -159,7 +159,7 @@ def test_settings_that_are_names_of_files_here(tiny: Path, tmp_path: Path, monke
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="creating a symbolic link takes a right that users lack")
-def test_a_setting_that_is_a_link_here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_is_the_name_of_a_link(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "cpu").symlink_to(tmp_path / "other")
@@ -234,8 +234,8 @@ def test_a_config_of_ones_own(tiny: Path, tmp_path: Path) -> None:
         ({"options": Options(logits="first")}, "logits"),
     ],
 )
-def test_settings_that_cannot_be(arguments: dict[str, Any], words: str, tiny: Path, tmp_path: Path) -> None:
-    refused(WorkflowError, tiny, tmp_path / "out", words, **arguments)
+def test_invalid_options(arguments: dict[str, Any], words: str, tiny: Path, tmp_path: Path) -> None:
+    assert_refused(WorkflowError, tiny, tmp_path / "out", words, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -251,17 +251,17 @@ def test_settings_that_cannot_be(arguments: dict[str, Any], words: str, tiny: Pa
         ("export", {"type": 3}),
     ],
 )
-def test_configs_that_are_not_quite_ours(step: str, changes: Any, tiny: Path, tmp_path: Path) -> None:
+def test_configs_with_mistakes(step: str, changes: Any, tiny: Path, tmp_path: Path) -> None:
     workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
     if changes is None:
         del workflow["passes"][step]
     else:
         workflow["passes"][step] |= changes
     (tmp_path / "other.json").write_text(json.dumps(workflow), encoding="utf-8")
-    refused(WorkflowError, tiny, tmp_path / "out", "other.json", target=str(tmp_path / "other.json"))
+    assert_refused(WorkflowError, tiny, tmp_path / "out", "other.json", target=str(tmp_path / "other.json"))
 
 
-def test_what_only_olive_finds_wrong(tiny: Path, tmp_path: Path) -> None:
+def test_errors_that_only_olive_finds(tiny: Path, tmp_path: Path) -> None:
     workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
     for change, words in (
         ({"systems": 3}, "Olive failed"),
@@ -269,7 +269,7 @@ def test_what_only_olive_finds_wrong(tiny: Path, tmp_path: Path) -> None:
         ({"passes": dict(reversed(workflow["passes"].items()))}, "no model of GptOssExport before it"),
     ):
         (tmp_path / "other.json").write_text(json.dumps(workflow | change), encoding="utf-8")
-        refused(WorkflowError, tiny, tmp_path / "out", words, target=str(tmp_path / "other.json"))
+        assert_refused(WorkflowError, tiny, tmp_path / "out", words, target=str(tmp_path / "other.json"))
 
 
 @pytest.mark.parametrize(
@@ -277,13 +277,13 @@ def test_what_only_olive_finds_wrong(tiny: Path, tmp_path: Path) -> None:
 )
 def test_configs_without_our_pass(text: str, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(text, encoding="utf-8")
-    refused(WorkflowError, tiny, tmp_path / "out", "other.json", target=str(tmp_path / "other.json"))
+    assert_refused(WorkflowError, tiny, tmp_path / "out", "other.json", target=str(tmp_path / "other.json"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000], ids=range(4))
 def test_a_damaged_generation_config(text: str, breakable: Path, tmp_path: Path) -> None:
     (breakable / "generation_config.json").write_text(text, encoding="utf-8")
-    refused(CheckpointError, breakable, tmp_path / "out", "generation_config.json")
+    assert_refused(CheckpointError, breakable, tmp_path / "out", "generation_config.json")
 
 
 def test_a_generation_config_that_leaves_tokens_open(breakable: Path, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_an_incomplete_checkpoint(name: str, breakable: Path, tmp_path: Path) ->
         pytest.fail("weights were written first")
 
     (breakable / name).unlink()
-    refused(CheckpointError, breakable, tmp_path / "out", name.removeprefix("model"), progress=early)
+    assert_refused(CheckpointError, breakable, tmp_path / "out", name.removeprefix("model"), progress=early)
 
 
 def test_a_checkpoint_damaged_after_it_was_opened(
@@ -314,7 +314,7 @@ def test_a_checkpoint_damaged_after_it_was_opened(
         return array(self, *rows)
 
     monkeypatch.setattr(StoredTensor, "array", truncated)
-    refused(CheckpointError, breakable, tmp_path / "out", "model.safetensors: cannot read")
+    assert_refused(CheckpointError, breakable, tmp_path / "out", "model.safetensors: cannot read")
 
 
 def test_weights_that_are_not_numbers(breakable: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_weights_that_are_not_numbers(breakable: Path, tmp_path: Path) -> None:
     with tensor.file.open("r+b") as file:
         file.seek(tensor.offset)
         file.write(np.full(tensor.nbytes // 2, 0x7FC0, np.uint16).tobytes())
-    refused(ConversionError, breakable, tmp_path / "out", "not finite")
+    assert_refused(ConversionError, breakable, tmp_path / "out", "not finite")
 
 
 @pytest.mark.parametrize("target", targets.names())
@@ -334,7 +334,7 @@ def test_an_expert_that_is_not_numbers_and_never_chosen(target: str, tmp_path: P
             tensor = checkpoint.tensors[f"model.layers.1.mlp.{name}"]
             file.seek(tensor.offset + tensor.nbytes - 2)  # of the last expert
             file.write(value.to_bytes(2, "little"))
-    refused(CheckpointError, source, tmp_path / "out", "down_proj.*not finite", target=target)
+    assert_refused(CheckpointError, source, tmp_path / "out", "down_proj.*not finite", target=target)
 
 
 def test_paths_of_other_alphabets_and_from_a_folder_of_ones_own(
@@ -349,12 +349,12 @@ def test_paths_of_other_alphabets_and_from_a_folder_of_ones_own(
 
 
 def test_a_failure_leaves_no_parents_either(tiny: Path, tmp_path: Path) -> None:
-    refused(WorkflowError, tiny, tmp_path / "deep" / "er" / "out", "logits", options=Options(logits="first"))
+    assert_refused(WorkflowError, tiny, tmp_path / "deep" / "er" / "out", "logits", options=Options(logits="first"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_an_interrupt_keeps_what_was_made(share: float, tiny: Path, tmp_path: Path) -> None:
+def test_an_interrupt_keeps_written_weights(share: float, tiny: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "out", list[int]()
 
     def interrupt(done: int, total: int) -> None:
@@ -413,7 +413,7 @@ def test_a_checkpoint_that_changes_meanwhile(breakable: Path, tmp_path: Path) ->
         shard = breakable / "model.safetensors"
         os.utime(shard, ns=(1, shard.stat().st_mtime_ns + 1))
 
-    refused(CheckpointError, breakable, tmp_path / "out", "changed while it was converted", progress=touch)
+    assert_refused(CheckpointError, breakable, tmp_path / "out", "changed while it was converted", progress=touch)
 
 
 @pytest.mark.parametrize("way", ["SHA256SUMS", "download", "cache"])
@@ -440,7 +440,7 @@ def test_a_shard_whose_checksum_is_known(way: str, breakable: Path, tmp_path: Pa
         byte = file.read(1)
         file.seek(-1, os.SEEK_END)
         file.write(bytes([byte[0] ^ 1]))
-    refused(CheckpointError, breakable, tmp_path / "out", f"damaged: its sha256 is .* not {digest}")
+    assert_refused(CheckpointError, breakable, tmp_path / "out", f"damaged: its sha256 is .* not {digest}")
 
 
 def test_weights_in_several_files(tiny: Path, tmp_path: Path) -> None:
@@ -457,7 +457,9 @@ def test_weights_in_several_files(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_too_little_memory(tiny: Path, tmp_path: Path) -> None:
-    refused(MemoryLimitTooLow, tiny, tmp_path / "out", "before the first weight", options=Options(max_memory=1 << 20))
+    assert_refused(
+        MemoryLimitTooLow, tiny, tmp_path / "out", "before the first weight", options=Options(max_memory=1 << 20)
+    )
 
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "model.onnx.data", "genai_config.json", "manifest.json"])
@@ -475,7 +477,7 @@ def test_a_full_disk(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", full)
-        refused(OutputError, tiny, tmp_path / "out", "No space left")
+        assert_refused(OutputError, tiny, tmp_path / "out", "No space left")
     convert(tiny, tmp_path / "out", options=Options(resume=True))
     convert(tiny, tmp_path / "fresh")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out"]
@@ -489,7 +491,7 @@ def test_other_writes_that_fail(step: str, tiny: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(f"gptoss_convert.{step}", refuse)
     monkeypatch.setattr("gptoss_convert.output.os.link", refuse)  # a file system without hard links
-    refused(OutputError, tiny, tmp_path / "out", "No space left")
+    assert_refused(OutputError, tiny, tmp_path / "out", "No space left")
 
 
 def test_a_file_system_without_hard_links(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,14 +513,14 @@ def test_weights_that_another_program_changes(tiny: Path, tmp_path: Path, monkey
             file.write(b"other")
 
     monkeypatch.setattr(smoke, "require_loadable", flip)
-    refused(OutputError, tiny, tmp_path / "out", "no longer has the bytes that were written")
+    assert_refused(OutputError, tiny, tmp_path / "out", "no longer has the bytes that were written")
 
 
-def test_an_output_that_cannot_be(tiny: Path, tmp_path: Path) -> None:
+def test_invalid_output_paths(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    refused(OutputError, tiny, tmp_path / "file" / "out", "file")
-    refused(OutputExists, tiny, tmp_path / "file", "already exists")
-    refused(OutputExists, tiny, tmp_path / "file", "won't be replaced", options=Options(overwrite=True))
+    assert_refused(OutputError, tiny, tmp_path / "file" / "out", "file")
+    assert_refused(OutputExists, tiny, tmp_path / "file", "already exists")
+    assert_refused(OutputExists, tiny, tmp_path / "file", "won't be replaced", options=Options(overwrite=True))
     assert (tmp_path / "file").read_text("utf-8") == "mine"
 
 
@@ -526,8 +528,8 @@ def test_an_earlier_artifact_is_replaced_only_if_asked(tiny: Path, tmp_path: Pat
     out = tmp_path / "out"
     convert(tiny, out)
     before = files(out)
-    refused(OutputExists, tiny, out, "already exists")
-    refused(WorkflowError, tiny, out, "no preset", options=Options(preset="best", overwrite=True))
+    assert_refused(OutputExists, tiny, out, "already exists")
+    assert_refused(WorkflowError, tiny, out, "no preset", options=Options(preset="best", overwrite=True))
     assert files(out) == before
     convert(tiny, out, options=Options(preset="smallest", overwrite=True))
     assert files(out) != before
@@ -540,14 +542,14 @@ def test_a_scale_that_is_not_a_number(target: str, breakable: Path, tmp_path: Pa
     with tensor.file.open("r+b") as file:
         file.seek(tensor.offset + 5)
         file.write(b"\xff")
-    refused(CheckpointError, breakable, tmp_path / "out", "down_proj_scales holds 255", target=target)
+    assert_refused(CheckpointError, breakable, tmp_path / "out", "down_proj_scales holds 255", target=target)
 
 
-def test_a_setting_that_olive_would_pass_over(tiny: Path, tmp_path: Path) -> None:
+def test_a_setting_that_olive_would_ignore(tiny: Path, tmp_path: Path) -> None:
     workflow = json.loads((config_dir() / "cpu.json").read_text("utf-8"))
     workflow["passes"]["export"]["quantization"] = {"lm_head": "int4"}
     (tmp_path / "typo.json").write_text(json.dumps(workflow), encoding="utf-8")
-    refused(WorkflowError, tiny, tmp_path / "out", "no setting quantization", target=str(tmp_path / "typo.json"))
+    assert_refused(WorkflowError, tiny, tmp_path / "out", "no setting quantization", target=str(tmp_path / "typo.json"))
 
 
 @pytest.mark.parametrize(
@@ -561,19 +563,19 @@ def test_a_setting_that_olive_would_pass_over(tiny: Path, tmp_path: Path) -> Non
 )
 def test_tokenizer_files_that_would_not_load(name: str, text: str, breakable: Path, tmp_path: Path) -> None:
     (breakable / name).write_text(text, encoding="utf-8")
-    refused(CheckpointError, breakable, tmp_path / "out", name.split("_")[0].removesuffix(".json"))
+    assert_refused(CheckpointError, breakable, tmp_path / "out", name.split("_")[0].removesuffix(".json"))
 
 
 def test_the_current_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(OutputError, tiny, Path(), "current folder")
+    assert_refused(OutputError, tiny, Path(), "current folder")
 
 
 def test_a_folder_of_another_tool_is_not_replaced(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "stock"
     out.mkdir()
     (out / "genai_config.json").write_text("{}", encoding="utf-8")
-    refused(OutputExists, tiny, out, "no manifest.json", options=Options(overwrite=True))
+    assert_refused(OutputExists, tiny, out, "no manifest.json", options=Options(overwrite=True))
 
 
 def test_the_settings_that_are_known_are_the_passes() -> None:

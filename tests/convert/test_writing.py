@@ -1,4 +1,4 @@
-"""Writing weights: what is written, and what is left when it is cut short at any point."""
+"""Writing weights: the files, and what remains after an interruption at any point."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recipe(name: str, size: int, group: str = "g", error: float | None = None, m
 
 
 def recipes(made: list[str] | None = None) -> list[Recipe]:
-    """Some small, some of several chunks, one empty."""
+    """Recipes of small weights, weights of several chunks, and an empty one."""
     sizes = [100, 1 << 20, 0, 7, (9 << 20) + 3, 64, 1 << 16, 5000]
     return [recipe(f"w{i}", size, "abc"[i % 3], float(i), made) for i, size in enumerate(sizes)]
 
@@ -46,7 +46,7 @@ def content(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("data*")}
 
 
-def test_what_is_written(tmp_path: Path) -> None:
+def test_files_and_checksums(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     (tmp_path / "data").write_bytes(b"old" * 10**6)
     made = write(recipes(), tmp_path, "data", WriteOptions(lambda done, total: seen.append((done, total))))
@@ -77,7 +77,7 @@ def test_nothing_to_write(tmp_path: Path) -> None:
     assert (made.nbytes, made.extents, (tmp_path / "data").read_bytes()) == (0, {}, b"")
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_an_output_that_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError) as caught:
         write(recipes(), tmp_path / "file", "data")
@@ -95,7 +95,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_made(
     assert made == []
 
 
-def test_bytes_that_the_disk_changed_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_changed_on_disk_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     settings = WriteOptions(journal=tmp_path / "journal", request="r")
 
@@ -151,7 +151,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.
     assert made.count("w0") == made.count("w3") == 1
 
 
-def test_too_little_memory_is_said_before(tmp_path: Path) -> None:
+def test_too_little_memory_is_reported_first(tmp_path: Path) -> None:
     with pytest.raises(MemoryLimitTooLow, match="making w4 takes"):
         write(recipes(), tmp_path, "data", WriteOptions(memory=1 << 20))
     assert not (tmp_path / "data").exists()
@@ -167,7 +167,7 @@ def test_another_request_is_not_continued(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "shorter", "gone", "torn journal", "no journal"])
-def test_what_was_damaged_meanwhile_is_made_again(damage: str, tmp_path: Path) -> None:
+def test_damaged_weights_are_written_again(damage: str, tmp_path: Path) -> None:
     settings, made = WriteOptions(journal=tmp_path / "journal", request="r"), list[str]()
     whole = write(recipes(), tmp_path, "data", settings)
     data, journal = tmp_path / "data", tmp_path / "journal"
@@ -246,7 +246,7 @@ for number, stop_at in enumerate(json.loads(sys.argv[3])):
 @pytest.mark.integration
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked to be killed; Windows has no fork")
 def test_killed_at_any_byte_it_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
-    """Whether in the middle of a weight or of a line of the journal; what the journal has is not made again."""
+    """In the middle of a weight or of a journal line; recipes in the journal do not run again."""
     whole = write(recipes(), tmp_path, "data", WriteOptions(file_limit=10 << 20))
     rng, ends = random.Random(0), [extent.offset + extent.length for extent in whole.extents.values()]
     near = [end + 250 * number + rng.randrange(-200, 400) for number, end in enumerate(ends) for _ in range(5)]

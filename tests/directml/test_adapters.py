@@ -36,7 +36,7 @@ def doctor(lab: Lab, folder: Path, *arguments: str, **options: Any) -> subproces
     return done
 
 
-def test_what_dxgi_says_of_the_adapter(lab: Lab, tmp_path: Path) -> None:
+def test_the_adapter_as_dxgi_reports_it(lab: Lab, tmp_path: Path) -> None:
     done = lab.run("-c", LIST, folder=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     (one,), chosen = json.loads(done.stdout)
@@ -66,7 +66,9 @@ def test_what_dxgi_says_of_the_adapter(lab: Lab, tmp_path: Path) -> None:
         ("removed:1000", 1, "NoAdapter"),
     ],
 )
-def test_what_cannot_be_used(lab: Lab, tmp_path: Path, fault: str, wanted: int | str | None, error: str) -> None:
+def test_adapters_that_cannot_be_used(
+    lab: Lab, tmp_path: Path, fault: str, wanted: int | str | None, error: str
+) -> None:
     env = {"GPTOSS_LAB_FAULT": fault}
     done = lab.run("-c", CHOOSE.format(wanted=wanted), folder=tmp_path, env=env, timeout=120)
     assert done.returncode == 0, done.stderr

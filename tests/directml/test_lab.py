@@ -100,7 +100,7 @@ class TestRunning:
         assert (done.stderr, done.returncode) == ("wrong: ä\n", 7)
         assert (work / "out.txt").read_text(encoding="utf-8") == "in"
 
-    def test_what_is_written_elsewhere_is_forgotten(self, lab: Lab, tmp_path: Path) -> None:
+    def test_files_written_elsewhere_are_discarded(self, lab: Lab, tmp_path: Path) -> None:
         script = "import pathlib as p; left = [p.Path.home() / 'x', p.Path('C:/x'), p.Path('Z:/tmp/x')];"
         script += "print([f.exists() for f in left]); [f.touch() for f in left]"
         assert [lab.run("-c", script, folder=tmp_path).stdout for _ in range(2)] == ["[False, False, False]\n"] * 2
@@ -117,7 +117,7 @@ class TestRunning:
         wait_for(lambda: not processes_that_see(tmp_path))
         assert str(lab.folder) not in Path("/proc/mounts").read_text(encoding="utf-8")
 
-    def test_it_dies_with_who_started_it(self, lab: Lab, tmp_path: Path) -> None:
+    def test_a_run_ends_with_its_parent(self, lab: Lab, tmp_path: Path) -> None:
         command = [sys.executable, lab_module.__file__, "run", tmp_path, "-c"]
         script = "open('started', 'w').close(); import time; time.sleep(99)"
         with subprocess.Popen([*command, script], env={**os.environ, lab_module.VARIABLE: str(lab.folder)}) as starter:
@@ -175,7 +175,7 @@ class TestFaults:
             ("removed:/lab/w/c.npy", "887A0005"),  # the file is written by the first run
         ],
     )
-    def test_a_fault_comes_out_as_windows_would_say_it(self, lab: Lab, tmp_path: Path, fault: str, code: str) -> None:
+    def test_a_fault_has_windows_error_code(self, lab: Lab, tmp_path: Path, fault: str, code: str) -> None:
         done = self.run(lab, tmp_path, fault, times=5)
         assert done.returncode == 1
         assert code in done.stderr
@@ -231,7 +231,7 @@ class TestBuilding:
         for name in ("check_machine", "check_disk", "debian_mirror"):
             monkeypatch.setattr(lab_module, name, lambda *args: None)
 
-    def test_an_interrupted_build_is_no_lab(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_an_interrupted_build_leaves_no_lab(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def interrupted(self: build.Build) -> None:
             (self.folder / lab_module.RECIPE).write_text(recipe.digest(), encoding="ascii")
             raise KeyboardInterrupt
@@ -241,16 +241,14 @@ class TestBuilding:
             Lab.at(tmp_path / "lab")
         assert not (tmp_path / "lab").exists()
 
-    def test_what_was_left_of_it_does_not_get_into_the_next(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_leftovers_are_not_in_the_next_build(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(build.Build, "__call__", lambda self: None)
         monkeypatch.setattr(Lab, "_prove", lambda self: None)
         (tmp_path / "lab.building").mkdir()
         (tmp_path / "lab.building" / "left").touch()
         assert [file.name for file in Lab.at(tmp_path / "lab").folder.iterdir()] == [lab_module.RECIPE]
 
-    def test_a_lab_that_proves_nothing_is_none(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_lab_without_working_directml_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         crashed = subprocess.CompletedProcess([], 5, "", "DirectML said no")
         monkeypatch.setattr(build.Build, "__call__", lambda self: None)
         monkeypatch.setattr(Lab, "run", lambda self, *args, **options: crashed)
@@ -258,7 +256,7 @@ class TestBuilding:
             Lab.at(tmp_path / "lab")
         assert not (tmp_path / "lab").exists()
 
-    def test_a_failing_step_is_named_and_its_words_shown(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_failing_step_is_named_with_its_output(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def fails(self: build.Build) -> None:
             self.run("fetching the moon", ["sh", "-c", "echo too far >&2; exit 3"])
 
@@ -304,7 +302,7 @@ class TestBuilding:
         ("sources.list.d/x.sources", "Enabled: no\nTypes: deb\nURIs: http://no\nSuites: sid\nComponents: main\n", None),
     ],
 )
-def test_the_mirror_is_apts(name: str, text: str, expected: str | None, tmp_path: Path) -> None:
+def test_the_mirror_is_read_from_apts_sources(name: str, text: str, expected: str | None, tmp_path: Path) -> None:
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / name).write_text(text, encoding="utf-8")
     if expected:

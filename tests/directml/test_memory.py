@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("max_length", [256, 2048])
-def test_the_budget_bounds_what_is_taken(
+def test_the_budget_is_an_upper_bound(
     lab: Lab, checkpoint: Path, max_length: int, tmp_path: Path, record_property: Any
 ) -> None:
     target = directml.target(limit=LIMIT)

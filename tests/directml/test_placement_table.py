@@ -223,7 +223,7 @@ def classify_error(error: str) -> str:
     return "invalid" if any(words in error for words in INVALID) else "breaks"
 
 
-def test_the_table_is_what_directml_does(lab: Any, tmp_path: Path) -> None:
+def test_the_table_agrees_with_directml(lab: Any, tmp_path: Path) -> None:
     models = make_row_models() | designs()
     expected = {name: predict(proto) for name, proto in models.items()}
     for name, proto in models.items():
@@ -240,7 +240,7 @@ def test_the_table_is_what_directml_does(lab: Any, tmp_path: Path) -> None:
     assert counted["refused"] > 150, counted
 
 
-def test_the_table_is_what_the_release_registers(lab: Any, tmp_path: Path) -> None:
+def test_the_table_agrees_with_the_release(lab: Any, tmp_path: Path) -> None:
     shutil.copy(registry.__file__, tmp_path / "registry.py")
     done = lab.run("registry.py", "registry.json", folder=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -291,7 +291,7 @@ def placed_on_cpu(log: str) -> Counter[str]:
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_what_is_read_on_the_cpu_is_not_read_again(lab: Any, tmp_path: Path, captured: bool) -> None:
+def test_a_captured_graph_keeps_inputs_read_on_the_cpu(lab: Any, tmp_path: Path, captured: bool) -> None:
     integer, rows = onnx.TensorProto.INT64, ["start", "end", "axis"]
     axis = [helper.make_tensor("axis", integer, [1], [0])]
     given = [value("x", [4, 4]), value("start", [1], integer), value("end", [1], integer)]

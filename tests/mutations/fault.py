@@ -1,4 +1,4 @@
-"""A fault in the packages: what it breaks, how it is planted, which tests have to notice."""
+"""A fault in the packages: what it breaks, how it is planted, and which tests must fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"gptoss_convert": Path("convert"), "gptoss_runtime": Path("runtime")}
-# Beside the packages: what they look for from a checkout's root.
+# Folders that the packages need from the root of a checkout.
 SHIPPED = (Path("olive_configs"), Path("artifacts", "nano"))
 
 
@@ -36,7 +36,7 @@ class Edit:
         """Replaces the text in the copy of the packages under ``root``.
 
         Raises:
-            ValueError: the text is not there exactly once: the code has moved, and the fault has to follow it.
+            ValueError: the text does not occur exactly once: the code has changed, so the fault must be updated.
         """
         file = root / self.file
         text = file.read_text("utf-8")
@@ -51,7 +51,7 @@ class Fault:
     """One fault.
 
     Attributes:
-        name: of the fault; the test's id.
+        name: the fault's name; the test's id.
         breaks: what it breaks, in a line.
         edits: how it is planted.
         caught_by: pytest node ids of tests that fail with it and pass without; the quickest that do.
@@ -64,12 +64,12 @@ class Fault:
 
 
 def copy_packages(root: Path) -> Path:
-    """Copies the packages, and what they look for beside themselves, to a folder; their compiled modules as well."""
+    """Copies the packages, their compiled modules, and the folders that they need from a checkout."""
     for package, parent in PACKAGES.items():
         shutil.copytree(ROOT / parent / package, root / parent / package)
     for folder in SHIPPED:
         (root / folder).mkdir(parents=True)
         for file in (ROOT / folder).iterdir():
-            if file.is_file():  # folders are what conversions made
+            if file.is_file():  # folders are outputs of conversions
                 shutil.copyfile(file, root / folder / file.name)
     return root

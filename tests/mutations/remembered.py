@@ -1,4 +1,4 @@
-"""A pytest plugin for planted runs: transformers' logits of a checkpoint, remembered from run to run.
+"""A pytest plugin for runs with a fault: caches transformers' logits of a checkpoint between runs.
 
 No fault changes transformers, and loading it is most of what a run would take. Logits are kept by the bytes of the
 checkpoint and by the tokens: a fault that makes another checkpoint gets other logits.
@@ -42,5 +42,5 @@ def logits(model: tuple[Path, dict[str, Any]], token_ids: Sequence[int]) -> NDAr
 
 
 def pytest_configure() -> None:
-    """Before any test module imports the two."""
+    """Replaces the two functions before any test module imports them."""
     reference.load_transformers, reference.transformers_logits = load, logits

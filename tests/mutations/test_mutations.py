@@ -1,4 +1,4 @@
-"""Each fault of the table is planted in a copy of the packages, and the tests that it names have to fail.
+"""Plants each fault of the table in a copy of the packages; the tests that it names must fail.
 
 A test that fails must do so by an assertion: a copy that no longer imports or loads would prove nothing.
 """
@@ -22,7 +22,7 @@ from . import remembered
 from .fault import PACKAGES, ROOT, Fault, copy_packages
 from .faults import FAULTS
 
-AT_ONCE = 2  # runs; each has a core or so to do
+AT_ONCE = 2  # number of concurrent runs; each uses about one core
 CONTROL = "control"
 ASSERTION = re.compile(r"(AssertionError|Failed: DID NOT (RAISE|WARN))\b|assert\b")
 IN_PACKAGES = re.compile(r"gptoss_(convert|runtime)[/\\]")
@@ -48,7 +48,7 @@ def run(tests: Sequence[str], folder: Path, fault: Fault | None) -> Run:
 
     Args:
         tests: their node ids.
-        folder: made for it, and removed; what runs remember of transformers is beside it.
+        folder: created and removed by the run; cached logits of transformers are in its parent folder.
         fault: what is planted in the copy.
     """
     try:
@@ -79,7 +79,7 @@ def run(tests: Sequence[str], folder: Path, fault: Fault | None) -> Run:
 
 
 def environment(root: Path, folder: Path) -> dict[str, str]:
-    """This process's, with the copy before every other place that the packages could come from."""
+    """This process's environment, with the copy first on the import path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     copies = [str(root / parent) for parent in dict.fromkeys(PACKAGES.values())]
     more = {
@@ -87,13 +87,15 @@ def environment(root: Path, folder: Path) -> dict[str, str]:
         "PYTHONUTF8": "1",
         "OMP_NUM_THREADS": "1",  # torch's
         remembered.FOLDER: str(folder.parent),
-        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),  # what fails here must not be tried elsewhere
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(
+            folder / "hypothesis"
+        ),  # failing examples must not be replayed in other runs
     }
     return kept | more
 
 
 def how(case: ElementTree.Element) -> str:
-    """How a test failed: what was raised and where, "error" outside of its call, nothing where it passed."""
+    """How a test failed: the exception and its location; "error" outside of its call; "" if it passed."""
     if case.find("error") is not None or case.find("skipped") is not None:
         return "error"
     failure = case.find("failure")
@@ -112,7 +114,7 @@ def is_an_assertion(outcome: str) -> bool:
 def runs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Future[Run]]]:
-    """The runs of all tests that were selected, a few at once, in their order."""
+    """The runs of all selected tests, a few at once, in their order."""
     folder, pool, futures = tmp_path_factory.mktemp("mutations"), ThreadPoolExecutor(AT_ONCE), {}
     selected = {item.name for item in request.session.items if item.path == Path(__file__)}
     if test_the_named_tests_pass_without_a_fault.__name__ in selected:
@@ -139,7 +141,7 @@ def test_every_fault_can_be_planted(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_the_named_tests_pass_without_a_fault(runs: Mapping[str, Future[Run]]) -> None:
-    """From a copy as well, so that what makes them fail below is the fault."""
+    """Also from a copy, so that only the fault can make them fail below."""
     done = runs[CONTROL].result()
     assert done.code == 0, done.output
     assert len(done.outcomes) >= len({test for fault in FAULTS for test in fault.caught_by})

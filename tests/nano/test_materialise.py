@@ -33,7 +33,7 @@ def test_bytes_are_deterministic(checkpoint: Path, tmp_path: Path) -> None:
         assert first == second, name
 
 
-def test_what_is_there_stays_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
+def test_an_existing_folder_stays_unless_overwriting_is_requested(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):  # a folder of other things is never replaced
         with pytest.raises(OutputExists):

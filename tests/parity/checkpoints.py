@@ -1,4 +1,4 @@
-"""Random checkpoints of which some tensors are changed, and how far two results are apart."""
+"""Changes tensors of random checkpoints, and measures how far two results differ."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gptoss_convert.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Changed(Profile):
-    """Random weights of which some are changed.
+    """A profile that changes some random weights.
 
     Attributes:
-        changes: what becomes of tensors, by a part of their names; they are float32, MXFP4's scales bytes.
+        changes: functions applied to tensors, by a part of the name; the values are float32, MXFP4's scales bytes.
     """
 
     changes: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Changed(Profile):
 
 
 def overwrite(checkpoint: Path, name: str, index: Any, value: float) -> None:
-    """Puts a value into a tensor on disk."""
+    """Writes a value into a tensor on disk."""
     tensor = Checkpoint.open(checkpoint).tensors[name]
     values = tensor.array()
     values[index] = value
@@ -41,14 +41,14 @@ def overwrite(checkpoint: Path, name: str, index: Any, value: float) -> None:
 
 
 def relative(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The difference's norm by the reference's; not a number where one of theirs is none."""
+    """The relative L2 difference; NaN if any value is NaN."""
     return float(np.linalg.norm(other - reference) / np.linalg.norm(reference))
 
 
 def relative_by_token(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """As :func:`relative`, the largest of any token after the tenth of them that is furthest apart.
+    """The 90th percentile over tokens of the relative L2 difference.
 
-    In random weights experts are as good as tied for some tokens, and another rounding chooses another.
+    With random weights, the experts of some tokens are nearly tied, and other rounding chooses other ones.
     """
     by_token = np.linalg.norm(other - reference, axis=-1) / np.linalg.norm(reference, axis=-1)
     return float(np.quantile(by_token, 0.9))

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights and of real weights' activations, and what Optimum's exporter needs."""
+"""Checkpoints with random weights or with activations of real sizes, and Optimum's exporter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from gptoss_convert.activation_profile import Profile, Shifts
 from gptoss_convert.synthetic import write_checkpoint
-from tests.packages import installed
+from tests.packages import install_packages
 from tests.tiers import mostly_integration
 
 SMALL: dict[str, Any] = {
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     **{"sliding_window": 32, "max_position_embeddings": 1024, "eos_token_id": 1, "pad_token_id": 0},
 }
-# Each differs in what a graph could get wrong; all read prompts longer than their windows.
+# Each varies a dimension or setting that a graph could get wrong; prompts are longer than all windows.
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped heads": {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64},
     "one head a group": {"num_attention_heads": 3, "num_key_value_heads": 3},
@@ -30,13 +30,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all full attention": {"layer_types": ["full_attention"] * 2},
     "other limits": {"swiglu_limit": 1.0, "rms_norm_eps": 1e-3, "rope_theta": 10000},
 }
-# As large as real checkpoints' activations, and larger.
+# Activations as large as in real checkpoints, and larger.
 PROFILES: dict[str, Profile] = {
     "massive channels": Profile(),
     "massive channels of 1e6": Profile(channels=2, value_shift=11).scale_to(1e6),
     "sharp attention": replace(Profile(), query_gain=4.0),
 }
-# Larger activations that leave every answer as it is; the stream's largest value in nano is 530.
+# Larger activations that change no answer; the largest value of nano's stream is 530.
 SHIFTS: dict[str, Shifts] = {
     "as trained": Shifts(),
     "stream of 1e5": Shifts(stream=8),
@@ -50,7 +50,7 @@ PACKAGES = (
 
 
 def write_variant(folder: Path, name: str, changes: Mapping[str, Any] | None = None, *, seed: int = 1) -> Path:
-    """One of VARIANTS or of PROFILES."""
+    """Writes one of VARIANTS or PROFILES."""
     dimensions = {**SMALL, **VARIANTS.get(name, {"num_hidden_layers": 4}), **(changes or {})}
     return write_checkpoint(folder, dimensions, seed=seed, profile=PROFILES.get(name))
 
@@ -65,11 +65,11 @@ def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Experts never quantised, as Optimum and fine-tunes have them."""
+    """Float experts, as in Optimum and in fine-tunes."""
     return write_checkpoint(tmp_path_factory.mktemp("float"), SMALL, seed=2, mxfp4=False)
 
 
 @pytest.fixture(scope="session")
 def optimum_packages() -> Path:
-    """Optimum's exporter with the transformers it wants."""
-    return installed("optimum-oracle", *PACKAGES, alone=True)
+    """Optimum's exporter with the transformers it requires."""
+    return install_packages("optimum-oracle", *PACKAGES, alone=True)

@@ -1,4 +1,4 @@
-"""Logits of converted graphs by onnxruntime alone, in pieces of any length."""
+"""Computes logits of converted graphs with onnxruntime alone, in pieces of any length."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ session = functools.lru_cache(maxsize=1)(Session)  # one graph after the other, 
 def logits(
     model: Path, token_ids: Sequence[int], pieces: Sequence[int], *, max_length: int | None = None
 ) -> NDArray[np.float32]:
-    """Logits [tokens, vocab] of a graph that gives all positions, its cache carried from piece to piece.
+    """Logits [tokens, vocab] of a graph that returns all positions; the cache is carried from piece to piece.
 
     Args:
         model: the model.onnx.
         token_ids: one sequence.
-        pieces: how many of them at a time.
-        max_length: positions of a cache of fixed size; ``None``: one more than tokens, where it has one.
+        pieces: the number of tokens in each piece.
+        max_length: length of a fixed-size cache; ``None``: one more than the tokens.
     """
     assert sum(pieces) == len(token_ids)
     rows = [rows[0] for (rows,) in session(model).run(token_ids, pieces, ["logits"], max_length=max_length)]

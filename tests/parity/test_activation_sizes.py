@@ -1,7 +1,7 @@
-"""Activations that are small, large or beyond float16: what a comfortable size does not show.
+"""Activations that are small, large or beyond float16, which show errors that ordinary sizes hide.
 
-Float32 graphs are as near to transformers as float32 is, so that constants are checked to their last digits. The CPU
-rounds to float16 where nodes meet; what DirectML rounds inside of them is tests/directml's business.
+Float32 graphs agree with transformers to float32's precision, so constants are checked to their last digits. The CPU
+rounds to float16 between nodes; tests/directml covers what DirectML rounds inside them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .test_graphs import DENSE32, directml_graph, graph
 
 LENGTH, PIECES = 120, [100, *[1] * 20]
 SHARP = Profile(query_gain=4.0)  # queries are larger than keys
-FLOAT32, FLOAT16 = 1e-5, 1e-2  # how near graphs of either type are
+FLOAT32, FLOAT16 = 1e-5, 1e-2  # largest relative difference, by float type
 DIMENSIONS = SMALL | {"intermediate_size": 128}
 
 
@@ -51,7 +51,7 @@ def directml_logits(model: Path) -> NDArray[np.float32]:
 
 
 def on_cpu(target: Target, checkpoint: Path, out: Path, preset: str, **schemes: Any) -> NDArray[np.float32]:
-    """Logits of a target's graph, by pieces that the CPU runs."""
+    """Logits of a target's graph, composed of the pieces that run on the CPU."""
     out.mkdir()
     if not target.runs_on_cpu:
         assert target.on_cpu is not None
@@ -62,7 +62,7 @@ def on_cpu(target: Target, checkpoint: Path, out: Path, preset: str, **schemes: 
 
 
 @pytest.mark.parametrize("eps", [None, 4e-6], ids=["by default", "given"])
-def test_a_stream_so_small_that_eps_counts(eps: float | None, tmp_path: Path) -> None:
+def test_a_small_stream_where_eps_matters(eps: float | None, tmp_path: Path) -> None:
     source = amplify(write_checkpoint(tmp_path / "source", SMALL, seed=3), tmp_path / "small", Shifts(stream=-9))
     config = json.loads((source / "config.json").read_text("utf-8"))
     config["rms_norm_eps"] = eps
@@ -72,14 +72,14 @@ def test_a_stream_so_small_that_eps_counts(eps: float | None, tmp_path: Path) ->
 
 
 def louder(values: Array) -> Array:
-    """Times 8; MXFP4's scale bytes by adding to them."""
+    """Multiplies by 8; adds 3 to MXFP4's scale bytes."""
     return values + np.uint8(3) if values.dtype == np.uint8 else values * np.float32(8)
 
 
 @pytest.mark.parametrize("limit", [None, 5.0], ids=["by default", "given"])
 @pytest.mark.parametrize("design", mostly_integration(["cpu", "split", "dense"], fast={"split"}))
 def test_gates_beyond_their_limit(design: str, limit: float | None, tmp_path: Path) -> None:
-    """Where swiglu is not linear, its constants count."""
+    """Where SwiGLU is not linear, its constants matter."""
     loud = Changed(changes={"gate_up_proj_scales": louder, "gate_up_proj_bias": louder})
     source = write_checkpoint(tmp_path / "source", SMALL, seed=3, profile=loud)
     config = json.loads((source / "config.json").read_text("utf-8"))
@@ -111,7 +111,7 @@ def test_gates_beyond_float16(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("largest", [80_000, 400_000])
 def test_a_stream_beyond_float16(target: Callable[[], Target], preset: str, largest: float, tmp_path: Path) -> None:
-    """As gpt-oss-120b's, in whose biases float16 still has room, and four times as large."""
+    """A stream as large as gpt-oss-120b's, whose biases still fit float16, and one four times as large."""
     source = write_checkpoint(tmp_path / "source", DIMENSIONS, seed=3, profile=SHARP.scale_to(largest))
     ours = on_cpu(target(), source, tmp_path / "graph", preset)
     assert relative_by_token(expected(source), ours) < FLOAT16
@@ -120,7 +120,7 @@ def test_a_stream_beyond_float16(target: Callable[[], Target], preset: str, larg
 @pytest.mark.parametrize("module", [directml, cuda], ids=["directml", "cuda"])
 @pytest.mark.parametrize("preset", ["balanced", "smallest"])
 def test_integers_beyond_float16_are_those_of_float32(module: Any, preset: str, tmp_path: Path) -> None:
-    """The same codes, whatever size their rows are stored at."""
+    """The codes are the same, whatever the size that rows are stored at."""
     source = write_checkpoint(tmp_path / "source", DIMENSIONS, seed=3, profile=Profile().scale_to(400_000))
     in_float32 = on_cpu(module.target(dtype=ir.DataType.FLOAT), source, tmp_path / "float32", preset)
     assert relative_by_token(in_float32, on_cpu(module.target(), source, tmp_path / "float16", preset)) < FLOAT16
@@ -128,7 +128,7 @@ def test_integers_beyond_float16_are_those_of_float32(module: Any, preset: str, 
 
 @pytest.mark.parametrize(("embedding", "near"), [("float16", FLOAT16), ("int8", 5e-2)], ids=["float16", "int8"])
 def test_embeddings_of_every_size(embedding: str, near: float, tmp_path: Path) -> None:
-    """Rows of 2^-18, whose scales float16 has no room for, to 2^18, which it has none for itself."""
+    """Rows from 2^-18, whose scales underflow in float16, to 2^18, which overflows."""
 
     def by_token(table: Array) -> Array:
         return np.ldexp(table, (np.arange(len(table)) % 37 - 18)[:, None])

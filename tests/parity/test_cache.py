@@ -1,4 +1,4 @@
-"""A cache of fixed size as genai keeps it: what it held before is not seen."""
+"""A fixed-size cache, as in genai: its earlier contents have no effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LENGTH, MAX_LENGTH = 80, 96
 
 
 def logits(model: Path, ids: Sequence[int], sizes: Sequence[int], held: float) -> NDArray[np.float32]:
-    """Logits [tokens, vocab] of a float32 graph whose cache begins with a number in every place."""
+    """Logits [tokens, vocab] of a float32 graph whose cache is initially filled with a number."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     cache = {
         node.name: np.full((1, node.shape[1], MAX_LENGTH, node.shape[3]), held, np.float32)
@@ -42,8 +42,8 @@ def logits(model: Path, ids: Sequence[int], sizes: Sequence[int], held: float) -
 
 
 @pytest.mark.parametrize("sizes", [[LENGTH], [50, *[1] * 30]], ids=["prefill", "decode"])
-def test_what_the_cache_held_is_not_seen(sizes: list[int], tmp_path: Path) -> None:
-    """Neither in slots of tokens to come nor in the sink's."""
+def test_earlier_cache_contents_have_no_effect(sizes: list[int], tmp_path: Path) -> None:
+    """Neither those of later tokens' slots nor those of the sink's slot."""
     source = write_checkpoint(tmp_path / "source", SMALL, seed=1)
     model = directml_graph(source, tmp_path / "graph", "split", ir.DataType.FLOAT, **DENSE32)
     ids = generate_sequences(SMALL["vocab_size"], count=1, length=LENGTH)[0]

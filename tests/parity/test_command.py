@@ -43,7 +43,7 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def strict(text: str) -> Any:
-    """JSON as its standard has it: Python's own NaN and Infinity are refused."""
+    """Parses strict JSON: NaN and Infinity, which Python accepts, are errors."""
 
     def refuse(constant: str) -> Any:
         raise AssertionError(f"{constant} is no JSON")
@@ -57,14 +57,14 @@ def reported(result: Result, code: int = 0) -> Any:
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
-    """What is measured, without what it cost and where it was saved."""
+    """The measured figures, without costs and paths."""
     return {name: report[name] for name in ("prefill", "steps", "max_abs", "mean_kl", "top1", "tokens", "layers")}
 
 
 def test_a_saved_reference_gives_the_checkpoints_figures(
     gptoss: Gptoss, checkpoint: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of a small vocabulary is kept; and a checkpoint that is not there any more is not missed."""
+    """A small vocabulary is kept whole, and the checkpoint is not needed afterwards."""
     file = tmp_path / "reference.npz"
     options = ("--sequences", 3, "--length", 40, "--seed", 5)
     common = ("--reference", checkpoint, *options, "--json")
@@ -102,7 +102,7 @@ def test_fewer_tokens_kept_are_a_lower_bound(gptoss: Gptoss, checkpoint: Path, a
 def test_nanos_saved_reference_is_as_good_as_its_checkpoint(
     gptoss: Gptoss, nano_checkpoint: Path, nano_artifact: Path, tmp_path: Path
 ) -> None:
-    """1,024 of 201,088 tokens, on a text of one's own."""
+    """1,024 of 201,088 tokens are kept, on a text given by the user."""
     text = tmp_path / "weather.txt"
     text.write_text("<|start|>user<|message|>What is 27 + 45? Grüße 🙂<|end|><|start|>assistant" * 4, encoding="utf-8")
     common = ("--reference", nano_checkpoint, "--text", text, "--length", 50, "--sequences", 2)
@@ -116,7 +116,7 @@ def test_nanos_saved_reference_is_as_good_as_its_checkpoint(
         assert carried[way]["mean_kl"] == pytest.approx(live[way]["mean_kl"], rel=0.02)
         assert carried[way]["mean_kl"] <= live[way]["mean_kl"]
         assert carried[way]["top1"] == live[way]["top1"]
-    assert SavedReference.read(file).tokens[0] == 200006  # <|start|>, as the special token that it is
+    assert SavedReference.read(file).tokens[0] == 200006  # <|start|>, encoded as a special token
     assert live["saved_bytes"] < 1e6
 
 
@@ -135,13 +135,13 @@ def test_a_limit_on_the_divergence(gptoss: Gptoss, checkpoint: Path, artifact: P
     assert "nats, --max-kl" in in_words.stderr
     worse = max(report["prefill"]["mean_kl"], report["steps"]["mean_kl"])
     assert gptoss(*common, "--max-kl", worse).exit_code == 0
-    assert gptoss(*common, "--max-kl", worse * 0.999).exit_code == 9  # one of both ways suffices
+    assert gptoss(*common, "--max-kl", worse * 0.999).exit_code == 9  # one of the two measurements is enough
 
 
 def test_logits_that_are_not_finite_are_a_failure_in_valid_json(
     gptoss: Gptoss, checkpoint: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever options ask for, nothing of it is written."""
+    """Nothing is written, whatever the options."""
     iter_logits = parities.GenaiEngine.iter_logits
 
     def overflowing(self: Any, ids: Any, *, steps: int = 0) -> Any:
@@ -162,7 +162,7 @@ def test_logits_that_are_not_finite_are_a_failure_in_valid_json(
     assert (artifact / "manifest.json").read_bytes() == before
 
 
-def test_no_command_prints_json_that_is_none() -> None:
+def test_nan_is_never_printed_as_json() -> None:
     from rich.console import Console
 
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -171,7 +171,7 @@ def test_no_command_prints_json_that_is_none() -> None:
 
 @pytest.mark.integration
 def test_layers(gptoss: Gptoss, checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
-    """Hidden states travel in the file; a graph without their names says so."""
+    """Hidden states are saved in the file; a graph that does not name them is reported."""
     file = tmp_path / "reference.npz"
     assert gptoss("--reference", checkpoint, "--save-reference", file, "--layers", "--length", 30).exit_code == 0
     states = SavedReference.read(file).hidden_states
@@ -187,7 +187,7 @@ def test_layers(gptoss: Gptoss, checkpoint: Path, artifact: Path, tmp_path: Path
     assert "not available: the reference has no hidden states" in without
 
 
-def test_what_cannot_be_is_refused_before_the_reference_is_computed(
+def test_invalid_options_are_refused_before_the_reference_is_computed(
     gptoss: Gptoss, checkpoint: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, text, empty, binary = (tmp_path / name for name in ("reference.npz", "text", "empty", "binary"))
@@ -231,7 +231,7 @@ def test_a_reference_that_cannot_be_written(gptoss: Gptoss, checkpoint: Path, tm
     assert "no folder" in result.stderr
 
 
-def test_errors_know_where(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_name_their_position(capsys: pytest.CaptureFixture[str]) -> None:
     error = NonFiniteLogits(path="prefill", sequence=1, position=7, layer=34)
     assert "after token 7 of sequence 1, prefill; hidden states are not after 34 layers" in str(error)
     assert strict(json.dumps(error.figures()))["layers"] == 34

@@ -1,6 +1,6 @@
-"""CUDA's graphs without a card: on the CPU, their experts' codes put back where the CPU's kernel looks for them.
+"""CUDA's graphs without a GPU: they run on the CPU, with the experts' codes in the order of the CPU's kernel.
 
-What this leaves open is what CUDA's kernels compute; where they look for each weight is tests/cuda_layout.py's.
+This does not test what CUDA's kernels compute. tests/cuda_layout.py tests where they expect each weight.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FLOAT32 = {"embedding": "float32", "attention": "float32", "lm_head": "float32"}
 
 @pytest.fixture(scope="module", params=ALL_VARIANTS)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As tests/parity's, of dimensions that the integer kernels take."""
+    """The variants of tests/parity, with dimensions that the integer kernels accept."""
     return write_variant(tmp_path_factory.mktemp("variant"), request.param, {"intermediate_size": 128})
 
 
@@ -48,7 +48,7 @@ def graph(checkpoint: Path, out: Path, preset: str, dtype: ir.DataType = ir.Data
 
 
 def on_the_cpu(made: Path) -> Path:
-    """The same model for the CPU: another order of the experts' codes, and nothing else."""
+    """The same model for the CPU: only the order of the experts' codes differs."""
     model = ir.load(made)
     for node in experts(model):
         kind = kind_of(node)
@@ -59,7 +59,7 @@ def on_the_cpu(made: Path) -> Path:
             rows = laid.shape[2] * (1 if kind == "int8" else 2)
             turned = np.stack([as_on_the_cpu(one, rows, kind) for one in laid])
             value.const_value, value.shape = ir.tensor(turned, name=value.name), ir.Shape(turned.shape)
-        if kind == "mxfp4":  # the CPU's way to say [E, N, K/2]; CUDA's kernel has one order
+        if kind == "mxfp4":  # the CPU's attribute for [E, N, K/2]; CUDA's kernel has only one order
             node.attributes["weights_prepacked"] = ir.AttrInt64("weights_prepacked", 1)
     out = made.with_name("cpu.onnx")
     ir.save(model, out, external_data="cpu.onnx.data")
@@ -88,8 +88,8 @@ def test_in_float32_mxfp4_is_exact(variant: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
-def test_in_float32_integers_are_the_cpus(kind: str, variant: Path, tmp_path: Path) -> None:
-    """Whose graph tests/parity/test_graphs.py compares with transformers."""
+def test_in_float32_integers_give_the_cpus_logits(kind: str, variant: Path, tmp_path: Path) -> None:
+    """tests/parity/test_graphs.py compares the CPU's graph with transformers."""
     ids = generate_sequences(512, count=1, length=LENGTH)[0]
     (tmp_path / "cpu").mkdir()
     target = targets.load("cpu-int4")
@@ -100,8 +100,8 @@ def test_in_float32_integers_are_the_cpus(kind: str, variant: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("preset", "most_kl"), [("lossless", 1e-3), ("balanced", 0.2), ("smallest", 0.3)])
-def test_as_shipped_they_stay_near(preset: str, most_kl: float, tmp_path: Path) -> None:
-    """In float16. int4's bounds are those of the CPU's graphs."""
+def test_shipped_graphs_stay_near_transformers(preset: str, most_kl: float, tmp_path: Path) -> None:
+    """In float16. The bounds for int4 are those of the CPU's graphs."""
     source = write_checkpoint(tmp_path / "checkpoint", SMALL | {"intermediate_size": 128}, seed=2)
     ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(source), ids)
@@ -111,7 +111,7 @@ def test_as_shipped_they_stay_near(preset: str, most_kl: float, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def answers(nano_checkpoint: Path) -> list[tuple[Sample, NDArray[np.float32]]]:
-    """An answer for each skill and transformers' logits along it."""
+    """An answer for each skill, with transformers' logits at its tokens."""
     reference = load_transformers(nano_checkpoint)
     samples = [held_out(skill, 1)[0] for skill in SKILLS]
     return [(one, transformers_logits(reference, one.prompt_ids + one.answer_ids)) for one in samples]
@@ -122,7 +122,7 @@ def answers(nano_checkpoint: Path) -> list[tuple[Sample, NDArray[np.float32]]]:
 def test_nano_answers_the_same_in_float16(
     nano_checkpoint: Path, answers: list[tuple[Sample, NDArray[np.float32]]], shifts: Shifts, tmp_path: Path
 ) -> None:
-    """Along its answers, whatever the size of its activations."""
+    """At its answers' tokens, whatever the size of the activations."""
     checkpoint = amplify(nano_checkpoint, tmp_path / "checkpoint", shifts)
     model, parts = on_the_cpu(graph(checkpoint, tmp_path / "graph", "lossless")), []
     for sample, expected in answers:
@@ -141,8 +141,8 @@ def test_onnxruntime_takes_every_node_by_its_schema(preset: str, mxfp4: bool, tm
     smoke.require_loadable(graph(source, tmp_path / "graph", preset))
 
 
-def test_the_node_is_the_one_that_genais_builder_writes(tmp_path: Path) -> None:
-    """Shapes tell CUDA's kernel the layout, and inputs it does not know would fail on a card alone."""
+def test_the_node_matches_genais_builder(tmp_path: Path) -> None:
+    """CUDA's kernel infers the layout from shapes, and unknown inputs would fail only on a GPU."""
     source = write_checkpoint(tmp_path / "checkpoint", SMALL | {"intermediate_size": 128})
     for preset, scales, bits in (("lossless", ir.DataType.FLOAT8E8M0, 4), ("balanced", ir.DataType.FLOAT16, 4)):
         for node in experts(ir.load(graph(source, tmp_path / preset, preset))):

@@ -1,4 +1,4 @@
-"""One model composed in several ways: they give the same numbers. None is compared with transformers here."""
+"""One model composed in several ways gives the same numbers. Other files compare them with transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIMIT = Limit(1 << 16)
 
 
 def on_the_cpu(limit: Limit) -> Target:
-    """What a conversion's first run composes."""
+    """The composition of a conversion's first run."""
     target = directml.target("split", ir.DataType.FLOAT, limit)
     assert target.on_cpu is not None
     return replace(target, compose=target.on_cpu)
@@ -62,8 +62,8 @@ def test_directmls_designs_agree(variant: str, path: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_pieces_are_the_whole(path: str, tmp_path: Path) -> None:
-    """Of experts and of the head."""
+def test_pieces_give_the_same_as_the_whole(path: str, tmp_path: Path) -> None:
+    """Pieces of the experts and of the head."""
     source = write_checkpoint(tmp_path / "source", SMALL, seed=1)
     cut, whole = (
         run(source, tmp_path / str(limit), of_design("split")(Limit(limit)), PATHS[path])
@@ -73,8 +73,8 @@ def test_pieces_are_the_whole(path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu", "directml"])
-def test_the_last_position_is_the_last_of_all(name: str, tmp_path: Path) -> None:
-    """DirectML's head is in pieces."""
+def test_the_last_position_equals_that_of_all_logits(name: str, tmp_path: Path) -> None:
+    """DirectML's head is split into pieces."""
     source = write_checkpoint(tmp_path / "source", SMALL, seed=1)
     target = directml.target(limit=LIMIT) if name == "directml" else targets.load(name)
     for sizes in ([LENGTH], [50, 29, 1]):

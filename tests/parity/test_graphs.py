@@ -1,4 +1,4 @@
-"""Graphs against transformers and against Optimum's exporter, by onnxruntime alone."""
+"""Graphs, run by onnxruntime alone, compared with transformers and with Optimum's export."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .decoding import logits
 LENGTH = 300  # several windows; transformers is the slow part
 FLOAT32 = {"experts": "float32"}
 DENSE32 = {"embedding": "float32", "attention": "float32", "lm_head": "float32"}
-LIMIT = 1 << 16  # of a dequantised weight, so that even these models are taken in pieces
+LIMIT = 1 << 16  # for a dequantised weight; small enough that even these models are split into pieces
 
 
 def graph(checkpoint: Path, out: Path, target: str = "cpu", preset: str = "lossless", **schemes: Any) -> Path:
@@ -41,7 +41,7 @@ def graph(checkpoint: Path, out: Path, target: str = "cpu", preset: str = "lossl
 def directml_graph(
     checkpoint: Path, out: Path, design: str, dtype: ir.DataType, limit: int = LIMIT, **schemes: Any
 ) -> Path:
-    """One of DirectML's designs; onnxruntime runs it on the CPU as well."""
+    """A graph of one of DirectML's designs, which onnxruntime also runs on the CPU."""
     target = directml.target(design, dtype, Limit(limit))
     out.mkdir()
     quantisation = resolve(target.presets, "best", schemes)
@@ -69,7 +69,7 @@ def test_exact_graphs_agree_with_transformers(variant: Path, schemes: dict[str, 
 
 @pytest.mark.parametrize("design", ["split", "dense"])
 def test_directmls_graphs_agree_with_transformers(variant: Path, design: str, tmp_path: Path) -> None:
-    """int8 experts are MXFP4's exactly. What DirectML itself makes of the graph is tests/directml's business."""
+    """int8 represents MXFP4 exactly. tests/directml runs the graphs on DirectML itself."""
     ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(variant), ids)
     model = directml_graph(variant, tmp_path / "graph", design, ir.DataType.FLOAT, **DENSE32)
@@ -79,7 +79,7 @@ def test_directmls_graphs_agree_with_transformers(variant: Path, design: str, tm
         assert apart.same_top.mean() > 0.99, path
 
 
-def test_directmls_slots_decode_as_its_other_designs(variant: Path, tmp_path: Path) -> None:
+def test_directmls_slots_decode_like_the_other_designs(variant: Path, tmp_path: Path) -> None:
     ids = generate_sequences(512, count=1, length=80)[0]
     rows = [
         logits(
@@ -99,7 +99,7 @@ def test_directmls_slots_decode_as_its_other_designs(variant: Path, tmp_path: Pa
 def test_exact_graphs_of_nano_agree_with_transformers(
     nano_checkpoint: Path, schemes: dict[str, str], tmp_path: Path
 ) -> None:
-    """Conversations run together are nothing nano knows; its float32 noise there is 2e-3 in transformers itself."""
+    """nano was not trained on concatenated conversations; float32 noise there is 2e-3 in transformers itself."""
     ids = generate_sequences(201_088, count=1, length=400)[0]
     expected = transformers_logits(load_transformers(nano_checkpoint), ids)
     model = graph(nano_checkpoint, tmp_path / "graph", **schemes)
@@ -117,7 +117,7 @@ def test_exact_graphs_of_nano_agree_with_transformers(
 def test_quantised_graphs_stay_near(
     target: str, preset: str, most_kl: float, float_checkpoint: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """Bounds for random weights, which have no redundancy; what they do to nano is in docs/conversion.md."""
+    """Bounds for random weights, which have no redundancy; docs/conversion.md has nano's figures."""
     ids = generate_sequences(512, count=1, length=LENGTH)[0]
     expected = transformers_logits(load_transformers(float_checkpoint), ids)
     model = graph(float_checkpoint, tmp_path / "graph", target, preset)

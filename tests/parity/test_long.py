@@ -1,6 +1,6 @@
 """Contexts beyond 2,048 positions, where float16 stops counting, and 4,096, gpt-oss's context before YaRN.
 
-What reaches that far only is seen there only: positions as numbers, and full attention to the first tokens.
+Only such contexts test large position numbers, and full attention back to the first tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ONE_HEAD_A_LAYER = {"num_attention_heads": 2, "num_key_value_heads": 1, "interme
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its attention is sharp: an average of thousands of tokens would hide which of them are seen."""
+    """Sharp attention, because an average over thousands of tokens would hide which ones are attended to."""
     sharp = Changed(changes={"q_proj": lambda values: values * np.float32(4)})
     changes = SMALL | ONE_HEAD_A_LAYER | {"max_position_embeddings": LENGTH + 1}
     return write_checkpoint(tmp_path_factory.mktemp("long"), changes, seed=1, profile=sharp)
@@ -48,7 +48,7 @@ def expected(checkpoint: Path, ids: list[int]) -> NDArray[np.float32]:
 
 
 def pieces() -> Iterator[int]:
-    """A prompt in pieces as DirectML has it, the tokens around the borders one by one."""
+    """A prompt in pieces, as on DirectML, with the tokens around the borders one by one."""
     at = 0
     for end in (*BORDERS, LENGTH):
         before = end - STEPS if end in BORDERS else end

@@ -1,4 +1,4 @@
-"""Measuring artifacts: every target, both ways through the model, hidden states, and logits that are not finite."""
+"""Measures artifacts: every target, prefill and steps, hidden states, and logits that are not finite."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def lossless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @dataclass
 class Made:
-    """A decoder that gives its reference's logits, changed: (tokens fed, whether it is a step, logits)."""
+    """A decoder that returns its reference's logits, changed by (tokens fed, whether it is a step, logits)."""
 
     reference: CheckpointReference
     change: Callable[[int, bool, NDArray[np.float32]], None] = lambda end, stepping, rows: None
@@ -128,7 +128,7 @@ def test_every_target_that_the_cpu_can_read(
 def test_prefill_and_steps_are_two_measurements(
     gives_all: bool, made: Made, reference: CheckpointReference, lossless: Path
 ) -> None:
-    """A fault in one does not show in the other, and prompts start from an empty cache each."""
+    """A fault in one does not affect the other, and each prompt starts with an empty cache."""
     made.gives_all = gives_all
 
     def wrong_steps(end: int, stepping: bool, rows: NDArray[np.float32]) -> None:
@@ -193,8 +193,8 @@ def test_hidden_states_layer_by_layer(lossless: Path, reference: CheckpointRefer
     assert sorted(tmp_path.parent.iterdir()) == before
 
 
-def test_another_models_hidden_states_are_far(lossless: Path, reference: CheckpointReference, tmp_path: Path) -> None:
-    """And a graph that names only some of them is measured at those."""
+def test_hidden_states_of_another_model_differ(lossless: Path, reference: CheckpointReference, tmp_path: Path) -> None:
+    """A graph that names only some hidden states is measured at those."""
 
     def rename_one(graph: ir.Graph, values: dict[int, ir.Value]) -> None:
         values[1].name = "something else"
@@ -210,7 +210,7 @@ def test_another_models_hidden_states_are_far(lossless: Path, reference: Checkpo
 
 
 def test_where_hidden_states_stop_being_finite(lossless: Path, reference: CheckpointReference, tmp_path: Path) -> None:
-    """An overflow in the stream of one layer: the artifact fails, and the failure says after which."""
+    """An overflow in one layer's stream: the artifact fails, and the error names the layer."""
 
     def overflow(graph: ir.Graph, values: dict[int, ir.Value]) -> None:
         stream = values[1]
@@ -232,7 +232,7 @@ def test_where_hidden_states_stop_being_finite(lossless: Path, reference: Checkp
     assert failure.value.figures()["type"] == "NonFiniteLogits"
 
 
-def test_layers_that_cannot_be_had_say_why(
+def test_missing_layers_are_explained(
     lossless: Path, reference: CheckpointReference, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reason(using: Any) -> str | None:
@@ -255,9 +255,7 @@ def test_figures_of_layers_are_json() -> None:
     assert errors.first_non_finite == 2
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_computed(
-    lossless: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_mismatches_are_refused_before_anything_is_computed(lossless: Path, checkpoint: Path, tmp_path: Path) -> None:
     def of(ids: list[list[int]], folder: Path = checkpoint) -> CheckpointReference:
         return CheckpointReference(Checkpoint.open(folder), ids, "")
 
@@ -278,7 +276,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
 def test_a_graph_that_does_not_run_on_the_cpu(
     checkpoint: Path, reference: CheckpointReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What onnxruntime raises names the model; what goes wrong elsewhere is not blamed on it."""
+    """onnxruntime's errors name the model; other errors are not attributed to it."""
     convert(checkpoint, tmp_path / "out", target="directml")
     monkeypatch.setattr(parities, "compare", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -301,7 +299,7 @@ def test_the_longest_sequence_fits(lossless: Path, checkpoint: Path) -> None:
     assert found.mean_kl < 1e-6
 
 
-def test_another_checkpoints_reference_is_said_to_be(lossless: Path, tmp_path: Path) -> None:
+def test_a_reference_of_another_checkpoint_is_reported(lossless: Path, tmp_path: Path) -> None:
     other = write_tiny(tmp_path / "other", CHANGES | {"rms_norm_eps": 1e-4}, seed=3)
     found = measure(lossless, CheckpointReference(Checkpoint.open(other), [[1, 2, 3]], ""), steps=1)
     assert found.same_source is False

@@ -1,4 +1,4 @@
-"""Divergences against their definition, whole and with a bucket for all but the likeliest tokens."""
+"""Divergences compared with their definition, over the whole vocabulary and with a bucket for unlikely tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_by_definition(reference: Logits, other: Logits) -> None:
 
 
 @given(LOGITS, LOGITS, st.integers(1, 12))
-def test_with_a_bucket_it_is_that_of_the_coarser_distribution(reference: Logits, other: Logits, kept: int) -> None:
+def test_a_bucket_gives_the_divergence_of_the_coarser_distribution(reference: Logits, other: Logits, kept: int) -> None:
     some = Distributions(reference).top_k(kept)
     assert some.ids is not None
     found, exact = compare(some, other), compare(reference, other)
@@ -54,7 +54,7 @@ def test_with_a_bucket_it_is_that_of_the_coarser_distribution(reference: Logits,
 
 
 @given(LOGITS, st.integers(1, 12))
-def test_a_distribution_is_no_way_from_itself(reference: Logits, kept: int) -> None:
+def test_the_divergence_from_itself_is_zero(reference: Logits, kept: int) -> None:
     found = compare(Distributions(reference).top_k(kept), reference)
     assert found.kl.max() < 1e-12
     assert found.max_abs.max() == 0
@@ -62,7 +62,7 @@ def test_a_distribution_is_no_way_from_itself(reference: Logits, kept: int) -> N
 
 
 def test_the_smallest_divergences_are_exact() -> None:
-    """A shift of all logits is none at all, and one of a single logit by e is p(1 - p)e²/2."""
+    """Shifting all logits changes nothing; shifting one by e gives p(1 - p)e²/2."""
     logits = np.zeros((1, 4), np.float32)
     assert compare(logits, logits + 1000).kl == 0
     moved = logits.copy()
@@ -79,6 +79,6 @@ def test_figures() -> None:
 
 
 @pytest.mark.parametrize("shape", [(7, 11), (6, 12)])
-def test_other_shapes_are_no_comparison(shape: tuple[int, int]) -> None:
+def test_other_shapes_are_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="logits of shape"):
         compare(np.zeros((7, 12), np.float32), np.zeros(shape, np.float32))

@@ -26,7 +26,7 @@ from tools.transformers_reference import load_transformers, transformers_logits
 
 from .decoding import logits
 
-N = 12  # samples a skill; evaluating more is nano.evaluate's task
+N = 12  # samples per skill; tools.nano_training.evaluate measures more
 pytestmark = pytest.mark.integration
 
 

@@ -23,9 +23,9 @@ from tests.tiers import mostly_integration
 from .conftest import SMALL
 
 FLOAT32 = "tensor(float)"
-WAYS = ("as shipped", "first run")  # for the device; composed for the CPU, which a conversion's first run measures
+WAYS = ("as shipped", "first run")  # as composed for the device, and for a conversion's first run on the CPU
 GRAPHS = [(name, preset, way) for name in ("directml", "cuda") for preset in targets.load(name).presets for way in WAYS]
-# What overflows or counts in float16: the norms' squares, positions, swiglu of products as large as they come.
+# Operators that overflow in float16 or count beyond its integers: norms' squares, positions, SwiGLU.
 IN_FLOAT32 = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 IN_FLOAT32 += ("CumSum", "Less", "Greater", "Abs", "Clip", "Sigmoid", "TopK")
 
@@ -62,7 +62,7 @@ def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def typed(file: Path) -> Graph:
-    """Every value as an output of the graph: outputs have types."""
+    """The graph with every value as an output, because onnxruntime reports the types of outputs."""
     model = onnx.load(file, load_external_data=False)
     known = {value.name for value in model.graph.output}
     values = [name for node in model.graph.node for name in node.output if name and name not in known]
@@ -78,7 +78,7 @@ def typed(file: Path) -> Graph:
     return Graph(list(model.graph.node), {**weights, **types})
 
 
-def test_there_is_something_to_see(graph: Graph) -> None:
+def test_the_graph_has_float16_and_float32_values(graph: Graph) -> None:
     assert set(graph.types.values()) >= {FLOAT32, "tensor(float16)"}
     assert {node.op_type for node in graph.nodes} >= set(IN_FLOAT32[:2])
 
@@ -89,15 +89,15 @@ def test_the_residual_stream_is_float32(graph: Graph) -> None:
     assert {graph.types[name] for name in stream} == {FLOAT32}
 
 
-def test_what_overflows_or_counts_is_float32(graph: Graph) -> None:
+def test_operators_that_overflow_or_count_are_float32(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op_type in IN_FLOAT32:
             numbers = [graph.types[name] for name in node.input if "float" in graph.types[name]]
             assert set(numbers) <= {FLOAT32}, f"{node.name}: {numbers}"
 
 
-def test_nothing_of_float16_is_made_wider_on_its_way_into_a_norm(graph: Graph) -> None:
-    """A cast back does not bring back what a cast lost: only products are float16 before they join the stream."""
+def test_no_float32_value_passes_through_float16(graph: Graph) -> None:
+    """Casting back does not restore lost digits: only products may be float16 before they join the stream."""
     for node in graph.nodes:
         if node.op_type == "Cast" and graph.types[node.output[0]] == FLOAT32 and "float" in graph.types[node.input[0]]:
             before = graph.maker(node.input[0]) if node.input[0] in made(graph) else None
@@ -109,7 +109,7 @@ def made(graph: Graph) -> set[str]:
 
 
 def test_the_router_computes_in_float32(graph: Graph) -> None:
-    """From the norm's own output to its logits: near ties decide between experts."""
+    """From the norm's output to its logits, because near ties decide between experts."""
     for layer in range(SMALL["num_hidden_layers"]):
         (product,) = graph.readers(f"model.layers.{layer}.mlp.router.weight")
         assert product.op_type == "MatMul"
@@ -126,7 +126,7 @@ def test_the_router_computes_in_float32(graph: Graph) -> None:
 
 
 def test_factors_and_scales_of_embeddings_are_float32(graph: Graph) -> None:
-    """A row of any size has a factor, and an integer row a scale, that is of the row's size."""
+    """Factors, and scales of integer rows, are as large as the row, which can be any size."""
     sized = [name for name in graph.types if name.endswith("_factors") or name == "model.embed_tokens.weight_scales"]
     assert len(sized) >= 2 * SMALL["num_hidden_layers"] + 1
     assert {graph.types[name] for name in sized} == {FLOAT32}

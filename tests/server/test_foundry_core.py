@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from gptoss_convert.workflow import convert
-from tests.packages import installed, run
+from tests.packages import install_packages, run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "foundry-local.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="session")
 def core() -> Path:
-    return installed("foundry-local", "foundry-local-sdk==2.2.1")
+    return install_packages("foundry-local", "foundry-local-sdk==2.2.1")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.packages import installed
+from tests.packages import install_packages
 from tests.server.running import MODEL, PERSON, WEATHER, ask
 
 PACKAGES = ("xllamacpp==2026.10.11549", "gguf==0.19.0")
@@ -31,7 +31,7 @@ def llama(nano_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("llama")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed("llama", *PACKAGES)), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(install_packages("llama", *PACKAGES)), *sys.path])}
     command = [sys.executable, str(SCRIPT), str(nano_checkpoint), str(folder), str(port)]
     with (
         (folder / "log").open("wb") as log,

@@ -12,7 +12,7 @@ LARGE = SIZES + "test_a_stream_beyond_float16"
 DIRECTML, CUDA = f"{LARGE}[400000-directml]", f"{LARGE}[400000-cuda]"
 CUDA_FITS = f"{LARGE}[80000-cuda]"  # the largest stream whose biases float16 holds as they are
 EPS_BY_DEFAULT, EPS_GIVEN = (
-    f"{SIZES}test_a_stream_so_small_that_eps_counts[{which}]" for which in ("by default", "given")
+    f"{SIZES}test_a_small_stream_where_eps_matters[{which}]" for which in ("by default", "given")
 )
 EMBEDDINGS = SIZES + "test_embeddings_of_every_size"
 TYPES = "tests/parity/test_precision.py::"
@@ -36,7 +36,7 @@ STREAM = (
         ),
         (
             DIRECTML,
-            f"{TYPES}test_nothing_of_float16_is_made_wider_on_its_way_into_a_norm[directml-balanced-as shipped]",
+            f"{TYPES}test_no_float32_value_passes_through_float16[directml-balanced-as shipped]",
         ),
     ),
     Fault(
@@ -50,7 +50,7 @@ STREAM = (
                 '    return g.op("SimplifiedLayerNormalization", x, weight, axis',
             ),
         ),
-        (f"{TYPES}test_what_overflows_or_counts_is_float32[directml-balanced-as shipped]",),
+        (f"{TYPES}test_operators_that_overflow_or_count_are_float32[directml-balanced-as shipped]",),
     ),
     Fault(
         "eps_by_default",
@@ -175,14 +175,15 @@ HEADS = (
         "a prompt's next token is chosen after its first",
         (Edit(HEAD, "x, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1)", "x, g.ints(0), g.ints(1), g.ints(1)"),),
         tuple(
-            f"tests/parity/test_designs.py::test_the_last_position_is_the_last_of_all[{n}]" for n in ("cpu", "directml")
+            f"tests/parity/test_designs.py::test_the_last_position_equals_that_of_all_logits[{n}]"
+            for n in ("cpu", "directml")
         ),
     ),
     Fault(
         "pieces_of_the_head_reversed",
         "the vocabulary's pieces are in another order",
         (Edit(HEAD, '"Concat", *parts, axis=2', '"Concat", *parts[::-1], axis=2'),),
-        ("tests/parity/test_designs.py::test_pieces_are_the_whole[prefill]",),
+        ("tests/parity/test_designs.py::test_pieces_give_the_same_as_the_whole[prefill]",),
     ),
 )
 

@@ -120,7 +120,7 @@ TOKENS = (
         "generation_config_ignored",
         "tokens of a checkpoint's generation_config.json are ignored",
         (Edit(ARTIFACT, "given = _generation_config(checkpoint.path)", "given: dict[str, Any] = {}"),),
-        ("tests/convert/test_genai_config.py::test_a_generation_config_has_the_last_word",),
+        ("tests/convert/test_genai_config.py::test_a_generation_config_takes_precedence",),
     ),
 )
 
