@@ -21,7 +21,7 @@ ROTARY = "gptoss_convert/graph/rotary.py"
 POSITIONS = (
     Fault(
         "rope_table_frozen",
-        "positions from 2,048 on are turned as position 2,048 is",
+        "positions beyond 2,048 are rotated like position 2,048",
         (
             Edit(
                 ROTARY,
@@ -33,7 +33,7 @@ POSITIONS = (
     ),
     Fault(
         "rope_positions_frozen",
-        "DirectML's graph turns positions from 2,048 on as position 2,048",
+        "DirectML's graph rotates positions beyond 2,048 like position 2,048",
         (
             Edit(
                 PRIMITIVE,
@@ -45,7 +45,7 @@ POSITIONS = (
     ),
     Fault(
         "positions_in_float16",
-        "positions are compared in float16, which is exact to 2,048",
+        "positions are compared in float16, which is exact up to 2,048",
         (
             Edit(
                 CACHE,
@@ -57,7 +57,7 @@ POSITIONS = (
     ),
     Fault(
         "rope_interleaved_fused",
-        "pairs that are turned together are neighbours, not halves of a head",
+        "rotated pairs are neighbours instead of the two halves of a head",
         (Edit(GQA, "rotary_interleaved=0", "rotary_interleaved=1"),),
         (CPU,),
     ),
@@ -75,7 +75,7 @@ POSITIONS = (
     ),
     Fault(
         "yarn_truncated",
-        "the ramp's bounds are whole dimensions although the config says truncate: false",
+        "the ramp's bounds are rounded to whole dimensions despite truncate: false",
         (Edit(ROTARY, "if yarn.truncate:", "if True:"),),
         (CPU,),
     ),
@@ -96,13 +96,13 @@ POSITIONS = (
 WINDOWS = (
     Fault(
         "window_one_wider",
-        "sliding attention sees a token too many",
+        "sliding attention attends to one token too many",
         (Edit(CONFIG, "return self.sliding_window if", "return self.sliding_window + 1 if"),),
         (CPU, DIRECTML),
     ),
     Fault(
         "window_one_narrower_fused",
-        "sliding attention sees a token too few",
+        "sliding attention attends to one token too few",
         (Edit(GQA, "config.window(layer) or -1", "(config.window(layer) or 0) - 1"),),
         (CPU,),
     ),
@@ -114,7 +114,7 @@ WINDOWS = (
     ),
     Fault(
         "window_on_odd_layers",
-        "layers with full attention have the window, and the others none",
+        "layers with full attention have the window, and the other layers have none",
         (Edit(CONFIG, '[layer] == "sliding_attention"', '[layer] != "sliding_attention"'),),
         (CPU, DIRECTML),
     ),
@@ -135,7 +135,7 @@ WINDOWS = (
     ),
     Fault(
         "unseen_slots_shown",
-        "the branches of the mask are swapped: seen slots are hidden, others are not",
+        "the branches of the mask are swapped: visible slots are masked, others are not",
         (
             Edit(
                 PRIMITIVE,
@@ -150,7 +150,7 @@ WINDOWS = (
 SCORES = (
     Fault(
         "sink_sign_fused",
-        "sinks take the part that was meant to be left",
+        "sinks have the wrong sign",
         (Edit(GQA, "cos, sin, None, None, sinks)", 'cos, sin, None, None, g.op("Neg", sinks))'),),
         (CPU,),
     ),
@@ -162,7 +162,7 @@ SCORES = (
     ),
     Fault(
         "query_scale_squared",
-        "queries are divided by the head's size, not by its root",
+        "queries are divided by the head dimension instead of its square root",
         (Edit(GQA, "scale=config.head_dim**-0.5", "scale=config.head_dim**-1.0"),),
         (CPU,),
     ),
@@ -186,7 +186,7 @@ SCORES = (
     ),
     Fault(
         "values_size_not_taken_back",
-        "o_proj does not take back what values were divided by",
+        "o_proj does not multiply by the power of two that values are divided by",
         (Edit(GAINS, "np.ldexp(1.0, value_exponent(g.checkpoint, layer))", "1.0"),),
         (SIZES,),
     ),
@@ -198,7 +198,7 @@ SCORES = (
     ),
     Fault(
         "heads_of_other_groups",
-        "query heads meet other key-value heads than their own",
+        "query heads use the key-value heads of other groups",
         (Edit(PRIMITIVE, "split, perm=[0, 2, 3, 1, 4]", "split, perm=[0, 3, 2, 1, 4]"),),
         (DIRECTML,),
     ),
@@ -207,13 +207,13 @@ SCORES = (
 CACHES = (
     Fault(
         "cache_swapped_fused",
-        "keys are kept as values and values as keys",
+        "the cache stores keys as values and values as keys",
         (Edit(GQA, "inputs.present(g, layer, key, value)", "inputs.present(g, layer, value, key)"),),
         (CPU,),
     ),
     Fault(
         "cache_lost_fused",
-        "keys of earlier pieces are zeros",
+        "the keys of earlier pieces are zeros",
         (
             Edit(
                 GQA,
@@ -225,25 +225,25 @@ CACHES = (
     ),
     Fault(
         "cache_stale_composed",
-        "the cache that a step gives is the one that it took",
+        "a step returns its input cache unchanged",
         (Edit(CACHE, "g.output(present, f", 'g.output(g.op("Identity", past), f'),),
         (DIRECTML,),
     ),
     Fault(
         "cache_never_written",
-        "every slot keeps what it holds",
+        "no slot of the cache is ever written",
         (Edit(CACHE, '"Less", written, constant32(g, 0.5)', '"Less", written, constant32(g, 1.5)'),),
         (DIRECTML,),
     ),
     Fault(
         "cache_placed_one_later",
-        "a token is put into the slot after its own",
+        "a token is written to the slot after its own",
         (Edit(CACHE, 'g.op("Abs", ahead)', 'g.op("Abs", g.op("Sub", ahead, constant32(g, 1)))'),),
         (DIRECTML,),
     ),
     Fault(
         "sink_slot_keeps_its_value",
-        "what an earlier use left in the sink's slot is added to every token's values",
+        "the sink slot's earlier contents are added to every token's values",
         (
             Edit(
                 CACHE,

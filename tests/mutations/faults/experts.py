@@ -34,7 +34,7 @@ ROUTING = (
     ),
     Fault(
         "router_in_float16",
-        "float16 graphs round what the router reads",
+        "float16 graphs round the router's input",
         (
             Edit(
                 ROUTER,
@@ -87,7 +87,7 @@ ROUTING = (
 SWIGLU = (
     Fault(
         "alpha_fused",
-        "the gate's sigmoid has 1.7 for 1.702",
+        "the gate's sigmoid uses 1.7 instead of 1.702",
         (Edit(FUSED, '"activation_alpha": 1.702', '"activation_alpha": 1.7'),),
         (GATES_CPU,),
     ),
@@ -99,13 +99,13 @@ SWIGLU = (
     ),
     Fault(
         "limit_by_default",
-        "swiglu is limited to 6 where the config says nothing, not to 7",
+        "SwiGLU's default limit is 6 instead of 7",
         (Edit(CONFIG, 'raw.get("swiglu_limit", 7.0)', 'raw.get("swiglu_limit", 6.0)'),),
         (GATES_CPU, GATES_SPLIT),
     ),
     Fault(
         "limit_ignored_fused",
-        "swiglu is limited to 7 whatever the config says",
+        "SwiGLU's limit is always 7, whatever the config says",
         (Edit(FUSED, "swiglu_limit=g.config.swiglu_limit", "swiglu_limit=7.0"),),
         (GATES_CPU_GIVEN,),
     ),
@@ -117,13 +117,13 @@ SWIGLU = (
     ),
     Fault(
         "up_without_lower_limit",
-        "what a gate is multiplied with is limited above alone",
+        "up values have no lower limit",
         (Edit(PRODUCTS, "constant32(g, -limit)", "constant32(g, -1000.0)"),),
         (GATES_SPLIT,),
     ),
     Fault(
         "gate_without_lower_bound",
-        "a gate of minus infinity times its sigmoid of 0 is no number",
+        "gates have no lower bound: minus infinity times a sigmoid of 0 is NaN",
         (
             Edit(
                 PRODUCTS,
@@ -135,7 +135,7 @@ SWIGLU = (
     ),
     Fault(
         "gate_and_up_swapped_fused",
-        "ups are taken for gates",
+        "gate and up values are swapped",
         (
             Edit(
                 QMOE,
@@ -164,13 +164,13 @@ SWIGLU = (
 WAYS = (
     Fault(
         "down_bias_unweighted",
-        "each chosen expert adds its whole bias",
+        "each chosen expert's bias is added without its routing weight",
         (Edit(PRODUCTS, '"MatMul", weights, experts.down.bias', '"MatMul", g.op("Sign", weights), experts.down.bias'),),
         (DIRECTML,),
     ),
     Fault(
         "biases_of_other_experts",
-        "experts taken some at a time have the first ones' biases",
+        "every piece of the experts uses the first piece's biases",
         (
             Edit(
                 COMPOSED,
@@ -182,7 +182,7 @@ WAYS = (
     ),
     Fault(
         "grouped_is_another",
-        "a conversion's first run takes the first expert's columns of down_proj for all",
+        "a conversion's first run uses the first expert's columns of down_proj for all experts",
         (
             Edit(
                 COMPOSED,

@@ -26,7 +26,7 @@ HEAD = "gptoss_convert/graph/head.py"
 STREAM = (
     Fault(
         "stream_in_float16",
-        "the residual stream passes through float16, which ends at 65,504",
+        "the residual stream passes through float16, whose maximum is 65,504",
         (
             Edit(
                 NORMS,
@@ -54,19 +54,19 @@ STREAM = (
     ),
     Fault(
         "eps_by_default",
-        "eps is 1e-6 where the config says nothing",
+        "the default of eps is 1e-6 instead of 1e-5",
         (Edit(CONFIG, 'raw.get("rms_norm_eps", 1e-5)', 'raw.get("rms_norm_eps", 1e-6)'),),
         (EPS_BY_DEFAULT,),
     ),
     Fault(
         "eps_of_the_first_norm",
-        "eps of the first norm is 1e-6 whatever the config says",
+        "the first norm's eps is always 1e-6",
         (Edit(NORMS, "epsilon=g.config.rms_norm_eps, stash_type", "epsilon=1e-6, stash_type"),),
         (EPS_BY_DEFAULT, EPS_GIVEN),
     ),
     Fault(
         "eps_of_the_fused_norms",
-        "the same of all other norms",
+        "the eps of all other norms is always 1e-6",
         (Edit(NORMS, "epsilon=g.config.rms_norm_eps,\n", "epsilon=1e-6,\n"),),
         (EPS_BY_DEFAULT, EPS_GIVEN),
     ),
@@ -75,7 +75,7 @@ STREAM = (
 ROWS = (
     Fault(
         "row_factors_dropped",
-        "products stay at their rows' common size",
+        "products are not multiplied by their rows' factors",
         (Edit(PRECISION, 'return g.op("Mul", to_float32(g, product), factors)', "return to_float32(g, product)"),),
         (DIRECTML, CUDA),
     ),
@@ -105,7 +105,7 @@ ROWS = (
     ),
     Fault(
         "qkv_bias_keeps_its_size",
-        "biases of a fused attention keep the size that its weights' rows lose",
+        "biases of fused attention are not scaled like the rows of its weights",
         (Edit(LINEAR, "g.dtype, exponents and (lambda: compute_factors(-exponents()))", "g.dtype, None"),),
         (COMMON_SIZES,),
     ),
@@ -125,19 +125,19 @@ ROWS = (
     ),
     Fault(
         "mxfp4_scales_not_shifted",
-        "MXFP4's scale bytes keep the size that their rows' factors bring back",
+        "MXFP4's scale bytes are not divided by their rows' factors",
         (Edit(QMOE, "if exponents is not None:", "if False:"),),
         (CUDA,),
     ),
     Fault(
         "qmoe_bias_not_shifted",
-        "a bias inside the fused experts is multiplied by the factors of rows it was not divided by",
+        "biases inside the fused experts are not divided by their rows' factors",
         (Edit(QMOE, "if exponents is None:", "if True:"),),
         (CUDA_FITS,),
     ),
     Fault(
         "embedding_factors_dropped",
-        "tokens' rows stay at unit length",
+        "embedding rows are not multiplied by their factors",
         (
             Edit(
                 EMBEDDING,
@@ -149,7 +149,7 @@ ROWS = (
     ),
     Fault(
         "embedding_scales_in_float16",
-        "scales of small tokens' rows are 0",
+        "scales of small embedding rows underflow to 0",
         (
             Edit(
                 EMBEDDING,
@@ -172,7 +172,7 @@ ROWS = (
 HEADS = (
     Fault(
         "logits_of_the_first_position",
-        "a prompt's next token is chosen after its first",
+        "the next token is predicted from the prompt's first position",
         (Edit(HEAD, "x, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1)", "x, g.ints(0), g.ints(1), g.ints(1)"),),
         tuple(
             f"tests/parity/test_designs.py::test_the_last_position_equals_that_of_all_logits[{n}]"

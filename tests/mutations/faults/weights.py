@@ -49,13 +49,13 @@ STORED = (
     ),
     Fault(
         "widened_one_off",
-        "int8's codes are one below what they stand for",
+        "int8's codes are one too low",
         (Edit(CODES, "VALUES[_PAIRS] * 2 + 128", "VALUES[_PAIRS] * 2 + 127"),),
         (WIDEN,),
     ),
     Fault(
         "widened_pairs_swapped",
-        "int8's even weight is the high nibble's",
+        "int8's even weight is read from the high nibble",
         (
             Edit(
                 CODES,
@@ -67,7 +67,7 @@ STORED = (
     ),
     Fault(
         "widened_steps_doubled",
-        "int8's steps are MXFP4's, not half of them",
+        "int8's scales are twice as large",
         (Edit(CODES, "np.ldexp(np.float32(0.5), scales", "np.ldexp(np.float32(1.0), scales"),),
         (WIDEN,),
     ),
@@ -85,7 +85,7 @@ STORED = (
     ),
     Fault(
         "cuda_nibbles_swapped",
-        "of two rows in a byte of CUDA's order, the even one is in the high nibble",
+        "in CUDA's order, the even one of a byte's two rows is in the high nibble",
         (
             Edit(
                 "gptoss_convert/layout_cuda.py",
@@ -100,7 +100,7 @@ STORED = (
 TOKENS = (
     Fault(
         "call_does_not_stop_a_chat",
-        "<|call|> ends no turn: a model goes on with a tool's output of its own",
+        "<|call|> does not end a turn: the model invents the tool's output",
         (
             Edit(
                 "gptoss_runtime/harmony_tokens.py",
