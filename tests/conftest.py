@@ -1,4 +1,4 @@
-"""What tests of both packages share: nano, materialised and converted once a run."""
+"""Fixtures shared by all tests: nano's checkpoint and artifact, made once per run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 pytest_plugins = ["pytester", "tests.tiers", "tests.workers", "tests.directml.verdict"]
 os.environ.update(ORT_DISABLE_TELEMETRY="1", OLIVE_DISABLE_TELEMETRY="1")  # before a test imports either by itself
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is allowed to reach a hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never contact a hub
 hypothesis.settings.register_profile("gptoss", deadline=None)  # how long an example takes depends on the machine's load
 hypothesis.settings.load_profile("gptoss")
-os.environ["GPTOSS_DATE"] = "0"  # what nano says is not to depend on the day
+os.environ["GPTOSS_DATE"] = "0"  # nano's answers must not depend on the date
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -23,8 +23,8 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
 
     Args:
         factory: pytest's, of this process.
-        name: of the folder, relative to the run's temporary folder.
-        make: given the folder, which does not exist; leaves it whole or not there.
+        name: the folder's path, relative to the run's temporary folder.
+        make: creates the folder, completely or not at all.
     """
     run = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -11,7 +11,7 @@ from gptoss_runtime.harmony_tokens import RETURN, VOCAB_SIZE
 
 
 def encode_marked(harmony: Harmony, text: str) -> list[int]:
-    """Token ids of text in which special tokens are written by name."""
+    """Encodes text in which special tokens are written by name."""
     ids: list[int] = harmony._encoding.encode(text, allowed_special="all")
     return ids
 

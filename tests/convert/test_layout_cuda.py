@@ -26,7 +26,7 @@ def test_mxfp4_comes_back_bit_for_bit(pairs: int, blocks: int, seed: int) -> Non
     codes = random_codes(2 * pairs, 16 * blocks, seed)
     laid = transpose_nibbles(codes)
     assert laid.shape == (32 * blocks, pairs)
-    np.testing.assert_array_equal(reference.as_on_the_cpu(laid, 2 * pairs, "mxfp4"), codes)
+    np.testing.assert_array_equal(reference.to_cpu_layout(laid, 2 * pairs, "mxfp4"), codes)
 
 
 @unhurried
@@ -37,13 +37,13 @@ def test_integers_come_back_bit_for_bit(bits: int, matrix: tuple[int, int, int])
     codes = random_codes(4 * tiles, 64 * across * bits // 8, seed)
     laid = interleave(codes, bits)
     assert laid.shape == (64 * across, 4 * tiles * bits // 8)
-    np.testing.assert_array_equal(reference.as_on_the_cpu(laid, 4 * tiles, f"int{bits}"), codes)
+    np.testing.assert_array_equal(reference.to_cpu_layout(laid, 4 * tiles, f"int{bits}"), codes)
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("mxfp4", 4), ("int4", 4), ("int8", 8)])
 def test_every_weight_has_its_own_position(kind: str, bits: int) -> None:
     n, k = np.indices((16, 128))
-    places = reference.by_columns(n, k, 16, 128) if kind == "mxfp4" else reference.interleaved(n, k, 16, 128, bits)
+    places = reference.locate_mxfp4(n, k, 16, 128) if kind == "mxfp4" else reference.locate_integer(n, k, 16, 128, bits)
     np.testing.assert_array_equal(np.sort(places.reshape(-1)), np.arange(16 * 128))
 
 

@@ -1,4 +1,4 @@
-"""The chat template against our rendering, which is openai-harmony's."""
+"""The chat template, compared with our rendering, which equals openai-harmony's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint in transformers against the model that was trained."""
+"""The checkpoint in transformers, compared with the model that was trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our rendering against openai-harmony's."""
+"""Our rendering, compared with openai-harmony's."""
 
 from __future__ import annotations
 

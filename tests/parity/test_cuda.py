@@ -24,7 +24,7 @@ from gptoss_convert.parity.sequences import generate_sequences
 from gptoss_convert.schemes import resolve
 from gptoss_convert.synthetic import amplify, write_checkpoint
 from gptoss_convert.targets import cuda
-from tests.cuda_layout import as_on_the_cpu
+from tests.cuda_layout import to_cpu_layout
 from tools.transformers_reference import load_transformers, transformers_logits
 
 from .conftest import ALL_VARIANTS, SHIFTS, SMALL, write_variant
@@ -57,7 +57,7 @@ def on_the_cpu(made: Path) -> Path:
             assert value.const_value is not None
             laid = value.const_value.numpy()
             rows = laid.shape[2] * (1 if kind == "int8" else 2)
-            turned = np.stack([as_on_the_cpu(one, rows, kind) for one in laid])
+            turned = np.stack([to_cpu_layout(one, rows, kind) for one in laid])
             value.const_value, value.shape = ir.tensor(turned, name=value.name), ir.Shape(turned.shape)
         if kind == "mxfp4":  # the CPU's attribute for [E, N, K/2]; CUDA's kernel has only one order
             node.attributes["weights_prepacked"] = ir.AttrInt64("weights_prepacked", 1)
