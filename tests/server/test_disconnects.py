@@ -19,7 +19,7 @@ Serve = Callable[..., AbstractContextManager[Running]]
 
 
 def count_users(running: Running) -> int:
-    return sum(loaded.users for loaded in running.host.loaded())
+    return sum(loaded.users for loaded in running.host.list_loaded())
 
 
 def send_unread(running: Running, body: dict[str, Any], path: str = "/v1/chat/completions") -> socket.socket:

@@ -82,12 +82,12 @@ def test_concurrent_requests_load_a_model_once(folders: dict[str, Path], vocabul
     async def work(host: ModelHost, factory: Factory) -> None:
         leases = await asyncio.gather(*(host.lease("one") for _ in range(5)), host.lease(None))
         assert factory.loaded == ["one"]
-        assert host.loaded()[0].users == 6
+        assert host.list_loaded()[0].users == 6
         for lease in leases:
             lease.release()
             lease.release()
         await asyncio.sleep(0)
-        assert host.loaded()[0].users == 0
+        assert host.list_loaded()[0].users == 0
 
     run_with_host(folders, vocabulary, work)
 
@@ -99,7 +99,7 @@ def test_least_recently_used_model_is_unloaded(folders: dict[str, Path], vocabul
             await host.load("two")
         lease.release()
         await host.load("two")
-        assert [loaded.model.id for loaded in host.loaded()] == ["two"]
+        assert [loaded.model.id for loaded in host.list_loaded()] == ["two"]
         assert factory.open == 1
 
     run_with_host(folders, vocabulary, work)
@@ -110,11 +110,11 @@ def test_idle_models_are_unloaded(folders: dict[str, Path], vocabulary: Path) ->
         lease = await host.lease("one")
         await host.load("two", ttl=10**6)
         await asyncio.sleep(0.3)
-        assert len(host.loaded()) == 2  # one is in use, two has its own ttl
+        assert len(host.list_loaded()) == 2  # one is in use, two has its own ttl
         lease.release()
-        while len(host.loaded()) == 2:
+        while len(host.list_loaded()) == 2:
             await asyncio.sleep(0.01)
-        assert [loaded.model.id for loaded in host.loaded()] == ["two"]
+        assert [loaded.model.id for loaded in host.list_loaded()] == ["two"]
 
     run_with_host(folders, vocabulary, work, ttl=0.1, max_loaded=2)
 
@@ -161,7 +161,7 @@ def test_unload(folders: dict[str, Path], vocabulary: Path) -> None:
         with pytest.raises(Conflict):
             await host.unload("one")
         await host.unload("one", force=True)
-        assert host.loaded() == []
+        assert host.list_loaded() == []
 
     run_with_host(folders, vocabulary, work)
 
@@ -223,7 +223,7 @@ def test_foundry_routes(serve: Callable[..., AbstractContextManager[Running]]) -
 def test_unload_frees_memory(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         http.post("/v1/chat/completions", json=ask("hello"))
-        engine: Any = running.host.loaded()[0].engine
+        engine: Any = running.host.list_loaded()[0].engine
         assert engine.alive
         http.post(f"/openai/unload/{MODEL}")
         assert not engine.alive
@@ -259,7 +259,7 @@ def test_killed_engine_fails_only_running_answers(serve: Callable[..., AbstractC
 def _kill_engine(running: Running) -> None:
     import psutil
 
-    engine: Any = running.host.loaded()[0].engine
+    engine: Any = running.host.list_loaded()[0].engine
     psutil.Process(engine.pid).kill()
 
 

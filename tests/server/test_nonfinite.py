@@ -230,7 +230,7 @@ def test_real_model_that_fails_in_mid_answer(
 
 def _pid(running: Running, http: httpx.Client) -> int:
     assert http.post(f"/openai/load/{MODEL}").status_code == 200
-    engine: Any = running.host.loaded()[0].engine
+    engine: Any = running.host.list_loaded()[0].engine
     assert engine.restarts == 0
     pid: int = engine.pid
     return pid

@@ -228,7 +228,7 @@ def test_background_response(client: openai.OpenAI) -> None:
 def test_cancel_background_response(client: openai.OpenAI, server: Running) -> None:
     response = client.responses.create(**ENDLESS_RESPONSE, background=True)
     assert client.responses.cancel(response.id).status == "cancelled"
-    wait_until(lambda: server.host.loaded()[0].users == 0)
+    wait_until(lambda: server.host.list_loaded()[0].users == 0)
     assert client.responses.retrieve(response.id).status == "cancelled"
 
 

@@ -41,7 +41,7 @@ class Reason(StrEnum):
     ATTRIBUTE = "not with these attributes"
     CONTROL_FLOW = "control flow"
     SHAPE_ARITHMETIC = "shape arithmetic"
-    HOST_INPUT = "reads an input on the CPU that is no constant"
+    HOST_INPUT = "reads an input on the CPU that is not constant"
     SHAPE_INPUT = "reads a shape on the CPU"
 
 
@@ -98,7 +98,7 @@ class _Judge:
             self._types.infer(node)
             if node.op_type == "Constant" and node.domain == "":
                 self._constants.update(node.outputs)
-            elif self._folds(node):
+            elif self._is_folded(node):
                 self._constants.update(node.outputs)
                 verdicts[node] = _verdict(node, Device.FOLDED)
             else:
@@ -111,9 +111,9 @@ class _Judge:
             if verdicts[node].device is Device.DIRECTML:
                 detail = "its inputs are shapes, which are on the CPU"
                 verdicts[node] = _verdict(node, Device.CPU, Reason.SHAPE_ARITHMETIC, detail)
-        return [each for node in verdicts for each in (self._host(node, verdicts, kernels), *inner[node])]
+        return [each for node in verdicts for each in (self._add_host_reason(node, verdicts, kernels), *inner[node])]
 
-    def _folds(self, node: ir.Node) -> bool:
+    def _is_folded(self, node: ir.Node) -> bool:
         """Whether onnxruntime computes it when it loads the model; it never folds DequantizeLinear."""
         if node.op_type in (*_CONTROL_FLOW, *_RANDOM, "DequantizeLinear"):
             return False
@@ -145,12 +145,12 @@ class _Judge:
             return _verdict(node, Device.CPU, Reason.ATTRIBUTE, wrong), row
         if wrong := rules.why_broken(node):
             return _verdict(node, Device.DIRECTML, Reason.BROKEN, wrong), row
-        return self._measured(node, found, row) or _verdict(node, Device.DIRECTML), row
+        return self._find_measured_failure(node, found, row) or _verdict(node, Device.DIRECTML), row
 
-    def _measured(self, node: ir.Node, found: Signature, row: Kernel) -> Verdict | None:
+    def _find_measured_failure(self, node: ir.Node, found: Signature, row: Kernel) -> Verdict | None:
         for entry in self._table.exceptions(row):
-            for name, value in _labelled(node, found):
-                kind = _plain(self._types.of(value) or "")
+            for name, value in _iter_typed_values(node, found):
+                kind = _short_type(self._types.of(value) or "")
                 if kind in entry["types"].get(name, ()):
                     breaks = entry["effect"] == "breaks"
                     device, reason = (Device.DIRECTML, Reason.BROKEN) if breaks else (Device.CPU, Reason.TYPE)
@@ -172,20 +172,22 @@ class _Judge:
         return row, _verdict(node, Device.CPU, reason, detail)
 
     def _wrong_type(self, node: ir.Node, found: Signature, row: Kernel) -> str | None:
-        for name, value in _labelled(node, found):
+        for name, value in _iter_typed_values(node, found):
             kind = self._types.of(value)
             if name in row.types and kind is not None and kind not in row.types[name]:
-                return f"{name} is {_plain(kind)}; registered: {', '.join(map(_plain, row.types[name]))}"
+                return f"{name} is {_short_type(kind)}; registered: {', '.join(map(_short_type, row.types[name]))}"
         return None
 
     def _wrong_device_type(self, node: ir.Node) -> str | None:
         for value in (*node.inputs, *node.outputs):
-            kind = _plain(self._types.of(value) or "")
+            kind = _short_type(self._types.of(value) or "")
             if kind.startswith(_NO_DEVICE_TYPE):
                 return f"DirectML has no {kind}"
         return None
 
-    def _host(self, node: ir.Node, verdicts: Mapping[ir.Node, Verdict], kernels: Mapping[ir.Node, Kernel]) -> Verdict:
+    def _add_host_reason(
+        self, node: ir.Node, verdicts: Mapping[ir.Node, Verdict], kernels: Mapping[ir.Node, Kernel]
+    ) -> Verdict:
         """The verdict, with a reason if a kernel on DirectML reads an input on the CPU that is not constant."""
         verdict = verdicts[node]
         if verdict.device is not Device.DIRECTML or verdict.reason is not None:
@@ -210,14 +212,14 @@ def _is_static(value: ir.Value | None) -> bool:
     return value is not None and value.shape is not None and all(isinstance(dim, int) for dim in value.shape)
 
 
-def _labelled(node: ir.Node, found: Signature) -> Iterator[tuple[str, ir.Value | None]]:
+def _iter_typed_values(node: ir.Node, found: Signature) -> Iterator[tuple[str, ir.Value | None]]:
     """Each input and output, with the name of its type constraint."""
     for names, values in ((found.inputs, node.inputs), (found.outputs, node.outputs)):
         for index, value in enumerate(values):
             yield at(names, index), value
 
 
-def _plain(kind: str) -> str:
+def _short_type(kind: str) -> str:
     return kind.removeprefix("tensor(").removesuffix(")") if kind.startswith("tensor(") else kind
 
 

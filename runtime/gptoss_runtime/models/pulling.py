@@ -162,10 +162,10 @@ def _fetch(source: Published, listing: Listing, hub: Hub, folder: Path, progress
             check_contents(folder)
             checked = True
 
-        def received(count: int, name: str = name, before: int = done) -> None:
+        def report_received(count: int, name: str = name, before: int = done) -> None:
             progress(Progress("download", before + count, total, name))
 
-        hub.fetch(source.repository, listing.commit, prefix + name, part, entry.size, received)
+        hub.fetch(source.repository, listing.commit, prefix + name, part, entry.size, report_received)
         done += entry.size
         progress(Progress("verify", done, total, name))
         _check_file(part, entry, name)

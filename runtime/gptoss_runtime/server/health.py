@@ -22,5 +22,5 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Return metrics in Prometheus' text format."""
     services = Services.of(request)
-    services.metrics.loaded.set(len(services.host.loaded()))
+    services.metrics.loaded.set(len(services.host.list_loaded()))
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)

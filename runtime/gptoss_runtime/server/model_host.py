@@ -124,7 +124,7 @@ class ModelHost:
         for path in list(self._loaded):
             await self._unload(path)
 
-    def loaded(self) -> list[LoadedModel]:
+    def list_loaded(self) -> list[LoadedModel]:
         """The models in memory."""
         return list(self._loaded.values())
 

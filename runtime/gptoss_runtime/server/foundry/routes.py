@@ -38,8 +38,8 @@ async def status(request: Request) -> Response:
             "modelDirPath": None,
             "pipeName": None,
             "isAutoRegistrationResolved": True,
-            "loadedModels": [loaded.model.id for loaded in services.host.loaded()],
-            "models": [_describe_loaded(loaded) for loaded in services.host.loaded()],  # not in Foundry Local's
+            "loadedModels": [loaded.model.id for loaded in services.host.list_loaded()],
+            "models": [_describe_loaded(loaded) for loaded in services.host.list_loaded()],  # not in Foundry Local's
         }
     )
 
@@ -61,7 +61,7 @@ async def cached(request: Request) -> Response:
 @router.get("/openai/loadedmodels")
 async def loaded_models(request: Request) -> Response:
     """List the names of the loaded models."""
-    return JsonResponse([loaded.model.id for loaded in Services.of(request).host.loaded()])
+    return JsonResponse([loaded.model.id for loaded in Services.of(request).host.list_loaded()])
 
 
 @router.post("/openai/load/{name:path}")
