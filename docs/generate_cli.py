@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands themselves: ``python docs/generate_cli.py``. A test keeps the page true."""
+"""Writes docs/cli.md from the commands themselves: ``python docs/generate_cli.py``. A test compares them."""
 
 from __future__ import annotations
 
