@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +20,7 @@ from gptoss_runtime.engine.scripted import ScriptedEngine
 from gptoss_runtime.errors import ArtifactError, ModelNotFound, Overloaded, ResourceError
 from gptoss_runtime.models import Registry
 from gptoss_runtime.server.errors import BadRequest, Conflict, NotFound
+from gptoss_runtime.server.metrics import Metrics
 from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModel, ServedModels
 from tests.server.running import ENDLESS, MODEL, Running, ask, wait_until
@@ -219,13 +221,28 @@ def test_foundry_routes(serve: Callable[..., AbstractContextManager[Running]]) -
         assert http.get("/health").json() == {"status": "ok"}
 
 
+def test_model_can_be_unloaded_as_soon_as_it_has_answered(
+    serve: Callable[..., AbstractContextManager[Running]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_ended = Metrics.turn_ended
+
+    def slow(self: Metrics, ends: Any, *, had_token: bool) -> None:
+        time.sleep(0.3)  # the turn's thread is slower than the client
+        turn_ended(self, ends, had_token=had_token)
+
+    monkeypatch.setattr(Metrics, "turn_ended", slow)
+    with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
+        assert http.post(f"/openai/unload/{MODEL}").status_code == 200
+
+
 @pytest.mark.integration
 def test_unload_frees_memory(serve: Callable[..., AbstractContextManager[Running]]) -> None:
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         http.post("/v1/chat/completions", json=ask("hello"))
         engine: Any = running.host.list_loaded()[0].engine
         assert engine.alive
-        http.post(f"/openai/unload/{MODEL}")
+        assert http.post(f"/openai/unload/{MODEL}").status_code == 200
         assert not engine.alive
         assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200  # loaded again on demand
 

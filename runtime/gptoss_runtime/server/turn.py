@@ -120,23 +120,28 @@ class Turn:
             self.cancel()
 
     def _run(self) -> None:
-        started = time.perf_counter()
-        self._observer.turn_started()
+        end: BaseException | None = None
         try:
-            ids, options = prepare_generation(self._lease.engine, self._lease.harmony, self._request)
-            self.prompt_tokens = len(ids)
-            for choice in range(self._request.choices):
-                if choice and self._cancelled.is_set():
-                    break
-                self._generate(choice, ids, options, started)
-            self._post(None)
+            self._generate_choices()
         except BaseException as error:
             if isinstance(error, NumericalError):
                 log.error("%s: %s", self.model, error.message)
-            self._post(error)
-        finally:
+            end = error
+        try:
             self._observer.turn_ended(self._ends, had_token=self._had_token)
-            self._lease.release()
+        finally:
+            self._lease.release()  # before the client can know of the end: it may unload the model at once
+            self._post(end)
+
+    def _generate_choices(self) -> None:
+        started = time.perf_counter()
+        self._observer.turn_started()
+        ids, options = prepare_generation(self._lease.engine, self._lease.harmony, self._request)
+        self.prompt_tokens = len(ids)
+        for choice in range(self._request.choices):
+            if choice and self._cancelled.is_set():
+                break
+            self._generate(choice, ids, options, started)
 
     def _generate(self, choice: int, ids: list[int], options: GenerationOptions, started: float) -> None:
         if choice and options.seed is not None:
