@@ -13,19 +13,18 @@ from pathlib import Path
 from gptoss_runtime.artifact.folder import TOKENIZER
 from gptoss_runtime.chat.harmony import Harmony
 from gptoss_runtime.engine.scripted import ScriptedEngine
+from gptoss_runtime.harmony_tokens import FORMAT_TOKENS
 from gptoss_runtime.server.model_host import ModelHost
 from gptoss_runtime.server.served_models import ServedModels
 from gptoss_runtime.server.settings import Settings
 from tests.server.running import MODEL, serving
 
-_NAMES = {"<|channel|>": 200005, "<|message|>": 200008, "<|end|>": 200007, "<|start|>": 200006}
-_NAMES |= {"<|return|>": 200002, "<|call|>": 200012, "<|constrain|>": 200003}
 _CONTEXT = 32768  # agents send prompts of many thousand tokens
 
 
 def ids_of(harmony: Harmony, text: str) -> list[int]:
     """The ids of an answer whose control tokens are spelled out."""
-    for name, token in _NAMES.items():
+    for name, token in FORMAT_TOKENS.items():
         before, found, after = text.partition(name)
         if found:
             return [*ids_of(harmony, before), token, *ids_of(harmony, after)]

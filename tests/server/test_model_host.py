@@ -94,6 +94,17 @@ def test_concurrent_requests_load_a_model_once(folders: dict[str, Path], vocabul
     run_with_host(folders, vocabulary, work)
 
 
+def test_closing_the_host_waits_for_a_load(folders: dict[str, Path], vocabulary: Path) -> None:
+    async def work(host: ModelHost, factory: Factory) -> None:
+        loading = [asyncio.create_task(host.load(name)) for name in ("one", "two")]
+        while len(host._loading) < 2:
+            await asyncio.sleep(0)
+        await host.close()
+        await asyncio.gather(*loading, return_exceptions=True)
+
+    run_with_host(folders, vocabulary, work, max_loaded=2)
+
+
 def test_least_recently_used_model_is_unloaded(folders: dict[str, Path], vocabulary: Path) -> None:
     async def work(host: ModelHost, factory: Factory) -> None:
         lease = await host.lease("one")
@@ -234,6 +245,13 @@ def test_model_can_be_unloaded_as_soon_as_it_has_answered(
     with serve() as running, httpx.Client(base_url=running.url, timeout=60) as http:
         assert http.post("/v1/chat/completions", json=ask("hello")).status_code == 200
         assert http.post(f"/openai/unload/{MODEL}").status_code == 200
+        for path, body, last in (
+            ("responses", {"model": MODEL, "input": "hello", "max_output_tokens": 9}, "event: response.incomplete"),
+            ("chat/completions", ask("hello"), '"finish_reason":"'),
+        ):
+            with http.stream("POST", f"/v1/{path}", json={**body, "stream": True}) as answer:
+                assert next(line for line in answer.iter_lines() if last in line)
+                assert httpx.post(f"{running.url}/openai/unload/{MODEL}", timeout=60).status_code == 200
 
 
 @pytest.mark.integration

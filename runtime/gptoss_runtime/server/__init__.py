@@ -8,5 +8,5 @@ Each dialect is a folder that translates its requests to a ``TurnRequest`` and `
 ``chat_completions`` and ``responses`` (which share ``openai``) and ``foundry``. ``page`` is the web page. A dialect
 imports no other dialect, and only ``app`` imports dialects.
 
-Needs the extra ``server``. Knows nothing of sampling, harmony's tokens or onnxruntime-genai.
+Needs the extra ``server``. Knows nothing of how tokens are chosen, or of onnxruntime-genai.
 """

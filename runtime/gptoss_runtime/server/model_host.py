@@ -118,7 +118,7 @@ class ModelHost:
         """Unloads everything."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for task in self._loading.values():
+        for task in list(self._loading.values()):  # a load that ends removes itself
             with contextlib.suppress(Exception):
                 await task
         for path in list(self._loaded):

@@ -71,6 +71,7 @@ class Turn:
         self._cancelled = threading.Event()
         self._generation: Generation | None = None
         self._ends: list[ChoiceEnd] = []
+        self._last_end: ChoiceEvent | None = None  # not queued yet
         self._had_token = False
 
     async def start(self) -> None:
@@ -131,6 +132,7 @@ class Turn:
             self._observer.turn_ended(self._ends, had_token=self._had_token)
         finally:
             self._lease.release()  # before the client can know of the end: it may unload the model at once
+            self._post_last_end()
             self._post(end)
 
     def _generate_choices(self) -> None:
@@ -144,6 +146,7 @@ class Turn:
             self._generate(choice, ids, options, started)
 
     def _generate(self, choice: int, ids: list[int], options: GenerationOptions, started: float) -> None:
+        self._post_last_end()
         if choice and options.seed is not None:
             options = replace(options, seed=(options.seed + choice) & MAX_SEED)
         tools = [tool.name for tool in self._request.tools]
@@ -156,12 +159,20 @@ class Turn:
                 if not self._had_token and not isinstance(event, ChoiceEnd):
                     self._had_token = True
                     self._observer.first_token(time.perf_counter() - started)
-                if isinstance(event, ChoiceEnd):
-                    self._ends.append(event)
-                    if event.reason == "error":
-                        self.failed = (choice, event)
-                        continue
-                self._post((choice, event))
+                if not isinstance(event, ChoiceEnd):
+                    self._post((choice, event))
+                    continue
+                self._ends.append(event)
+                if event.reason == "error":
+                    self.failed = (choice, event)
+                else:
+                    self._last_end = (choice, event)
+
+    def _post_last_end(self) -> None:
+        """Queues the end of the choice before: the last one's ends some answers, so the model is released first."""
+        last, self._last_end = self._last_end, None
+        if last is not None:
+            self._post(last)
 
     def _post(self, item: ChoiceEvent | BaseException | None) -> None:
         """Queues an item; the event loop is woken once for all items that come before it looks."""
